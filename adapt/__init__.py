@@ -1,0 +1,1 @@
+"""WHAT is adapted: search spaces, operations, supernet, cost, mapping, detectors, data, mAP."""

@@ -1,0 +1,189 @@
+"""Which network did the search choose?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapt.artifacts import check_header, content_hash, header, read_json, write_json
+from adapt.errors import AdaptError
+from adapt.space import SKIP, Operation, SearchSpace
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a network.
+
+    Attributes:
+        stride: Stride of the first operation.
+        width: Output channels of every operation.
+        ops: The MBConv operations in order; skipped ones are left out.
+    """
+
+    stride: int
+    width: int
+    ops: tuple[Operation, ...]
+
+
+@dataclass(frozen=True)
+class MBConvShape:
+    """Channels and geometry of one MBConv, without its resolution.
+
+    The first operation of a block never has a residual, also where its widths agree: the shared
+    operation of the supernet that it was searched with maps between the widest candidates and
+    cannot have one.
+    """
+
+    c_in: int
+    c_out: int
+    kernel: int
+    expansion: int
+    stride: int
+    residual: bool
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A complete backbone; enough to build it without the search space.
+
+    Attributes:
+        source: Backbone whose pretrained parameters fit it.
+        stem_width: Channels of the stem convolution (stride 2).
+        first_width: Channels of the fixed first block.
+        taps: Blocks, counted from 1, that feed the feature pyramid.
+        blocks: The blocks in order.
+    """
+
+    source: str
+    stem_width: int
+    first_width: int
+    taps: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+    def layers(self) -> list[list[MBConvShape]]:
+        """Return the MBConv shapes of every block, in order."""
+        shapes = []
+        c_in = self.first_width
+        for block in self.blocks:
+            shapes.append(
+                [
+                    MBConvShape(
+                        c_in=c_in if position == 0 else block.width,
+                        c_out=block.width,
+                        kernel=op.kernel,
+                        expansion=op.expansion,
+                        stride=block.stride if position == 0 else 1,
+                        residual=position > 0,
+                    )
+                    for position, op in enumerate(block.ops)
+                ]
+            )
+            c_in = block.width
+        return shapes
+
+    @property
+    def tap_widths(self) -> tuple[int, ...]:
+        """Channels of the tapped blocks."""
+        return tuple(self.blocks[tap - 1].width for tap in self.taps)
+
+    def check_fits(self, space: SearchSpace, path: Path | None = None) -> None:
+        """Check that ``space`` contains this network.
+
+        Raises:
+            AdaptError: With the first difference and the fix.
+        """
+        name = f"architecture {path}" if path else "the architecture"
+        fixed = ("source", "stem_width", "first_width", "taps")
+        wrong = [f for f in fixed if getattr(self, f) != getattr(space, f)]
+        if wrong or len(self.blocks) != len(space.blocks):
+            what = wrong[0] if wrong else "number of blocks"
+            raise AdaptError(
+                f"{name} is of another search space than {space.name!r}: its {what} "
+                "differs; pass the space it was searched in"
+            )
+        for number, (block, choices) in enumerate(zip(self.blocks, space.blocks, strict=True), 1):
+            reason = _misfit(block, choices)
+            if reason:
+                raise AdaptError(
+                    f"{name} is of another search space than {space.name!r}: block {number} has "
+                    f"{reason}; pass the space and width grid it was searched in"
+                )
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that identify the network."""
+        return content_hash(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return {
+            "source": self.source,
+            "stem_width": self.stem_width,
+            "first_width": self.first_width,
+            "taps": list(self.taps),
+            "blocks": [
+                {"stride": b.stride, "width": b.width, "ops": [str(op) for op in b.ops]}
+                for b in self.blocks
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Architecture":
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            KeyError: If a field is missing.
+            AdaptError: If a block is empty or an operation malformed.
+        """
+        blocks = tuple(
+            Block(b["stride"], b["width"], tuple(Operation.parse(op) for op in b["ops"]))
+            for b in content["blocks"]
+        )
+        if any(not block.ops or SKIP in block.ops for block in blocks):
+            raise AdaptError("every block needs at least one MBConv and lists no 'skip'")
+        return cls(
+            source=content["source"],
+            stem_width=content["stem_width"],
+            first_width=content["first_width"],
+            taps=tuple(content["taps"]),
+            blocks=blocks,
+        )
+
+    def save(self, path: Path, **provenance: Any) -> None:
+        """Write an architecture file; ``provenance`` tells where it comes from."""
+        write_json(path, header("architecture", **provenance, architecture=self.to_dict()))
+
+    @classmethod
+    def load(cls, path: Path) -> "Architecture":
+        """Read an architecture file.
+
+        Raises:
+            AdaptError: If the file is missing, of another kind, or incomplete.
+        """
+        content = check_header(read_json(path, "architecture"), "architecture", path)
+        try:
+            return cls.from_dict(content["architecture"])
+        except (KeyError, TypeError, AdaptError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise AdaptError(f"architecture {path} is not valid: {reason}") from error
+
+
+def _misfit(block: Block, choices: Any) -> str | None:
+    if block.stride != choices.stride:
+        return f"stride {block.stride}, not {choices.stride}"
+    if block.width not in choices.widths:
+        return f"width {block.width}, which is no candidate"
+    if len(block.ops) > choices.num_ops:
+        return f"{len(block.ops)} operations, more than {choices.num_ops}"
+    unknown = [op for op in block.ops if op not in choices.candidates(0)]
+    return f"operation {unknown[0]}, which is no candidate" if unknown else None
+
+
+def mobilenet_v2() -> Architecture:
+    """Return MobileNetV2 (Sandler et al., Table 2) up to its last bottleneck.
+
+    A detector's backbone has neither the 1x1 convolution to 1280 channels nor the classifier.
+    """
+    rows = ((2, 24, 2), (2, 32, 3), (2, 64, 4), (1, 96, 3), (2, 160, 3), (1, 320, 1))
+    blocks = tuple(Block(stride, width, (Operation(3, 6),) * n) for stride, width, n in rows)
+    return Architecture("mobilenet_v2", 32, 16, (2, 4, 6), blocks)

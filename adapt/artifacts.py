@@ -1,0 +1,139 @@
+"""How is a file written whole or not at all, and how does it say what it is?"""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from adapt.errors import AdaptError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` and rename it to ``path`` on success.
+
+    A crash or an exception leaves neither a partial file nor a changed old one.
+
+    Raises:
+        AdaptError: If the folder cannot be created or written to.
+    """
+    temporary = _temporary_beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # mkstemp, not a fixed name: two runs may write the same artifact at once.
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+        )
+        os.close(handle)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+    except OSError as error:
+        raise AdaptError(
+            f"cannot write {path}: {error.strerror}; choose a writable folder with --out"
+        ) from error
+    return Path(name)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as indented JSON to ``path`` atomically."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 file; ``what`` names its content in the error.
+
+    Raises:
+        AdaptError: If the file is missing, unreadable or not UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise AdaptError(f"{what} {path} does not exist; check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdaptError(f"{what} {path} is not readable text ({error}); check the file") from error
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Parse a JSON file; ``what`` names its content in the error.
+
+    Raises:
+        AdaptError: If the file is missing or not JSON.
+    """
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise AdaptError(
+            f"{what} {path} is not JSON (line {error.lineno}: {error.msg}); "
+            "it may be truncated or of another kind"
+        ) from error
+
+
+def header(kind: str, **fields: Any) -> dict[str, Any]:
+    """Return the self-description every artifact starts with."""
+    return {"format": f"adapt-{kind}", "version": 1, "made_with": library_versions(), **fields}
+
+
+def check_header(content: Any, kind: str, path: Path) -> dict[str, Any]:
+    """Return ``content`` if it is an artifact of ``kind`` this version can read.
+
+    Raises:
+        AdaptError: If the format or the version does not fit.
+    """
+    found = content.get("format") if isinstance(content, Mapping) else None
+    if found != f"adapt-{kind}":
+        raise AdaptError(
+            f"{path} is not an adapt {kind} file (its format is {found!r}); pass the file that "
+            f"`adapt` wrote for this step"
+        )
+    if str(content.get("version")) != "1":
+        raise AdaptError(
+            f"{path} has {kind} format version {content.get('version')!r}, this adapt reads "
+            "version 1; write it again with this version of adapt"
+        )
+    return dict(content)
+
+
+def content_hash(content: Any) -> str:
+    """Return 16 hex digits that identify a JSON-serialisable value."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that influence results, without importing the libraries."""
+    names = ("adapt-detector", "torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

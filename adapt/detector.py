@@ -1,0 +1,135 @@
+"""How does a backbone become a RetinaNet? (torchvision's detection parts)"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from adapt.errors import AdaptError
+
+NUM_LEVELS = 5  # P3 to P7
+ANCHORS_PER_CELL = 9
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Everything of a RetinaNet but its backbone and its weights.
+
+    Attributes:
+        num_classes: Object classes; there is no background class.
+        fpn_width: Channels of the feature pyramid and the heads.
+        head_depth: 3x3 convolutions before the output layer of each head.
+        anchor_size: Side of the smallest anchor on P3 in pixels; it doubles per level.
+        score_threshold: Detections below this score are dropped.
+        nms_threshold: IoU above which a lower-scored detection of the same class is dropped.
+        candidates: Best candidates per level that reach non-maximum suppression.
+        detections: Largest number of detections per image.
+    """
+
+    num_classes: int
+    fpn_width: int = 256
+    head_depth: int = 4
+    anchor_size: int = 32
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    candidates: int = 1000
+    detections: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "fpn_width", "anchor_size", "candidates", "detections"):
+            if getattr(self, name) < 1:
+                raise AdaptError(f"detector.{name} must be at least 1, got {getattr(self, name)}")
+        if self.head_depth < 0:
+            raise AdaptError(f"detector.head_depth must not be negative, got {self.head_depth}")
+        for name in ("score_threshold", "nms_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise AdaptError(f"detector.{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return asdict(self)
+
+
+class TappedBackbone(Protocol):
+    """What a detector needs of a backbone: its taps' widths, and the taps."""
+
+    tap_widths: Sequence[int]
+
+    def __call__(self, x: Tensor) -> "OrderedDict[str, Tensor]":
+        """Return the tapped feature maps, finest first."""
+
+
+class BackboneWithFPN(nn.Module):
+    """Backbone ``body`` and feature pyramid ``fpn`` (P3 to P7), as torchvision names them."""
+
+    def __init__(self, body: nn.Module, tap_widths: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.body = body
+        extra = LastLevelP6P7(tap_widths[-1], width)
+        # torchvision feeds P6 from P5 whenever C5 happens to be as wide as the pyramid; which
+        # input P6 gets must not depend on the width the search chose.
+        extra.use_P5 = False
+        self.fpn = FeaturePyramidNetwork(list(tap_widths), width, extra_blocks=extra)
+        self.out_channels = width
+
+    def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
+        """Return P3 to P7 for normalised images ``Tensor[N, 3, H, W]``."""
+        pyramid: OrderedDict[str, Tensor] = self.fpn(self.body(x))
+        return pyramid
+
+
+def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
+    """Put ``body`` (a :class:`TappedBackbone`) into a RetinaNet.
+
+    The detector takes a list of ``Tensor[3, H, W]`` in [0, 1], already resized; it normalises and,
+    when sizes differ, pads to a common multiple of 32. Labels are 0 to ``num_classes - 1``.
+    """
+    tap_widths: Sequence[int] = body.tap_widths  # type: ignore[assignment]
+    backbone = BackboneWithFPN(body, tap_widths, config.fpn_width)
+    head = RetinaNetHead(config.fpn_width, ANCHORS_PER_CELL, config.num_classes)
+    for branch in (head.classification_head, head.regression_head):
+        branch.conv = _tower(config.fpn_width, config.head_depth)
+    return RetinaNet(
+        backbone,
+        config.num_classes,
+        image_mean=list(IMAGE_MEAN),
+        image_std=list(IMAGE_STD),
+        head=head,
+        anchor_generator=anchor_generator(config),
+        score_thresh=config.score_threshold,
+        nms_thresh=config.nms_threshold,
+        detections_per_img=config.detections,
+        topk_candidates=config.candidates,
+        _skip_resize=True,  # images are resized by the data set, the same way as for deployment
+    )
+
+
+def anchor_generator(config: DetectorConfig) -> AnchorGenerator:
+    """Return RetinaNet's nine anchors per cell: three octave fractions, three aspect ratios."""
+    bases = [config.anchor_size * 2**level for level in range(NUM_LEVELS)]
+    sizes = tuple((b, int(b * 2 ** (1 / 3)), int(b * 2 ** (2 / 3))) for b in bases)
+    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * NUM_LEVELS)
+
+
+def _tower(width: int, depth: int) -> nn.Sequential:
+    convs = [Conv2dNormActivation(width, width, norm_layer=None) for _ in range(depth)]
+    for conv in convs:
+        nn.init.normal_(conv[0].weight, std=0.01)
+        nn.init.zeros_(conv[0].bias)
+    return nn.Sequential(*convs)
+
+
+@torch.no_grad()
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of parameters (Table II's Params: buffers are not counted)."""
+    return sum(p.numel() for p in module.parameters())

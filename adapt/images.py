@@ -1,0 +1,86 @@
+"""How does an image become the detector's input, the same way in training and deployment?"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adapt.errors import AdaptError
+
+# Near the ImageNet mean, so the padded area is near zero after normalisation.
+PADDING = 114
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """Size of the detector's input and how images are fitted into it.
+
+    Attributes:
+        height: Height in pixels (the short side for ``shortest-edge``).
+        width: Width in pixels (the limit of the long side for ``shortest-edge``).
+        resize: ``letterbox`` keeps the aspect ratio and pads right and below to exactly
+            ``height`` x ``width``, what a fixed-shape engine needs. ``shortest-edge`` scales the
+            short side to ``height`` unless the long side would exceed ``width``, and does not
+            pad: RetinaNet's own protocol (paper section IV-A).
+    """
+
+    height: int
+    width: int
+    resize: Literal["letterbox", "shortest-edge"] = "letterbox"
+
+    def __post_init__(self) -> None:
+        if self.height < 32 or self.width < 32:
+            raise AdaptError(
+                f"the input must be at least 32x32 pixels, got {self.height}x{self.width}"
+            )
+        if self.resize not in ("letterbox", "shortest-edge"):
+            raise AdaptError(
+                f"input.resize must be 'letterbox' or 'shortest-edge', got {self.resize!r}"
+            )
+        if self.resize == "letterbox" and (self.height % 32 or self.width % 32):
+            up = self.fixed()
+            raise AdaptError(
+                f"a letterbox must be a multiple of 32 pixels high and wide, got "
+                f"{self.height}x{self.width}; use {up.height}x{up.width}"
+            )
+
+    def fixed(self) -> "InputSize":
+        """Return the letterbox of this size, rounded up to multiples of 32, for a fixed graph."""
+        return InputSize(-(-self.height // 32) * 32, -(-self.width // 32) * 32)
+
+    def scale(self, height: int, width: int) -> float:
+        """Return the factor by which an image of this size is scaled."""
+        if self.resize == "letterbox":
+            return min(self.height / height, self.width / width)
+        return min(self.height / min(height, width), self.width / max(height, width))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return asdict(self)
+
+
+def fit(image: Image.Image, size: InputSize) -> tuple[Tensor, tuple[float, float]]:
+    """Scale an RGB image into the input.
+
+    Args:
+        image: RGB image of any size.
+        size: The detector's input.
+
+    Returns:
+        ``Tensor[3, H, W]`` uint8, and the factors (x, y) from image to input coordinates; divide
+        detected boxes by them to come back.
+    """
+    scale = size.scale(image.height, image.width)
+    width = max(1, round(image.width * scale))
+    height = max(1, round(image.height * scale))
+    factors = width / image.width, height / image.height
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1)
+    if size.resize == "shortest-edge":
+        return pixels.contiguous(), factors
+    canvas = torch.full((3, size.height, size.width), PADDING, dtype=torch.uint8)
+    canvas[:, :height, :width] = pixels
+    return canvas, factors

@@ -1,0 +1,198 @@
+"""Which operations, depths and widths may the search choose from? (paper Table I)"""
+
+import tomllib
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adapt.artifacts import content_hash, read_text
+from adapt.errors import AdaptError
+
+PRESETS = Path(__file__).parent / "spaces"
+
+
+@dataclass(frozen=True, order=True)
+class Operation:
+    """A candidate operation: an MBConv by kernel and expansion, or :data:`SKIP`."""
+
+    kernel: int
+    expansion: int
+
+    def __str__(self) -> str:
+        return "skip" if self == SKIP else f"k{self.kernel}_e{self.expansion}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Operation":
+        """Read the form that :meth:`__str__` writes, such as ``k5_e6`` or ``skip``.
+
+        Raises:
+            AdaptError: If the text has another form.
+        """
+        if text == "skip":
+            return SKIP
+        kernel, _, expansion = text.partition("_")
+        if not (kernel[:1] == "k" and expansion[:1] == "e"):
+            raise AdaptError(f"operation {text!r} is neither 'skip' nor of the form 'k3_e6'")
+        try:
+            return cls(int(kernel[1:]), int(expansion[1:]))
+        except ValueError as error:
+            raise AdaptError(f"operation {text!r} is not of the form 'k3_e6'") from error
+
+
+SKIP = Operation(0, 0)
+
+
+@dataclass(frozen=True)
+class BlockSpace:
+    """The choices of one searchable block.
+
+    Attributes:
+        num_ops: Largest number of operations in sequence (``n`` in Table I).
+        stride: Stride of the first operation; the others have stride 1.
+        kernels: Depthwise kernel sizes.
+        expansions: Expansion ratios.
+        widths: Output channel candidates, strictly increasing.
+    """
+
+    num_ops: int
+    stride: int
+    kernels: tuple[int, ...]
+    expansions: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    def candidates(self, position: int) -> tuple[Operation, ...]:
+        """Return the candidates of the operation at ``position``; a block's first is no skip."""
+        convs = tuple(Operation(k, e) for k in self.kernels for e in self.expansions)
+        return convs if position == 0 else (*convs, SKIP)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Everything the search may choose from, and the fixed layers around it.
+
+    Attributes:
+        name: Name of the preset or file.
+        source: Backbone whose pretrained parameters are mapped.
+        stem_width: Channels of the stem convolution (stride 2).
+        first_width: Channels of the fixed first block (kernel 3, expansion 1, stride 1).
+        taps: Blocks, counted from 1, whose outputs feed the feature pyramid.
+        blocks: The searchable blocks in order.
+    """
+
+    name: str
+    source: str
+    stem_width: int
+    first_width: int
+    taps: tuple[int, ...]
+    blocks: tuple[BlockSpace, ...]
+
+    @classmethod
+    def load(cls, name_or_path: str) -> "SearchSpace":
+        """Read a preset by name, or a TOML file by path.
+
+        Raises:
+            AdaptError: If there is no such preset or file, or its content is no search space.
+        """
+        path = PRESETS / f"{name_or_path}.toml"
+        if not path.is_file():
+            path = Path(name_or_path)
+            if path.suffix != ".toml":
+                known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
+                raise AdaptError(
+                    f"unknown search space {name_or_path!r}; use a preset ({known}) or the path of "
+                    "a .toml file"
+                )
+        try:
+            return cls.from_dict(tomllib.loads(read_text(path, "search space")))
+        except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, AdaptError) and str(path) in str(error):
+                raise
+            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+            raise AdaptError(f"search space {path} is not valid: {reason}") from error
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "SearchSpace":
+        """Build a space from the TOML content; ``widths`` are (minimum, maximum, step)."""
+        blocks = tuple(
+            BlockSpace(
+                num_ops=block["num_ops"],
+                stride=block["stride"],
+                kernels=tuple(block["kernels"]),
+                expansions=tuple(block["expansions"]),
+                widths=_width_range(*block["widths"]),
+            )
+            for block in content["blocks"]
+        )
+        return cls(
+            name=content["name"],
+            source=content["source"],
+            stem_width=content["stem_width"],
+            first_width=content["first_width"],
+            taps=tuple(content["taps"]),
+            blocks=blocks,
+        )
+
+    def __post_init__(self) -> None:
+        for number, block in enumerate(self.blocks, start=1):
+            _check_block(number, block)
+        if list(self.taps) != sorted(set(self.taps)) or not all(
+            1 <= tap <= len(self.blocks) for tap in self.taps
+        ):
+            raise AdaptError(
+                f"taps must be increasing block numbers from 1 to {len(self.blocks)}, "
+                f"got {list(self.taps)}"
+            )
+
+    def on_grid(self, grid: int) -> "SearchSpace":
+        """Keep only widths that are multiples of ``grid``, and each block's smallest and largest.
+
+        A coarser grid needs fewer measured operations; 1 or 2 keeps the paper's candidates.
+
+        Raises:
+            AdaptError: If ``grid`` is not positive.
+        """
+        if grid < 1:
+            raise AdaptError(f"the width grid must be at least 1, got {grid}")
+        return replace(
+            self, blocks=tuple(replace(b, widths=_thin(b.widths, grid)) for b in self.blocks)
+        )
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits that change with any choice of the space, not with its name."""
+        content = asdict(self)
+        del content["name"]
+        return content_hash(content)
+
+    def in_widths(self, block: int) -> tuple[int, ...]:
+        """Return the possible input widths of the block with index ``block`` (from 0)."""
+        return (self.first_width,) if block == 0 else self.blocks[block - 1].widths
+
+
+def _width_range(minimum: int, maximum: int, step: int) -> tuple[int, ...]:
+    if step < 1:
+        raise AdaptError(f"the step of widths must be positive, got {step}")
+    return tuple(range(minimum, maximum + 1, step))
+
+
+def _thin(widths: tuple[int, ...], grid: int) -> tuple[int, ...]:
+    ends = widths[0], widths[-1]
+    return tuple(width for width in widths if width % grid == 0 or width in ends)
+
+
+def _check_block(number: int, block: BlockSpace) -> None:
+    where = f"block {number}"
+    if block.num_ops < 1:
+        raise AdaptError(f"{where}: num_ops must be at least 1, got {block.num_ops}")
+    if block.stride not in (1, 2):
+        raise AdaptError(f"{where}: stride must be 1 or 2, got {block.stride}")
+    if not block.kernels or any(k < 1 or k % 2 == 0 for k in block.kernels):
+        raise AdaptError(f"{where}: kernels must be odd sizes, got {list(block.kernels)}")
+    if not block.expansions or any(e < 1 for e in block.expansions):
+        raise AdaptError(f"{where}: expansions must be positive, got {list(block.expansions)}")
+    increasing = list(block.widths) == sorted(set(block.widths))
+    if not block.widths or not increasing or block.widths[0] < 1:
+        raise AdaptError(
+            f"{where}: widths must be positive and increasing, got {list(block.widths)}"
+        )

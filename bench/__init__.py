@@ -1,0 +1,1 @@
+"""HOW it is measured: timing protocol, operation costs, accuracy, reports."""

@@ -1,0 +1,1 @@
+"""HOW it is deployed: ONNX graph, TensorRT engines, runners, parity."""

@@ -1,0 +1,1 @@
+"""HOW it is found and trained: recipes, bi-level search, derivation, fine-tuning."""
