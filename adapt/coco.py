@@ -1,0 +1,510 @@
+"""Which images and boxes does a COCO-format data set hold, and is it sound?"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+from adapt.artifacts import read_json
+from adapt.errors import AdaptError
+
+TOLERANCE = 1.0  # pixels a box may stick out of its image: annotation tools round
+SMALL, LARGE = 32.0**2, 96.0**2  # COCO's limits of the areas of medium objects, square pixels
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One image of a split; ``width`` and ``height`` are pixels as the annotations count them."""
+
+    id: int
+    path: Path
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBoxes:
+    """The N annotated boxes of one image.
+
+    Attributes:
+        xyxy: ``float64[N, 4]``, corners in pixels of the image.
+        labels: ``int64[N]``, 0 to K - 1 in ascending order of the category ids.
+        crowd: ``bool[N]``, boxes around groups that neither training nor evaluation counts.
+        areas: ``float64[N]``, square pixels of the object, which its mask may make less than
+            the box's.
+        ids: ``int64[N]``, annotation ids.
+    """
+
+    xyxy: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What loading did to an unusable box: cut it to its image, or leave it out."""
+
+    image_id: int
+    kind: Literal["clipped", "dropped"]
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class CocoSplit:
+    """One split of a data set.
+
+    Attributes:
+        annotations: The JSON file.
+        folder: The folder the file names are relative to.
+        images: The images in the order of the file.
+        boxes: Their boxes, in the same order.
+        class_names: Names in label order.
+        category_ids: The file's category id of every label.
+        repairs: Boxes that could not be used as they stand in the file.
+    """
+
+    annotations: Path
+    folder: Path
+    images: tuple[CocoImage, ...]
+    boxes: tuple[ImageBoxes, ...]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    repairs: tuple[Repair, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Image ids in order."""
+        return tuple(image.id for image in self.images)
+
+    def subset(self, image_ids: Sequence[int]) -> "CocoSplit":
+        """Return a split of these images only, in this order.
+
+        Raises:
+            AdaptError: If there are no ids, or one that the split does not hold.
+        """
+        positions = {image.id: position for position, image in enumerate(self.images)}
+        unknown = [image_id for image_id in image_ids if image_id not in positions]
+        if unknown or not image_ids:
+            raise AdaptError(
+                f"cannot take images {unknown} out of {self.annotations}; choose at least one of "
+                f"its {len(self)} image ids"
+            )
+        chosen = [positions[image_id] for image_id in image_ids]
+        kept = set(image_ids)
+        return replace(
+            self,
+            images=tuple(self.images[position] for position in chosen),
+            boxes=tuple(self.boxes[position] for position in chosen),
+            repairs=tuple(repair for repair in self.repairs if repair.image_id in kept),
+        )
+
+    def limit(self, max_images: int | None) -> "CocoSplit":
+        """Return at most ``max_images`` images, evenly spaced; ``None`` keeps all."""
+        if max_images is None or max_images >= len(self):
+            return self
+        # Evenly spaced, not the first: files are often sorted by class or by camera.
+        positions = np.linspace(0, len(self) - 1, max_images).round().astype(int)
+        return self.subset([self.images[position].id for position in positions])
+
+
+def load_split(root: Path, split: str, *, strict: bool = False) -> CocoSplit:
+    """Find and load a split of a data set.
+
+    Three layouts are known: COCO's own (``annotations/instances_train2017.json`` and
+    ``train2017/``), ``annotations/train.json`` with ``images/``, and Roboflow's COCO export
+    (``train/_annotations.coco.json`` with the images beside it).
+
+    Args:
+        root: Folder of the data set.
+        split: Name of the split; ``train`` also finds ``train2017``, ``val`` also ``valid``.
+        strict: Refuse boxes that loading would otherwise clip or drop.
+
+    Raises:
+        AdaptError: If no or more than one split fits, or its file is not sound.
+    """
+    if not root.is_dir():
+        raise AdaptError(f"data set {root} is not a folder; pass the one that holds annotations")
+    splits = _find_splits(root)
+    wanted = (split, "valid") if split == "val" else (split,)
+    matches = [name for name in splits if name in wanted]
+    matches = matches or [name for name in splits if re.sub(r"\d{4}$", "", name) in wanted]
+    if len(matches) != 1:
+        problem = f"{len(matches)} splits named {split!r}" if matches else f"no split {split!r}"
+        raise AdaptError(
+            f"{root} has {problem}: looked for annotations/instances_{split}*.json, "
+            f"annotations/{split}.json and {split}/_annotations.coco.json; choose one of "
+            f"the splits it has ({', '.join(splits) or 'none'})"
+        )
+    return load_annotations(*splits[matches[0]], strict=strict)
+
+
+def _find_splits(root: Path) -> dict[str, tuple[Path, Path]]:
+    found = {}
+    folder = root / "annotations"
+    # COCO keeps captions and key points beside the instances; they hold no boxes of ours.
+    for file in sorted(folder.glob("instances_*.json")) or sorted(folder.glob("*.json")):
+        name = file.stem.removeprefix("instances_")
+        places = (root / name, root / "images" / name, root / "images")
+        found[name] = file, next((place for place in places if place.is_dir()), places[0])
+    for file in sorted(root.glob("*/_annotations.coco.json")):
+        found[file.parent.name] = file, file.parent
+    return found
+
+
+def load_annotations(annotations: Path, images: Path, *, strict: bool = False) -> CocoSplit:
+    """Load a COCO JSON file; images are not opened (:func:`check_split` does).
+
+    Boxes of no size or outside of their image are dropped, boxes that stick out of it by more than
+    a pixel are clipped; ``repairs`` lists both.
+
+    Args:
+        annotations: The JSON file.
+        images: Folder its file names are relative to.
+        strict: Refuse such boxes instead.
+
+    Raises:
+        AdaptError: If the file or the folder is missing, or an entry is not sound.
+    """
+    content = _read_lists(annotations)
+    if not images.is_dir():
+        raise AdaptError(f"image folder {images} of {annotations} does not exist; check the path")
+    records = _parse_images(content["images"], annotations, images)
+    categories = _parse_categories(content["categories"], annotations)
+    labels = {category: label for label, category in enumerate(categories)}
+    rows: dict[int, list[tuple[float, ...]]] = defaultdict(list)
+    repairs = []
+    for entry in content["annotations"]:
+        image, row, repair = _parse_annotation(entry, records, labels, annotations)
+        if repair is not None:
+            repairs.append(repair)
+        if repair is None or repair.kind == "clipped":
+            rows[image].append(row)
+    if strict and repairs:
+        raise AdaptError(f"{repairs[0].reason}; correct it or load without strict")
+    return CocoSplit(
+        annotations=annotations,
+        folder=images,
+        images=tuple(records.values()),
+        boxes=tuple(_to_boxes(rows[image]) for image in records),
+        class_names=tuple(categories.values()),
+        category_ids=tuple(categories),
+        repairs=tuple(repairs),
+    )
+
+
+def _read_lists(file: Path) -> dict[str, list[Any]]:
+    content = read_json(file, "annotation file")
+    needed = ("images", "annotations", "categories")
+    entries = content if isinstance(content, dict) else {}
+    missing = [name for name in needed if not isinstance(entries.get(name), list)]
+    if missing:
+        raise AdaptError(
+            f"{file} has no list of {' or '.join(missing)}; export the data set in COCO format"
+        )
+    for name in ("images", "categories"):
+        if not entries[name]:
+            raise AdaptError(f"{file} holds no {name}; choose another split or export it again")
+    return {name: entries[name] for name in needed}
+
+
+def _parse_images(entries: list[Any], file: Path, folder: Path) -> dict[int, CocoImage]:
+    images: dict[int, CocoImage] = {}
+    for entry in entries:
+        number = _integer(entry, "id", "an image", file)
+        what = f"image {number}"
+        name = entry.get("file_name")
+        width, height = (_integer(entry, side, what, file) for side in ("width", "height"))
+        if number in images:
+            raise AdaptError(f"image id {number} occurs twice in {file}; make the ids unique")
+        if not isinstance(name, str) or not name:
+            raise AdaptError(f"{what} in {file} has file_name {name!r}; name its file")
+        if width < 1 or height < 1:
+            raise AdaptError(f"{what} in {file} is {width}x{height} pixels; correct its size")
+        images[number] = CocoImage(number, folder / name, width, height)
+    return images
+
+
+def _parse_categories(entries: list[Any], file: Path) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for entry in entries:
+        number = _integer(entry, "id", "a category", file)
+        name = entry.get("name")
+        if number in names:
+            raise AdaptError(f"category id {number} occurs twice in {file}; make the ids unique")
+        if not isinstance(name, str) or name in names.values():
+            raise AdaptError(
+                f"category {number} in {file} has the name {name!r}; give it a name of its own"
+            )
+        names[number] = name
+    return dict(sorted(names.items()))
+
+
+def _parse_annotation(
+    entry: Any, images: dict[int, CocoImage], labels: dict[int, int], file: Path
+) -> tuple[int, tuple[float, ...], Repair | None]:
+    """Return the image id, the row (x1, y1, x2, y2, label, crowd, area, id) and what was mended."""
+    number = _integer(entry, "id", "an annotation", file)
+    what = f"annotation {number}"
+    for name, known in (("image_id", images), ("category_id", labels)):
+        if _integer(entry, name, what, file) not in known:
+            raise AdaptError(
+                f"{what} in {file} has the unknown {name} {entry[name]}; remove it or list its "
+                f"{name.removesuffix('_id')}"
+            )
+    image = images[int(entry["image_id"])]
+    box = _parse_box(entry.get("bbox"), what, file)
+    corners, repair = _mend(box, image, f"{what} in {file} has the box {entry['bbox']}")
+    label, crowd = labels[int(entry["category_id"])], bool(entry.get("iscrowd"))
+    area = entry.get("area")
+    if not isinstance(area, int | float) or not area > 0:
+        area = box[2] * box[3]
+    return image.id, (*corners, label, crowd, area, number), repair
+
+
+def _parse_box(box: Any, what: str, file: Path) -> tuple[float, float, float, float]:
+    """Return (x, y, width, height)."""
+    sound = isinstance(box, list) and len(box) == 4
+    if not sound or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+        raise AdaptError(
+            f"{what} in {file} has the bbox {box!r}; give four finite numbers: x, y, width, height"
+        )
+    x, y, width, height = map(float, box)
+    if width < 0 or height < 0:
+        raise AdaptError(
+            f"{what} in {file} has the bbox {box} of negative size; give x, y, width, height"
+        )
+    return x, y, width, height
+
+
+def _mend(
+    box: tuple[float, float, float, float], image: CocoImage, what: str
+) -> tuple[tuple[float, float, float, float], Repair | None]:
+    """Return a box's corners, cut to the image if they are more than the tolerance outside."""
+    x, y, width, height = box
+    corners = x, y, x + width, y + height
+    inside = (
+        max(x, 0.0),
+        max(y, 0.0),
+        min(corners[2], float(image.width)),
+        min(corners[3], float(image.height)),
+    )
+    if width == 0 or height == 0:
+        return corners, Repair(image.id, "dropped", f"{what} of no size")
+    where = f"its image {image.path.name} of {image.width}x{image.height} pixels"
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        return corners, Repair(image.id, "dropped", f"{what} outside of {where}")
+    if max(abs(a - b) for a, b in zip(corners, inside, strict=True)) > TOLERANCE:
+        return inside, Repair(image.id, "clipped", f"{what} that sticks out of {where}")
+    return corners, None
+
+
+def _to_boxes(rows: list[tuple[float, ...]]) -> ImageBoxes:
+    table = np.array(rows, dtype=np.float64).reshape(-1, 8)
+    return ImageBoxes(
+        xyxy=table[:, :4],
+        labels=table[:, 4].astype(np.int64),
+        crowd=table[:, 5].astype(np.bool_),
+        areas=table[:, 6],
+        ids=table[:, 7].astype(np.int64),
+    )
+
+
+def _integer(entry: Any, name: str, what: str, file: Path) -> int:
+    value = entry.get(name) if isinstance(entry, dict) else None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # some exporters write 640.0
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise AdaptError(f"{what} in {file} has {name} {value!r}; it must be an integer")
+    return value
+
+
+def read_image(image: CocoImage) -> Image.Image:
+    """Decode an image as RGB, turned the way its annotations count pixels.
+
+    COCO does not say whether EXIF rotation is applied before annotating, and tools differ; the
+    width and height in the JSON file decide.
+
+    Raises:
+        AdaptError: If the file is missing, corrupt, of more than 8 bits, or of another size.
+    """
+    return _turned(_decode(image), image).convert("RGB")
+
+
+def _decode(image: CocoImage) -> Image.Image:
+    try:
+        with Image.open(image.path) as file:
+            file.load()
+            # Via RGBA, because a palette with transparency has no direct way to RGB.
+            stored = file.convert("RGBA") if file.mode == "P" else file.copy()
+    except FileNotFoundError as error:
+        raise AdaptError(
+            f"image {image.path} does not exist; run `adapt data check` to list what is missing"
+        ) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise AdaptError(
+            f"image {image.path} cannot be decoded ({error}); replace it and run `adapt data check`"
+        ) from error
+    if stored.mode[0] in "IF":
+        raise AdaptError(
+            f"image {image.path} has pixels of mode {stored.mode}; convert it to 8 bits a channel"
+        )
+    return stored
+
+
+def _turned(stored: Image.Image, image: CocoImage) -> Image.Image:
+    expected = image.width, image.height
+    if stored.size == expected:
+        return stored
+    upright = ImageOps.exif_transpose(stored)
+    if upright.size == expected:
+        return upright
+    raise AdaptError(
+        f"image {image.path} is {stored.width}x{stored.height} pixels, its annotations say "
+        f"{image.width}x{image.height}; correct one of them and run `adapt data check`"
+    )
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a split holds, and what is wrong with it.
+
+    Attributes:
+        problems: What stops a training; one sentence each, with file, value and fix.
+        warnings: What a training survives but its author should know.
+    """
+
+    annotations: str
+    images: int
+    empty_images: int
+    grayscale_images: int
+    rotated_images: int
+    unreadable_images: int
+    mismatched_images: int
+    boxes: int
+    crowd_boxes: int
+    duplicate_boxes: int
+    clipped_boxes: int
+    dropped_boxes: int
+    boxes_per_class: dict[str, int]
+    boxes_per_size: dict[str, int]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return {**asdict(self), "problems": list(self.problems), "warnings": list(self.warnings)}
+
+
+def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = None) -> DataReport:
+    """Open every image of a split and report all that is wrong with it.
+
+    Args:
+        split: The split, as loaded.
+        progress: Called with the number of images done and the number of all.
+    """
+    findings = []
+    for done, image in enumerate(split.images, start=1):
+        findings.append(_inspect(image))
+        if progress is not None:
+            progress(done, len(split))
+    found = Counter(kind for finding in findings for kind in finding.kinds)
+    repaired = Counter(repair.kind for repair in split.repairs)
+    per_class = _boxes_per_class(split)
+    duplicates = sum(map(_count_duplicates, split.boxes))
+    boxes = sum(map(len, split.boxes))
+    problems = [finding.problem for finding in findings if finding.problem]
+    if not any(per_class.values()):
+        problems.append(f"{split.annotations} holds no boxes of single objects; annotate some")
+    return DataReport(
+        annotations=str(split.annotations),
+        images=len(split),
+        empty_images=sum(not len(image_boxes) for image_boxes in split.boxes),
+        grayscale_images=found["grayscale"],
+        rotated_images=found["rotated"],
+        unreadable_images=found["unreadable"],
+        mismatched_images=found["mismatched"],
+        boxes=boxes,
+        crowd_boxes=boxes - sum(per_class.values()),
+        duplicate_boxes=duplicates,
+        clipped_boxes=repaired["clipped"],
+        dropped_boxes=repaired["dropped"],
+        boxes_per_class=per_class,
+        boxes_per_size=_boxes_per_size(split),
+        problems=tuple(problems),
+        warnings=(*_repair_warnings(split), *_box_warnings(split, per_class, duplicates)),
+    )
+
+
+@dataclass(frozen=True)
+class _Finding:
+    kinds: tuple[str, ...]
+    problem: str = ""
+
+
+def _inspect(image: CocoImage) -> _Finding:
+    try:
+        stored = _decode(image)
+    except AdaptError as error:
+        return _Finding(("unreadable",), str(error))
+    kinds = ("grayscale",) if stored.mode in ("1", "L", "LA") else ()
+    if stored.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        kinds = (*kinds, "rotated")
+    try:
+        _turned(stored, image)
+    except AdaptError as error:
+        return _Finding((*kinds, "mismatched"), str(error))
+    return _Finding(kinds)
+
+
+def _boxes_per_class(split: CocoSplit) -> dict[str, int]:
+    labels = np.concatenate([boxes.labels[~boxes.crowd] for boxes in split.boxes])
+    counts = np.bincount(labels, minlength=len(split.class_names))
+    return dict(zip(split.class_names, map(int, counts), strict=True))
+
+
+def _boxes_per_size(split: CocoSplit) -> dict[str, int]:
+    areas = np.concatenate([boxes.areas[~boxes.crowd] for boxes in split.boxes])
+    small, large = int((areas < SMALL).sum()), int((areas > LARGE).sum())
+    return {"small": small, "medium": len(areas) - small - large, "large": large}
+
+
+def _count_duplicates(boxes: ImageBoxes) -> int:
+    rows = np.column_stack((boxes.labels, boxes.crowd, boxes.xyxy))
+    return len(rows) - len(np.unique(rows, axis=0))
+
+
+def _repair_warnings(split: CocoSplit) -> list[str]:
+    warnings = []
+    for kind in ("clipped", "dropped"):
+        reasons = [repair.reason for repair in split.repairs if repair.kind == kind]
+        if reasons:
+            warnings.append(f"{len(reasons)} boxes are {kind}; correct them, first: {reasons[0]}")
+    return warnings
+
+
+def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) -> list[str]:
+    warnings = []
+    if duplicates:
+        warnings.append(f"{split.annotations} repeats {duplicates} boxes; remove the copies")
+    absent = [name for name, count in per_class.items() if not count]
+    if absent:
+        warnings.append(
+            f"{split.annotations} has no box of {len(absent)} classes ({', '.join(absent[:5])}"
+            f"{', ...' if len(absent) > 5 else ''}); no AP can be given for them"
+        )
+    return warnings

@@ -1,0 +1,295 @@
+"""What does each unit cost on a device? (measured latencies in an SQLite file)"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from adapt.architecture import Architecture
+from adapt.artifacts import atomic_path, check_header, content_hash, header
+from adapt.detector import DetectorConfig
+from adapt.errors import AdaptError
+from adapt.images import InputSize
+from adapt.units import Unit, detector_units, unit_key
+
+KIND = "cost-table"
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE cost (
+    unit TEXT PRIMARY KEY,
+    min_ms REAL NOT NULL, p10_ms REAL NOT NULL, p50_ms REAL NOT NULL, p90_ms REAL NOT NULL,
+    samples INTEGER NOT NULL, rounds INTEGER NOT NULL, drifted INTEGER NOT NULL,
+    time REAL NOT NULL
+) WITHOUT ROWID;
+"""
+_COLUMNS = "min_ms, p10_ms, p50_ms, p90_ms, samples, rounds, drifted"
+_UPSERT = f"INSERT OR REPLACE INTO cost (unit, {_COLUMNS}, time) VALUES (?,?,?,?,?,?,?,?,?)"
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under which conditions every row of a table was measured.
+
+    Attributes:
+        runtime: Runtime by its name on the command line, such as ``ort-cpu``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        batch: Images per call.
+        threads: Threads the runtime computes with; 0 where it has no such setting.
+        device: Model name of the processor or GPU.
+        height: Height of the detector's input in pixels.
+        width: Width of the detector's input in pixels.
+        runtime_version: Version of the runtime's library.
+        protocol: Version of the timing protocol.
+    """
+
+    runtime: str
+    precision: str
+    batch: int
+    threads: int
+    device: str
+    height: int
+    width: int
+    runtime_version: str
+    protocol: int
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision} batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """Latency of one unit in milliseconds, over ``samples`` calls in ``rounds`` rounds.
+
+    ``drifted`` counts the rounds in which the machine was slower than at its best.
+    """
+
+    min_ms: float
+    p10_ms: float
+    p50_ms: float
+    p90_ms: float
+    samples: int
+    rounds: int
+    drifted: int = 0
+
+
+class CostTable:
+    """Measured latencies of units, by :func:`adapt.units.unit_key`.
+
+    A context manager; made by :meth:`create` and :meth:`open`. What :meth:`add` returned from is
+    on the disk, so a killed measurement loses only what was under way.
+
+    Attributes:
+        path: The SQLite file.
+        conditions: Under which conditions it was measured.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, conditions: Conditions) -> None:
+        self.path = path
+        self.conditions = conditions
+        self._connection = connection
+
+    @classmethod
+    def create(cls, path: Path, conditions: Conditions) -> Self:
+        """Write an empty table and open it for writing.
+
+        Raises:
+            AdaptError: If ``path`` exists or cannot be written.
+        """
+        if path.exists():
+            raise AdaptError(f"cost table {path} already exists; choose another path with --out")
+        content = header(KIND, conditions=asdict(conditions))
+        with atomic_path(path) as temporary, _connect(temporary) as connection:
+            connection.executescript(_SCHEMA)
+            rows = [(key, json.dumps(value)) for key, value in content.items()]
+            with connection:
+                connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+        return cls.open(path, writable=True)
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = False) -> Self:
+        """Open a table, for reading only unless ``writable``.
+
+        Raises:
+            AdaptError: If the file is missing, damaged, or no cost table this version reads.
+        """
+        if not path.is_file():
+            raise AdaptError(f"cost table {path} does not exist; `adapt profile` measures one")
+        # Not mode=ro: what a killed writer left half done is rolled back by the next reader.
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)
+        try:
+            with _readable(path):
+                conditions = _read_conditions(connection, path)
+                connection.execute(f"PRAGMA query_only = {not writable:d}")
+        except AdaptError:
+            connection.close()
+            raise
+        return cls(path, connection, conditions)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def add(self, costs: Mapping[Unit, UnitCost]) -> None:
+        """Store measured units in one transaction; a unit measured before is replaced."""
+        now = time.time()
+        rows = [(unit_key(unit), *astuple(cost), now) for unit, cost in costs.items()]
+        with _readable(self.path), self._connection:
+            self._connection.executemany(_UPSERT, rows)
+
+    def find(self, unit: Unit) -> UnitCost | None:
+        """Return the row of a unit, or None if it was not measured."""
+        rows = self._rows("WHERE unit = ?", unit_key(unit))
+        return UnitCost(*rows[0][1:]) if rows else None
+
+    def lookup(self, unit: Unit) -> float:
+        """Return the latency of a unit in milliseconds (the minimum over all samples).
+
+        Raises:
+            AdaptError: If the unit was not measured.
+        """
+        cost = self.find(unit)
+        if cost is None:
+            raise AdaptError(
+                f"cost table {self.path} has no row for '{unit_key(unit)}'; measure the missing "
+                f"units with `adapt profile --runtime {self.conditions.runtime} --precision "
+                f"{self.conditions.precision} --out {self.path}` and the same space, detector "
+                "and input size"
+            )
+        return cost.min_ms
+
+    def missing(self, units: Iterable[Unit]) -> list[Unit]:
+        """Return the units that were not measured, in order."""
+        measured = {row[0] for row in self._rows()}
+        return [unit for unit in units if unit_key(unit) not in measured]
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
+    def check(
+        self,
+        *,
+        runtime: str,
+        precision: str,
+        batch: int,
+        size: InputSize,
+        device: str | None = None,
+    ) -> None:
+        """Check that the table was measured under the conditions a search asks for.
+
+        Args:
+            runtime: Runtime the search is for.
+            precision: Precision the search is for.
+            batch: Images per call.
+            size: Size of the detector's input.
+            device: Model name of the processor or GPU the search is for; None accepts any.
+
+        Raises:
+            AdaptError: With both conditions and the command that measures the right ones.
+        """
+        found = self.conditions
+        has = [str(found), f" at {found.height}x{found.width}", f" ({found.device})"]
+        asks = [f"{runtime} {precision} batch {batch}", f" at {size.height}x{size.width}"]
+        asks.append(f" ({device or found.device})")
+        differing = [part for part in range(3) if has[part] != asks[part]]
+        if differing:
+            shown = differing[-1] + 1
+            raise AdaptError(
+                f"{self.path} was measured on {''.join(has[:shown])}; this search asks for "
+                f"{''.join(asks[:shown])}: run `adapt profile --runtime {runtime} --precision "
+                f"{precision}` for it"
+            )
+
+    def check_resumable(self, conditions: Conditions) -> None:
+        """Check that rows measured under ``conditions`` may be added.
+
+        Raises:
+            AdaptError: With the first condition that differs.
+        """
+        measured, current = asdict(self.conditions), asdict(conditions)
+        for name, value in measured.items():
+            if current[name] != value:
+                raise AdaptError(
+                    f"{self.path} was measured with {name} = {value}, this run has {name} = "
+                    f"{current[name]}; choose another file with --out"
+                )
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that identify conditions and rows, whatever the layout of the file."""
+        rows = [list(row) for row in self._rows("ORDER BY unit")]
+        return content_hash({"conditions": asdict(self.conditions), "rows": rows})
+
+    def _rows(self, clause: str = "", *parameters: str) -> list[tuple[Any, ...]]:
+        query = f"SELECT unit, {_COLUMNS} FROM cost {clause}"
+        with _readable(self.path):
+            return self._connection.execute(query, parameters).fetchall()
+
+
+def predict_latency(
+    table: CostTable, architecture: Architecture, detector: DetectorConfig, size: InputSize
+) -> float:
+    """Return the latency of a detector in milliseconds: the sum of its units' latencies.
+
+    Raises:
+        AdaptError: If the table lacks one of the units.
+    """
+    return sum(table.lookup(unit) for unit in detector_units(architecture, detector, size))
+
+
+@contextmanager
+def _connect(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(path)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise AdaptError(
+            f"cost table {path} cannot be used ({error}); check its permissions, the free space, "
+            "and that no other `adapt profile` writes it"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise AdaptError(
+            f"{path} is not a readable cost table ({error}); pass the file that `adapt profile` "
+            "wrote, or measure it again"
+        ) from error
+
+
+def _read_conditions(connection: sqlite3.Connection, path: Path) -> Conditions:
+    (report,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if report != "ok":
+        raise sqlite3.DatabaseError(report)
+    content = check_header(_read_meta(connection), KIND, path)
+    try:
+        return Conditions(**content["conditions"])
+    except (KeyError, TypeError) as error:
+        raise AdaptError(
+            f"cost table {path} states its conditions incompletely ({error}); measure it again "
+            "with `adapt profile`"
+        ) from error
+
+
+def _read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+    if not {"meta", "cost"} <= tables:
+        return {}
+    try:
+        return {k: json.loads(v) for k, v in connection.execute("SELECT key, value FROM meta")}
+    except json.JSONDecodeError as error:
+        raise sqlite3.DatabaseError(f"its description is not JSON: {error.msg}") from error

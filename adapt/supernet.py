@@ -1,0 +1,254 @@
+"""How are all networks of a search space trained as one? (paper Eq. 1 and 2, Fig. 1)"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapt.architecture import Architecture, Block, MBConvShape
+from adapt.masks import GateNorm, MaskKind, gate, non_overlapping_masks, overlapping_masks
+from adapt.operations import MBConv, first_block, stem
+from adapt.space import SKIP, BlockSpace, Operation, SearchSpace
+
+# N images, C widest candidate, K width candidates, O operation candidates, L operations of a block.
+Paths = list[list[int]]  # chosen candidate per block and position
+
+
+class MixedOperation(nn.Module):
+    """The candidates of one position in a block.
+
+    Args:
+        candidates: Operations; :data:`SKIP` passes its input on.
+        c_in: Input channels.
+        c_out: Output channels.
+        stride: Stride of every candidate.
+        residual: Whether the MBConvs add their input.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Operation],
+        c_in: int,
+        c_out: int,
+        *,
+        stride: int,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.candidates = tuple(candidates)
+        self.ops = nn.ModuleList(
+            nn.Identity()
+            if op == SKIP
+            else MBConv(
+                MBConvShape(c_in, c_out, op.kernel, op.expansion, stride, residual),
+                # Inherited from FNA: while candidates mix, statistics and scale mean nothing.
+                affine=False,
+                track_running_stats=False,
+            )
+            for op in self.candidates
+        )
+
+    def forward(self, x: Tensor, probabilities: Tensor, chosen: int | None) -> Tensor:
+        """Return the weighted sum of all candidates (Eq. 1), or the output of the chosen one.
+
+        Args:
+            x: Tensor[N, c_in, H, W].
+            probabilities: Tensor[O], softmax of alpha.
+            chosen: Index of the sampled candidate, or None for all.
+        """
+        if chosen is not None:
+            out: Tensor = self.ops[chosen](x)
+            return out
+        return torch.stack([p * op(x) for p, op in zip(probabilities, self.ops, strict=True)]).sum(
+            0
+        )
+
+
+def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        MixedOperation(
+            block.candidates(position),
+            c_in if position == 0 else c_out,
+            c_out,
+            stride=block.stride if position == 0 else 1,
+            residual=position > 0,
+        )
+        for position in range(block.num_ops)
+    )
+
+
+class SharedBlock(nn.Module):
+    """Mixed block (Eq. 2): one block at the widest candidate, its channels gated.
+
+    Non-overlapping masks gate the output of the block, as Eq. 2 says. Overlapping masks gate every
+    operation, as FBNetV2 does with its layers: only then is a one-hot beta the narrow block, since
+    an inner operation must not read channels that the narrow block does not have.
+    """
+
+    masks: Tensor
+
+    def __init__(self, block: BlockSpace, c_in: int, mask: MaskKind, gate_norm: GateNorm) -> None:
+        super().__init__()
+        self.operations = _mixed_operations(block, c_in, block.widths[-1])
+        build = overlapping_masks if mask == "overlapping" else non_overlapping_masks
+        self.register_buffer("masks", build(block.widths), persistent=False)
+        self.gate_every_operation = mask == "overlapping"
+        self.gate_norm: GateNorm = gate_norm
+
+    def forward(
+        self,
+        x: Tensor,
+        op_probabilities: Sequence[Tensor],
+        width_probabilities: Tensor,
+        chosen: Sequence[int | None],
+    ) -> Tensor:
+        """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
+        factors = gate(self.masks, width_probabilities, self.gate_norm)[:, None, None]
+        for operation, probabilities, choice in zip(
+            self.operations, op_probabilities, chosen, strict=True
+        ):
+            x = operation(x, probabilities, choice)
+            if self.gate_every_operation:
+                x = x * factors
+        return x if self.gate_every_operation else x * factors
+
+
+class IndividualBlocks(nn.Module):
+    """Mixed block of separate blocks, one per width, zero-padded and summed (Table III)."""
+
+    def __init__(self, block: BlockSpace, c_in: int) -> None:
+        super().__init__()
+        self.widest = block.widths[-1]
+        self.blocks = nn.ModuleList(_mixed_operations(block, c_in, w) for w in block.widths)
+
+    def forward(
+        self,
+        x: Tensor,
+        op_probabilities: Sequence[Tensor],
+        width_probabilities: Tensor,
+        chosen: Sequence[int | None],
+    ) -> Tensor:
+        """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
+        total: Tensor | int = 0
+        for weight, operations in zip(width_probabilities, self.blocks, strict=True):
+            out = x
+            for operation, probabilities, choice in zip(
+                cast(nn.ModuleList, operations), op_probabilities, chosen, strict=True
+            ):
+                out = operation(out, probabilities, choice)
+            total = total + weight * F.pad(out, (0, 0, 0, 0, 0, self.widest - out.shape[1]))
+        assert isinstance(total, Tensor)
+        return total
+
+
+class Supernet(nn.Module):
+    """Every network of a search space at once; a backbone like any other.
+
+    ``alphas`` holds one vector per block and position, ``betas`` one per block. ``paths`` is None
+    while all candidates run, or the sampled candidate per block and position.
+
+    Args:
+        space: The search space.
+        mask: How channels belong to widths (Fig. 2); ``non-overlapping`` is the paper's.
+        gate_norm: See :func:`adapt.masks.gate`.
+        generator: Draws the initial alphas, ``1e-3 * randn``; betas start at zero.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        mask: MaskKind = "non-overlapping",
+        gate_norm: GateNorm = "none",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.stem = stem(space.stem_width)
+        self.first = first_block(space.stem_width, space.first_width)
+        widest = [space.first_width, *(block.widths[-1] for block in space.blocks)]
+        self.blocks = nn.ModuleList(
+            IndividualBlocks(block, c_in)
+            if mask == "individual"
+            else SharedBlock(block, c_in, mask, gate_norm)
+            for block, (c_in, _) in zip(space.blocks, pairwise(widest), strict=True)
+        )
+        self.tap_widths = [space.blocks[tap - 1].widths[-1] for tap in space.taps]
+        self.alphas = nn.ModuleList(
+            nn.ParameterList(
+                1e-3 * torch.randn(len(block.candidates(position)), generator=generator)
+                for position in range(block.num_ops)
+            )
+            for block in space.blocks
+        )
+        self.betas = nn.ParameterList(torch.zeros(len(block.widths)) for block in space.blocks)
+        self.paths: Paths | None = None
+
+    def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
+        """Return the tapped feature maps, finest first, keyed ``"0"``, ``"1"``, ...
+
+        Args:
+            x: Normalised images, ``Tensor[N, 3, H, W]``.
+        """
+        x = self.first(self.stem(x))
+        ops, widths = self.probabilities()
+        taps: OrderedDict[str, Tensor] = OrderedDict()
+        for number, block in enumerate(self.blocks):
+            chosen = self.paths[number] if self.paths else [None] * len(ops[number])
+            x = block(x, ops[number], widths[number], chosen)
+            if number + 1 in self.space.taps:
+                taps[str(len(taps))] = x
+        return taps
+
+    def probabilities(self) -> tuple[list[list[Tensor]], list[Tensor]]:
+        """Return softmax of alpha per block and position, and softmax of beta per block."""
+        ops = [[alpha.softmax(0) for alpha in block] for block in self._alpha_lists()]
+        return ops, [beta.softmax(0) for beta in self.betas]
+
+    def architecture_parameters(self) -> list[nn.Parameter]:
+        """Return alpha and beta, the upper-level variables of Eq. 3."""
+        return [*self.alphas.parameters(), *self.betas.parameters()]
+
+    def sample_paths(self, generator: torch.Generator, *, uniform: bool) -> Paths:
+        """Draw one candidate per position: uniformly, or by softmax of alpha."""
+        return [
+            [
+                int(
+                    torch.multinomial(
+                        torch.ones_like(alpha) if uniform else alpha.detach().softmax(0),
+                        1,
+                        generator=generator,
+                    )
+                )
+                for alpha in block
+            ]
+            for block in self._alpha_lists()
+        ]
+
+    def _alpha_lists(self) -> list[list[Tensor]]:
+        return [list(block.parameters()) for block in self.alphas]
+
+    @torch.no_grad()
+    def argmax(self) -> Architecture:
+        """Return the network of the highest alphas and betas (paper section III-B)."""
+        best_ops = [[int(alpha.argmax()) for alpha in block] for block in self._alpha_lists()]
+        best_widths = [int(beta.argmax()) for beta in self.betas]
+        return architecture_of(self.space, best_ops, best_widths)
+
+
+def architecture_of(
+    space: SearchSpace, ops: Sequence[Sequence[int]], widths: Sequence[int]
+) -> Architecture:
+    """Return the network of candidate indices: per block and position, and per block."""
+    blocks = []
+    for block, chosen, width in zip(space.blocks, ops, widths, strict=True):
+        picked = [block.candidates(position)[index] for position, index in enumerate(chosen)]
+        kept = tuple(op for op in picked if op != SKIP)
+        blocks.append(Block(block.stride, block.widths[width], kept))
+    return Architecture(
+        space.source, space.stem_width, space.first_width, space.taps, tuple(blocks)
+    )

@@ -1,0 +1,243 @@
+"""What do the mAP and the latency of the same artifact come to?"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, from_numpy
+
+from adapt.artifacts import library_versions
+from adapt.coco import CocoImage, CocoSplit, read_image
+from adapt.detector import count_parameters
+from adapt.detector_file import DetectorInfo
+from adapt.errors import AdaptError
+from adapt.evaluate import Detections, Metrics, detections_to_original, evaluate
+from adapt.images import InputSize, fit
+from adapt.units import detector_units, madds
+from bench.profiler import ANCHOR, ort_call
+from bench.timing import Anchor, Call, Latency, Progress, Protocol, device_description, measure
+from bench.unit_graphs import unit_model
+from export.runner import Runner, open_runner
+
+DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
+Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was measured of one artifact on one runtime.
+
+    Attributes:
+        name: Name in the report.
+        artifact: The file.
+        runner: Runtime, version, device and threads, as the runner describes itself.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        architecture: Hash of the backbone's architecture.
+        height: Height of the input in pixels.
+        width: Width of the input in pixels.
+        metrics: COCO metrics of the detections this runtime made.
+        latency: Latency of this runtime with one image, pre-processing not included.
+        madds: Multiply-adds of the whole detector, as Table II counts them.
+        params: Parameters of the whole detector.
+        size_mb: Size of the file in 10^6 bytes.
+    """
+
+    name: str
+    artifact: Path
+    runner: dict[str, Any]
+    precision: str
+    architecture: str
+    height: int
+    width: int
+    metrics: Metrics
+    latency: Latency
+    madds: float
+    params: int
+    size_mb: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Everything a benchmark measured, and how.
+
+    Attributes:
+        entries: The artifacts in the order they were given.
+        annotations: File of the evaluated split.
+        images: Number of evaluated images.
+        threads: CPU threads of one inference.
+        protocol: How much was timed.
+        device: This machine, see :func:`bench.timing.device_description`.
+        versions: Library versions.
+    """
+
+    entries: tuple[Entry, ...]
+    annotations: Path
+    images: int
+    threads: int
+    protocol: Protocol
+    device: dict[str, Any]
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        content = asdict(self)
+        content["annotations"] = str(self.annotations)
+        for entry, fields in zip(self.entries, content["entries"], strict=True):
+            fields["artifact"] = str(entry.artifact)
+            fields["latency"]["reliable"] = entry.latency.reliable
+        return content
+
+
+def compare(
+    artifacts: Artifacts,
+    split: CocoSplit,
+    *,
+    threads: int = 1,
+    protocol: Protocol = DETECTOR_PROTOCOL,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Measure mAP and latency of artifacts in one run, the latencies in interleaved rounds.
+
+    Args:
+        artifacts: Runtime and file of each, by the name it gets in the report.
+        split: Images and boxes to evaluate on.
+        threads: CPU threads of one inference.
+        protocol: How much to time.
+        seed: Seed of the order of the rounds.
+        progress: Called with (done, total) of images and rounds together.
+
+    Raises:
+        AdaptError: If there is no artifact, or one cannot run or has other classes than the split.
+    """
+    if not artifacts:
+        raise AdaptError("there is nothing to compare; pass at least one artifact")
+    steps = _Steps(len(artifacts) * (len(split) + protocol.rounds), progress)
+    with ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(open_runner(runtime, path, threads))
+            for name, (runtime, path) in artifacts.items()
+        }
+        metrics = {}
+        for name, runner in runners.items():
+            metrics[name], _ = evaluate_runner(runner, split, progress=steps)
+        latencies = _latencies(runners, split, protocol, threads, seed, steps)
+        entries = tuple(
+            _entry(name, artifacts[name][1], runner, metrics[name], latencies[name])
+            for name, runner in runners.items()
+        )
+    return BenchResult(
+        entries,
+        split.annotations,
+        len(split),
+        threads,
+        protocol,
+        device_description(),
+        library_versions(),
+    )
+
+
+class _Steps:
+    """Makes one progress of several: each call is one step, whoever calls."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done = 0
+        self._total = total
+        self._progress = progress
+
+    def __call__(self, *_: int) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
+def evaluate_runner(
+    runner: Runner, split: CocoSplit, *, progress: Progress | None = None
+) -> tuple[Metrics, list[Detections]]:
+    """Run a detector over a split, one image at a time, and evaluate what it finds.
+
+    Args:
+        runner: An open runner.
+        split: Images and boxes.
+        progress: Called with (done, total) after every image.
+
+    Returns:
+        The metrics, and the detections in pixels of the original images.
+
+    Raises:
+        AdaptError: If the detector's classes are not those of the split.
+    """
+    _check_classes(runner.info, split)
+    size = runner.info.input.fixed()
+    found = []
+    for done, image in enumerate(split.images, start=1):
+        found.append(_detect(runner, image, size))
+        if progress:
+            progress(done, len(split))
+    return evaluate(split, found), found
+
+
+def _check_classes(info: DetectorInfo, split: CocoSplit) -> None:
+    if info.classes != split.class_names:
+        raise AdaptError(
+            f"the detector knows the classes {_list(info.classes)}, {split.annotations} has "
+            f"{_list(split.class_names)}; evaluate on the data set it was trained for"
+        )
+
+
+def _list(names: tuple[str, ...], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" ... ({len(names)})" if len(names) > most else "")
+
+
+def _detect(runner: Runner, image: CocoImage, size: InputSize) -> Detections:
+    pixels, factors = fit(read_image(image), size)
+    ((boxes, scores, labels),) = runner.infer(_batch_of_one(pixels))
+    original = detections_to_original(from_numpy(boxes), factors, image.width, image.height)
+    return Detections(image.id, original, scores, labels)
+
+
+def _batch_of_one(pixels: Tensor) -> NDArray[np.float32]:
+    """Return uint8 ``Tensor[3, H, W]`` as float32 ``[1, 3, H, W]`` in [0, 1]."""
+    return pixels.numpy()[None].astype(np.float32) / np.float32(255)
+
+
+def _latencies(
+    runners: Mapping[str, Runner],
+    split: CocoSplit,
+    protocol: Protocol,
+    threads: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Latency]:
+    """Time every runner on the first image of the split."""
+    image = read_image(split.images[0])
+    calls: dict[str, Call] = {
+        name: runner.bind(_batch_of_one(fit(image, runner.info.input.fixed())[0]))
+        for name, runner in runners.items()
+    }
+    anchor = Anchor(ort_call(unit_model(ANCHOR), threads))
+    return measure(calls, protocol, anchor=anchor, seed=seed, progress=progress)
+
+
+def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency: Latency) -> Entry:
+    info, size = runner.info, runner.info.input.fixed()
+    description = runner.describe()
+    units = detector_units(info.architecture, info.detector, size)
+    return Entry(
+        name=name,
+        artifact=artifact,
+        runner=description,
+        precision=description.get("precision", "fp32"),
+        architecture=info.architecture.hash,
+        height=size.height,
+        width=size.width,
+        metrics=metrics,
+        latency=latency,
+        madds=sum(map(madds, units)),
+        params=count_parameters(info.build()),
+        size_mb=artifact.stat().st_size / 1e6,
+    )

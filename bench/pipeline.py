@@ -1,0 +1,256 @@
+"""Which stages turn a recipe into a benchmarked detector?
+
+profile -> search -> derive -> fine-tune -> export -> bench; every stage reads and writes files, and
+is skipped when its files are there and were made from the same inputs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from adapt.architecture import Architecture, mobilenet_v2
+from adapt.artifacts import check_header, content_hash, file_hash, header, read_json, write_json
+from adapt.coco import CocoSplit, load_split
+from adapt.cost import CostModel, detector_cost
+from adapt.cost_table import CostTable, predict_latency
+from adapt.detector_file import load_detector
+from adapt.errors import AdaptError
+from adapt.progress import Progress, Stage, silent_stage
+from adapt.units import madds
+from bench.measure import DETECTOR_PROTOCOL, BenchResult, compare
+from bench.profiler import profile
+from bench.report import write_report
+from bench.timing import Protocol
+from export.graph import export_detector
+from search.bilevel import run_search
+from search.derive import derive_argmax
+from search.finetune import run_finetune
+from search.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with.
+
+    Attributes:
+        bench: Derived and source detector, measured in one run.
+        derived: The derived backbone.
+        predicted_ms: Latency of the derived detector by the cost table; None without a table.
+        report: The report's Markdown file.
+        stages: What happened to each stage: ``ran`` or ``reused``.
+    """
+
+    bench: BenchResult
+    derived: Architecture
+    predicted_ms: float | None
+    report: Path
+    stages: dict[str, str]
+
+
+def latency_cost(recipe: Recipe, table: CostTable, num_classes: int) -> CostModel:
+    """Return the latency of every choice, from a table that was measured for this recipe.
+
+    Raises:
+        AdaptError: If the table is of another runtime, precision, batch or input size, or lacks a
+            unit of the space.
+    """
+    size = recipe.input.fixed()
+    table.check(runtime=recipe.device.runtime, precision="fp32", batch=1, size=size)
+    config = recipe.detector.config(num_classes)
+    return CostModel.build(recipe.space.load(), config, size, table.lookup)
+
+
+def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
+    """Return the multiply-adds of every choice."""
+    config = recipe.detector.config(num_classes)
+    return CostModel.build(recipe.space.load(), config, recipe.measured_size(), madds)
+
+
+class Run:
+    """One run of a recipe into a folder.
+
+    Args:
+        recipe: The recipe.
+        out: Folder of all results.
+        stage: Opens the progress display of a stage.
+        limit_steps: Shorten every training phase to this many steps.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        stage: Stage = silent_stage,
+        limit_steps: int | None = None,
+    ) -> None:
+        self.recipe, self.out, self.stage, self.limit_steps = recipe, out, stage, limit_steps
+        self.train = self._split(recipe.data.train)
+        self.test = self._split(recipe.data.benchmark)
+        self.config = recipe.detector.config(len(self.train.class_names))
+        self.size = recipe.input.fixed()
+        self.keys = self._read_keys()
+        self.stages: dict[str, str] = {}
+
+    def execute(self) -> RunResult:
+        """Run or reuse every stage.
+
+        Raises:
+            AdaptError: If an input is wrong, or the folder holds results of another recipe.
+        """
+        searched = self._search()
+        architecture = self._derive(searched)
+        artifacts = {}
+        for name, backbone in (("derived", architecture), ("MobileNetV2", mobilenet_v2())):
+            detector = self._finetune(name, backbone)
+            artifacts[name] = ("ort-cpu", self._export(name, detector))
+        result = self._bench(artifacts)
+        report = self.out / "report"
+        write_report(report, result)
+        predicted = self._predicted(architecture)
+        return RunResult(result, architecture, predicted, report / "report.md", self.stages)
+
+    def _split(self, name: str) -> CocoSplit:
+        if not self.recipe.data.root:
+            raise AdaptError(
+                f"recipe {self.recipe.name!r} names no data set; set data.root or pass --data"
+            )
+        return load_split(Path(self.recipe.data.root), name)
+
+    def _profile(self) -> Path:
+        path, device = self.out / "costs.sqlite", self.recipe.device
+        space = self.recipe.space.load()
+        key = content_hash([space.hash, self.config.to_dict(), self.size.to_dict(), device.threads])
+        work = partial(
+            profile,
+            space,
+            self.config,
+            self.size,
+            path,
+            threads=device.threads,
+            seed=self.recipe.seed,
+        )
+        self._once("profile", key, [path], lambda p: work(progress=p))
+        return path
+
+    def _search(self) -> Path:
+        recipe, folder = self.recipe, self.out / "search"
+        data = file_hash(self.train.annotations)
+        provenance: dict[str, Any] = {"annotations_sha256": data}
+        if recipe.search.cost == "latency":
+            with CostTable.open(self._profile()) as table:
+                cost = latency_cost(recipe, table, self.config.num_classes)
+                provenance["costs"] = table.hash
+        else:
+            cost = madds_cost(recipe, self.config.num_classes)
+        path = folder / "supernet.pt"
+        self._once(
+            "search",
+            content_hash([recipe.search_hash, provenance, self.limit_steps]),
+            [path],
+            lambda p: run_search(
+                recipe,
+                self.train,
+                cost,
+                folder,
+                progress=p,
+                limit_steps=self.limit_steps,
+                provenance=provenance,
+            ),
+        )
+        return path
+
+    def _derive(self, searched: Path) -> Architecture:
+        path = self.out / "arch.json"
+
+        def work(_: Progress) -> None:
+            architecture, _, content = derive_argmax(searched)
+            architecture.save(path, rule="argmax", parent=content["identity"])
+
+        self._once("derive", content_hash(self.keys["search"]), [path], work)
+        return Architecture.load(path)
+
+    def _finetune(self, name: str, architecture: Architecture) -> Path:
+        path = self.out / f"{name}.safetensors"
+        data = file_hash(self.train.annotations)
+        self._once(
+            f"finetune {name}",
+            content_hash([self.recipe.finetune_hash, architecture.hash, data, self.limit_steps]),
+            [path],
+            lambda p: run_finetune(
+                self.recipe,
+                architecture,
+                self.train,
+                path,
+                progress=p,
+                limit_steps=self.limit_steps,
+                provenance={"annotations_sha256": data},
+            ),
+        )
+        return path
+
+    def _export(self, name: str, detector: Path) -> Path:
+        path = detector.with_suffix(".onnx")
+        parent = file_hash(detector)
+
+        def work(_: Progress) -> None:
+            model, info = load_detector(detector)
+            export_detector(model, info, path, provenance={"detector_sha256": parent})
+
+        self._once(f"export {name}", parent, [path], work)
+        return path
+
+    def _bench(self, artifacts: dict[str, tuple[str, Path]]) -> BenchResult:
+        device = self.recipe.device
+        protocol = Protocol(rounds=device.rounds, round_ms=DETECTOR_PROTOCOL.round_ms)
+        with self.stage("bench") as progress:
+            result = compare(
+                artifacts, self.test, threads=device.threads, protocol=protocol, progress=progress
+            )
+        self.stages["bench"] = "ran"
+        return result
+
+    def _predicted(self, architecture: Architecture) -> float | None:
+        path = self.out / "costs.sqlite"
+        if self.recipe.search.cost != "latency":
+            return None
+        with CostTable.open(path) as table:
+            return predict_latency(table, architecture, self.config, self.size)
+
+    def _read_keys(self) -> dict[str, str]:
+        path = self.out / "run.json"
+        if not path.exists():
+            return {}
+        return dict(check_header(read_json(path, "run"), "run", path)["stages"])
+
+    def _once(
+        self, name: str, key: str, outputs: list[Path], work: Callable[[Progress], object]
+    ) -> None:
+        """Do the work of a stage unless its outputs exist and were made from the same inputs."""
+        if self.keys.get(name) == key and all(path.is_file() for path in outputs):
+            self.stages[name] = "reused"
+            return
+        if name in self.keys and self.keys[name] != key:
+            raise AdaptError(
+                f"{self.out} holds the stage '{name}' of another recipe, data set or cost table; "
+                "choose another folder with --out, or delete it"
+            )
+        with self.stage(name) as progress:
+            work(progress)
+        self.keys[name] = key
+        self.stages[name] = "ran"
+        write_json(self.out / "run.json", header("run", stages=self.keys))
+
+
+def describe_cost(
+    architecture: Architecture, recipe: Recipe, num_classes: int, table: CostTable | None
+) -> dict[str, float]:
+    """Return MAdds, and latency where a table is given, of a detector."""
+    config = recipe.detector.config(num_classes)
+    size = recipe.measured_size()
+    costs = {"madds": detector_cost(architecture, config, size, madds)}
+    if table:
+        costs["latency_ms"] = predict_latency(table, architecture, config, recipe.input.fixed())
+    return costs

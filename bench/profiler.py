@@ -1,0 +1,238 @@
+"""How long does every unit of a search space take on this machine? (ONNX Runtime on its CPU)"""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from adapt.cost_table import Conditions, CostTable, UnitCost
+from adapt.detector import DetectorConfig
+from adapt.errors import AdaptError
+from adapt.images import InputSize
+from adapt.space import SearchSpace
+from adapt.space_units import space_units
+from adapt.units import MBConvUnit, Rest, Unit
+from bench.timing import (
+    PROTOCOL,
+    Anchor,
+    Call,
+    Latency,
+    Progress,
+    Protocol,
+    measure,
+    processor_name,
+)
+from bench.unit_graphs import random_inputs, unit_model
+from export.runner import bound_call, ort_session
+
+# About 15 ms a unit: a few thousand units take a minute or two.
+UNIT_PROTOCOL = Protocol(rounds=3, round_ms=3.0)
+# Larger than a core's caches: a small one does not notice that others use up the memory bandwidth.
+ANCHOR = MBConvUnit(24, 24, 3, 6, 1, True, 64, 80)
+CHUNK = 24  # units whose sessions are open at once, so that their rounds interleave
+CHUNK_SECONDS = 1.0  # about as much work as a kill may lose
+REST_SECONDS = 15.0  # exporting the rest of the detector through torch.onnx
+
+
+@dataclass(frozen=True)
+class ProfilePlan:
+    """What there is to measure.
+
+    Attributes:
+        units: Distinct units of the space.
+        to_measure: Those that the table lacks.
+    """
+
+    units: tuple[Unit, ...]
+    to_measure: tuple[Unit, ...]
+
+    @property
+    def measured(self) -> int:
+        """Number of units that the table already holds."""
+        return len(self.units) - len(self.to_measure)
+
+
+@dataclass(frozen=True)
+class ProfileSummary:
+    """What :func:`profile` did.
+
+    Attributes:
+        table: The SQLite file.
+        conditions: Under which conditions it was measured.
+        units: Distinct units of the space, all of which the table now holds.
+        measured: Units measured in this run.
+        drifted: Those of them in which the machine stayed slower than at its best.
+        seconds: Duration of this run.
+    """
+
+    table: Path
+    conditions: Conditions
+    units: int
+    measured: int
+    drifted: int
+    seconds: float
+
+
+def plan(
+    space: SearchSpace, detector: DetectorConfig, size: InputSize, table: CostTable | None = None
+) -> ProfilePlan:
+    """Return which units of a space must be measured, and which ``table`` already holds."""
+    units = space_units(space, detector, size)
+    return ProfilePlan(tuple(units), tuple(table.missing(units) if table else units))
+
+
+def estimate_seconds(
+    plan: ProfilePlan, *, threads: int = 1, sample: int = 12, seed: int = 0
+) -> float:
+    """Return how long a plan will take, from measuring a few of its units for real."""
+    shuffled = _shuffled(plan.to_measure, seed)
+    chosen = [unit for unit in shuffled if not isinstance(unit, Rest)][:sample]
+    start = time.perf_counter()
+    if chosen:
+        _measure_chunk(chosen, UNIT_PROTOCOL, _anchor(threads), threads, seed)
+    per_unit = (time.perf_counter() - start) / max(1, len(chosen))
+    rest = any(isinstance(unit, Rest) for unit in plan.to_measure)
+    return per_unit * len(plan.to_measure) + REST_SECONDS * rest
+
+
+def profile(
+    space: SearchSpace,
+    detector: DetectorConfig,
+    size: InputSize,
+    table_path: Path,
+    *,
+    threads: int = 1,
+    protocol: Protocol = UNIT_PROTOCOL,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ProfileSummary:
+    """Measure every unit of a space that the table lacks; a stopped run continues where it was.
+
+    Args:
+        space: The search space, thinned to its width grid.
+        detector: The detector around the backbone.
+        size: Letterbox of the detector.
+        table_path: SQLite file; made if there is none.
+        threads: Threads ONNX Runtime computes with.
+        protocol: How much to measure of each unit.
+        seed: Seed of the order of measurement.
+        progress: Called with (units in the table, units of the space).
+
+    Raises:
+        AdaptError: If the table was measured under other conditions, or cannot be written.
+    """
+    start = time.perf_counter()
+    conditions = ort_cpu_conditions(size, threads)
+    with _open_or_create(table_path, conditions) as table:
+        work = plan(space, detector, size, table)
+        done, drifted = work.measured, 0
+        for costs in _measure_all(work.to_measure, protocol, threads, seed):
+            table.add(costs)
+            done += len(costs)
+            drifted += sum(cost.drifted > 0 for cost in costs.values())
+            if progress:
+                progress(done, len(work.units))
+    seconds = time.perf_counter() - start
+    units, measured = len(work.units), len(work.to_measure)
+    return ProfileSummary(table_path, conditions, units, measured, drifted, seconds)
+
+
+def ort_cpu_conditions(size: InputSize, threads: int) -> Conditions:
+    """Return the conditions of a measurement with ONNX Runtime on this machine's CPU.
+
+    Raises:
+        AdaptError: If ``threads`` is not positive, or the input no letterbox.
+    """
+    if threads < 1:
+        raise AdaptError(f"threads must be at least 1, got {threads}; 1 measures most precisely")
+    if size != size.fixed():
+        fixed = size.fixed()
+        raise AdaptError(
+            f"units are measured at a fixed input size, got {size.resize} {size.height}x"
+            f"{size.width}; use the letterbox {fixed.height}x{fixed.width}"
+        )
+    return Conditions(
+        runtime="ort-cpu",
+        precision="fp32",
+        batch=1,
+        threads=threads,
+        device=processor_name(),
+        height=size.height,
+        width=size.width,
+        runtime_version=_onnxruntime_version(),
+        protocol=PROTOCOL,
+    )
+
+
+def _onnxruntime_version() -> str:
+    for name in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    raise AdaptError("ONNX Runtime is not installed; run `pip install onnxruntime`")
+
+
+def _open_or_create(path: Path, conditions: Conditions) -> CostTable:
+    if not path.exists():
+        return CostTable.create(path, conditions)
+    table = CostTable.open(path, writable=True)
+    try:
+        table.check_resumable(conditions)
+    except AdaptError:
+        table.close()
+        raise
+    return table
+
+
+def _measure_all(
+    units: Sequence[Unit], protocol: Protocol, threads: int, seed: int
+) -> Iterator[dict[Unit, UnitCost]]:
+    """Yield the costs of all units, a chunk of about :data:`CHUNK_SECONDS` at a time."""
+    left = _shuffled(units, seed)
+    anchor = _anchor(threads)
+    size = CHUNK // 2
+    while left:
+        chunk, left = left[:size], left[size:]
+        start = time.perf_counter()
+        yield _measure_chunk(chunk, protocol, anchor, threads, seed)
+        per_unit = (time.perf_counter() - start) / len(chunk)
+        size = min(CHUNK, max(1, round(CHUNK_SECONDS / per_unit)))
+
+
+def _measure_chunk(
+    units: Sequence[Unit], protocol: Protocol, anchor: Anchor, threads: int, seed: int
+) -> dict[Unit, UnitCost]:
+    calls = {str(index): ort_call(unit_model(unit), threads) for index, unit in enumerate(units)}
+    latencies = measure(calls, protocol, anchor=anchor, seed=seed)
+    return dict(zip(units, map(_unit_cost, latencies.values()), strict=True))
+
+
+def _unit_cost(latency: Latency) -> UnitCost:
+    return UnitCost(
+        min_ms=latency.min_ms,
+        p10_ms=latency.p10_ms,
+        p50_ms=latency.p50_ms,
+        p90_ms=latency.p90_ms,
+        samples=latency.samples,
+        rounds=latency.rounds,
+        drifted=latency.drifted,
+    )
+
+
+def _anchor(threads: int) -> Anchor:
+    anchor = Anchor(ort_call(unit_model(ANCHOR), threads))
+    for _ in range(20):
+        anchor.slowdown()
+    return anchor
+
+
+def _shuffled(units: Sequence[Unit], seed: int) -> list[Unit]:
+    return random.Random(seed).sample(list(units), len(units))
+
+
+def ort_call(model: bytes, threads: int) -> Call:
+    """Return a call that runs a model on random inputs with ONNX Runtime on the CPU."""
+    return bound_call(ort_session("ort-cpu", model, threads), random_inputs(model), "ort-cpu")

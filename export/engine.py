@@ -1,0 +1,201 @@
+"""How does ONNX become a TensorRT engine?
+
+Every name used of TensorRT is the same in TensorRT 10, TensorRT 11 and TensorRT-RTX; the network
+is strongly typed, so the precision of the engine is that of the ONNX file.
+"""
+
+import functools
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from adapt.artifacts import atomic_path, file_hash, header, write_json
+from adapt.errors import AdaptError
+from export.onnx_file import HEADER, load_onnx
+
+FLAVOURS = ("tensorrt", "tensorrt_rtx")  # in order of preference
+_INSTALL = "run `pip install 'adapt-detector[trt]'` or `pip install 'adapt-detector[trt-rtx]'`"
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What was built; stored as JSON beside the engine.
+
+    Attributes:
+        flavour: ``tensorrt`` or ``tensorrt_rtx``.
+        tensorrt_version: Version of TensorRT; engines do not load in another one.
+        target: GPU or compute capability that the engine runs on.
+        onnx_sha256: Hash of the ONNX file.
+        precision: Precision of the ONNX file.
+        inputs: Name to shape and data type.
+        outputs: Name to shape and data type.
+        build_seconds: Wall time of parsing and building.
+        size_bytes: Size of the engine.
+    """
+
+    flavour: str
+    tensorrt_version: str
+    target: str
+    onnx_sha256: str
+    precision: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    build_seconds: float
+    size_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return asdict(self)
+
+
+def trt_flavours() -> dict[str, str]:
+    """Return the installed kinds of TensorRT and their versions, preferred first."""
+    modules = {name: _import(name) for name in FLAVOURS}
+    return {name: module.__version__ for name, module in modules.items() if module is not None}
+
+
+def build_engine(onnx_path: Path, plan_path: Path) -> EngineReport:
+    """Build an engine and write it with a JSON description (``<plan>.json``) beside it.
+
+    Args:
+        onnx_path: File that ``adapt export`` wrote.
+        plan_path: Engine to write.
+
+    Returns:
+        What was built.
+
+    Raises:
+        AdaptError: If TensorRT is missing or refuses the network, with TensorRT's own reasons,
+            or a file cannot be read or written.
+    """
+    description = _description(load_onnx(onnx_path))
+    trt = load_tensorrt()
+    with atomic_path(plan_path) as temporary:
+        start = time.perf_counter()
+        plan, inputs, outputs, target = _build(trt, onnx_path)
+        seconds = time.perf_counter() - start
+        temporary.write_bytes(plan)
+    report = EngineReport(
+        flavour=trt.__name__,
+        tensorrt_version=trt.__version__,
+        target=target,
+        onnx_sha256=file_hash(onnx_path),
+        precision=description.get("precision", "fp32"),
+        inputs=inputs,
+        outputs=outputs,
+        build_seconds=round(seconds, 3),
+        size_bytes=len(plan),
+    )
+    sidecar = plan_path.with_name(plan_path.name + ".json")
+    write_json(sidecar, header("engine", **report.to_dict(), onnx=description))
+    return report
+
+
+def _description(model: onnx.ModelProto) -> dict[str, Any]:
+    texts = [prop.value for prop in model.metadata_props if prop.key == HEADER]
+    content: dict[str, Any] = json.loads(texts[0]) if texts else {}
+    return content
+
+
+def load_tensorrt() -> Any:
+    """Import TensorRT, or else TensorRT-RTX.
+
+    Raises:
+        AdaptError: If neither is installed.
+    """
+    for name in FLAVOURS:
+        module = _import(name)
+        if module is not None:
+            return module
+    raise AdaptError(f"neither TensorRT nor TensorRT-RTX is installed; {_INSTALL}")
+
+
+def _import(name: str) -> Any | None:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError):  # OSError: the package is there, its libraries are not
+        return None
+
+
+def _build(trt: Any, onnx_path: Path) -> tuple[bytes, dict[str, str], dict[str, str], str]:
+    """Return the serialised engine, its inputs and outputs, and what it runs on."""
+    logger = _logger(trt)
+    logger.errors.clear()
+    builder = _builder(trt, logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(trt, network, onnx_path)
+    config = builder.create_builder_config()
+    target = _set_target(trt, config)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:  # TensorRT does not raise
+        raise _refused(trt, f"does not build {onnx_path}", logger.errors)
+    inputs = _shapes([network.get_input(i) for i in range(network.num_inputs)])
+    outputs = _shapes([network.get_output(i) for i in range(network.num_outputs)])
+    return bytes(plan), inputs, outputs, target
+
+
+def _builder(trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except (RuntimeError, TypeError) as error:  # TypeError: the C++ constructor returned nothing
+        raise _refused(trt, "does not start (it needs an NVIDIA GPU)", logger.errors) from error
+
+
+def _parse(trt: Any, network: Any, onnx_path: Path) -> None:
+    parser = trt.OnnxParser(network, _logger(trt))
+    if not parser.parse(onnx_path.read_bytes()):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        reasons = [f"{error.node_operator()} {error.desc()}" for error in errors]
+        raise _refused(trt, f"does not read {onnx_path}", reasons)
+
+
+def _set_target(trt: Any, config: Any) -> str:
+    """Choose the GPU to build for and return its name.
+
+    TensorRT builds for the GPU it runs on. TensorRT-RTX also builds without one; then the engine
+    is for compute capability 8.0 (A100).
+    """
+    on_gpu = torch.cuda.is_available()
+    if trt.__name__ == "tensorrt_rtx" and not on_gpu:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM80, 0)
+        return "SM80"
+    return torch.cuda.get_device_name() if on_gpu else "unknown"
+
+
+def _shapes(tensors: Sequence[Any]) -> dict[str, str]:
+    return {tensor.name: f"{tensor.dtype.name.lower()}{list(tensor.shape)}" for tensor in tensors}
+
+
+def _refused(trt: Any, what: str, reasons: Sequence[str]) -> AdaptError:
+    told = "; ".join(dict.fromkeys(reason.strip() for reason in reasons)) or "it gave no reason"
+    return AdaptError(
+        f"{trt.__name__} {trt.__version__} {what} ({told}); export with tail 'tensor-nms' and an "
+        "opset it reads, or update it"
+    )
+
+
+@functools.cache
+def _logger(trt: Any) -> Any:
+    """Return the one logger that TensorRT allows per process; it remembers errors."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps what explains a failure, prints nothing."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            """Called by TensorRT."""
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+
+    return Logger()

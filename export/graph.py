@@ -1,0 +1,287 @@
+"""Which graph is deployed?"""
+
+# B images, A anchors of a level, K classes, C candidates, D detections
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import clip_boxes_to_image
+
+from adapt.architecture import mobilenet_v2
+from adapt.artifacts import header
+from adapt.backbone import Backbone
+from adapt.detector import DetectorConfig, build_retinanet
+from adapt.detector_file import DetectorInfo
+from adapt.errors import AdaptError
+from adapt.images import InputSize
+from adapt.units import pyramid_sizes
+from export.nms import nms_keep
+from export.onnx_file import OPSET, read_description, write_onnx
+
+# Best candidates of all levels together that reach non-maximum suppression. torchvision keeps
+# all (up to 5 x 1000), but suppression compares every pair; 1000 leave 10 per detection.
+NMS_CANDIDATES = 1000
+DETECTIONS = ("num_detections", "boxes", "scores", "classes")
+RAW_HEADS = ("cls_logits", "bbox_regression")
+
+Tail = Literal["tensor-nms", "none"]
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Postprocess(nn.Module):
+    """From the pyramid to detections: heads, decoding and non-maximum suppression.
+
+    The semantics of torchvision's ``RetinaNet.postprocess_detections`` with fixed shapes only.
+    It differs where more than :data:`NMS_CANDIDATES` candidates pass the score threshold and the
+    best of them yield fewer than ``detections`` boxes.
+    """
+
+    anchors: Tensor
+
+    def __init__(self, model: RetinaNet, detector: DetectorConfig, size: InputSize) -> None:
+        super().__init__()
+        self.head = model.head
+        self.box_coder = model.box_coder
+        self.detector = detector
+        self.size = size
+        levels = level_anchors(model, size)
+        self.anchor_counts = [len(level) for level in levels]
+        self.register_buffer("anchors", torch.cat(levels), persistent=False)
+
+    def forward(self, pyramid: list[Tensor]) -> Outputs:
+        """Return ``num_detections, boxes, scores, classes`` for P3 to P7.
+
+        Returns:
+            int32 ``Tensor[B, 1]``, float32 ``Tensor[B, D, 4]`` in input pixels, float32
+            ``Tensor[B, D]`` in descending order and int32 ``Tensor[B, D]``; rows beyond
+            ``num_detections`` are 0.
+        """
+        heads = self.head(pyramid)
+        classes = heads["cls_logits"].shape[2]
+        logits, best = self._candidates(heads["cls_logits"])
+        boxes = self._decode(heads["bbox_regression"], best // classes)
+        scores, labels = logits.sigmoid(), best % classes
+        valid = scores > self.detector.score_threshold
+        keep = nms_keep(boxes, scores, labels, valid, self.detector.nms_threshold)
+        return self._best(keep, boxes, scores, labels)
+
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the best logits and their indices into [A * K], both ``Tensor[B, C]``.
+
+        Ranking logits is ranking scores. Only what survives both rankings is decoded.
+        """
+        values, indices, start = [], [], 0
+        for level in torch.split(logits, self.anchor_counts, 1):
+            flat = level.flatten(1)
+            value, index = flat.topk(min(self.detector.candidates, flat.shape[1]))
+            values.append(value)
+            indices.append(index + start)
+            start += flat.shape[1]
+        pool = torch.cat(values, 1)
+        value, index = pool.topk(min(NMS_CANDIDATES, pool.shape[1]))
+        return value, torch.cat(indices, 1).gather(1, index)
+
+    def _decode(self, deltas: Tensor, anchor: Tensor) -> Tensor:
+        """Return boxes ``Tensor[B, C, 4]`` of the anchors with the indices ``Tensor[B, C]``."""
+        chosen = _rows(deltas, anchor).reshape(-1, 4)
+        boxes = self.box_coder.decode_single(chosen, self.anchors[anchor].reshape(-1, 4))
+        clipped: Tensor = clip_boxes_to_image(boxes, (self.size.height, self.size.width))
+        return clipped.reshape(*anchor.shape, 4)
+
+    def _best(self, keep: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor) -> Outputs:
+        number = min(self.detector.detections, keep.shape[1])
+        scores, best = torch.where(keep, scores, 0.0).topk(number)
+        found = keep.gather(1, best)
+        count = found.sum(1, keepdim=True, dtype=torch.int32)
+        boxes = torch.where(found.unsqueeze(2), _rows(boxes, best), 0.0)
+        classes = torch.where(found, labels.gather(1, best), 0)
+        return count, boxes, scores, classes.int()
+
+
+def _rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Select rows of each image's table: ``Tensor[B, N, 4], Tensor[B, C] -> Tensor[B, C, 4]``."""
+    return table.gather(1, rows.unsqueeze(2).expand(-1, -1, table.shape[2]))
+
+
+def level_anchors(model: RetinaNet, size: InputSize) -> list[Tensor]:
+    """Return the anchors ``Tensor[A, 4]`` of P3 to P7, as torchvision lays them out."""
+    grids = [torch.zeros(1, 1, *grid) for grid in pyramid_sizes(size.height, size.width)]
+    images = ImageList(torch.zeros(1, 3, size.height, size.width), [(size.height, size.width)])
+    (anchors,) = model.anchor_generator(images, grids)
+    per_cell = model.anchor_generator.num_anchors_per_location()
+    counts = [g.shape[2] * g.shape[3] * n for g, n in zip(grids, per_cell, strict=True)]
+    return list(anchors.split(counts))
+
+
+class DeployedDetector(nn.Module):
+    """Images to detections."""
+
+    def __init__(self, model: RetinaNet, info: DetectorInfo) -> None:
+        super().__init__()
+        self.features = Features(model)
+        self.postprocess = Postprocess(model, info.detector, info.input.fixed())
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return ``num_detections, boxes, scores, classes``; see :class:`Postprocess`.
+
+        Args:
+            images: float32 ``Tensor[B, 3, H, W]`` in [0, 1], as :func:`adapt.images.fit` does it.
+        """
+        detections: Outputs = self.postprocess(self.features(images))
+        return detections
+
+
+class RawHeads(nn.Module):
+    """Images to logits ``Tensor[B, A, K]`` and box deltas ``Tensor[B, A, 4]`` of all levels."""
+
+    def __init__(self, model: RetinaNet) -> None:
+        super().__init__()
+        self.features = Features(model)
+        self.head = model.head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits and box deltas, P3 first."""
+        heads = self.head(self.features(images))
+        return heads["cls_logits"], heads["bbox_regression"]
+
+
+class Features(nn.Module):
+    """Images in [0, 1] to the pyramid P3 to P7; the normalisation is part of the graph."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: RetinaNet) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        for name, values in (
+            ("mean", model.transform.image_mean),
+            ("std", model.transform.image_std),
+        ):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return five feature maps ``Tensor[B, C, h, w]``."""
+        return list(self.backbone((images - self.mean) / self.std).values())
+
+
+class RestOfDetector(nn.Module):
+    """Lateral maps to detections: what no choice of the search changes (adapt.units.Rest)."""
+
+    def __init__(self, model: RetinaNet, detector: DetectorConfig, size: InputSize) -> None:
+        super().__init__()
+        self.smooth = model.backbone.fpn.layer_blocks
+        self.p7 = model.backbone.fpn.extra_blocks.p7
+        self.postprocess = Postprocess(model, detector, size)
+
+    def forward(self, lateral3: Tensor, lateral4: Tensor, lateral5: Tensor, p6: Tensor) -> Outputs:
+        """Return ``num_detections, boxes, scores, classes``; see :class:`Postprocess`.
+
+        Args:
+            lateral3: Output of the finest lateral convolution, ``Tensor[B, F, H/8, W/8]``.
+            lateral4: Output of the middle lateral convolution.
+            lateral5: Output of the coarsest lateral convolution.
+            p6: P6, before its activation.
+        """
+        inner5 = lateral5
+        inner4 = lateral4 + F.interpolate(inner5, size=lateral4.shape[-2:], mode="nearest")
+        inner3 = lateral3 + F.interpolate(inner4, size=lateral3.shape[-2:], mode="nearest")
+        inner = (inner3, inner4, inner5)
+        pyramid = [conv(x) for conv, x in zip(self.smooth, inner, strict=True)]
+        detections: Outputs = self.postprocess([*pyramid, p6, self.p7(F.relu(p6))])
+        return detections
+
+
+def export_detector(
+    model: RetinaNet,
+    info: DetectorInfo,
+    path: Path,
+    *,
+    tail: Tail = "tensor-nms",
+    opset: int = OPSET,
+    batch: int = 1,
+    provenance: dict[str, Any],
+) -> Path:
+    """Write a detector as an fp32 ONNX file with fixed shapes.
+
+    Args:
+        model: The detector; it is left unchanged.
+        info: Its description. Sizes other than a letterbox are rounded up to one.
+        path: File to write.
+        tail: ``tensor-nms`` ends in detections, ``none`` in logits and box deltas.
+        opset: ONNX operator set.
+        batch: Images per inference.
+        provenance: JSON content that says where the weights come from.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        AdaptError: If ``tail`` or ``batch`` is unknown or the file cannot be written.
+    """
+    if tail not in ("tensor-nms", "none"):
+        raise AdaptError(f"tail must be 'tensor-nms' or 'none', got {tail!r}")
+    if batch < 1:
+        raise AdaptError(f"batch must be at least 1, got {batch}")
+    info = replace(info, input=info.input.fixed())
+    graph = DeployedDetector(model, info) if tail == "tensor-nms" else RawHeads(model)
+    outputs = DETECTIONS if tail == "tensor-nms" else RAW_HEADS
+    description = header(
+        "onnx-detector",
+        **info.to_dict(),
+        architecture_hash=info.architecture.hash,
+        precision="fp32",
+        tail=tail,
+        batch=batch,
+        opset=opset,
+        provenance=provenance,
+    )
+    images = torch.zeros(batch, 3, info.input.height, info.input.width)
+    return write_onnx(graph, [images], (["images"], outputs), description, path, opset)
+
+
+def read_onnx_info(path: Path) -> tuple[DetectorInfo, dict[str, Any]]:
+    """Read the description of an exported detector.
+
+    Returns:
+        The description, and the file's whole header (precision, tail and provenance included).
+
+    Raises:
+        AdaptError: If the file is missing, truncated, or not written by ``adapt export``.
+    """
+    content = read_description(path, "onnx-detector")
+    return DetectorInfo.from_dict(content), content
+
+
+def export_rest(detector: DetectorConfig, size: InputSize, path: Path) -> Path:
+    """Write the part of a detector that no choice of the search changes, to measure its latency.
+
+    The weights are random; every shape is fixed, so they do not change the work.
+
+    Args:
+        detector: Pyramid, heads and post-processing.
+        size: Input of the whole detector.
+        path: File to write.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        AdaptError: If the file cannot be written.
+    """
+    size = size.fixed()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_retinanet(Backbone(mobilenet_v2()), detector)
+    rest = RestOfDetector(model, detector, size)
+    p3, p4, p5, p6, _ = pyramid_sizes(size.height, size.width)
+    example = [torch.zeros(1, detector.fpn_width, *level) for level in (p3, p4, p5, p6)]
+    description = header("onnx-rest", detector=detector.to_dict(), input=size.to_dict())
+    names = ["lateral3", "lateral4", "lateral5", "p6"]
+    return write_onnx(rest, example, (names, DETECTIONS), description, path)

@@ -1,0 +1,298 @@
+"""How does one artifact run on one runtime?"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.detector_file import DetectorInfo, load_detector
+from adapt.errors import AdaptError
+from export.graph import DETECTIONS, read_onnx_info
+
+PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+ARTIFACTS = {"torch": ".safetensors", "ort-cpu": ".onnx", "ort-cuda": ".onnx"}
+RUNTIMES = tuple(ARTIFACTS)
+
+Array = NDArray[Any]
+
+
+class ImageDetections(NamedTuple):
+    """What a detector found in one image.
+
+    Attributes:
+        boxes: float32 ``[n, 4]``, corners (x1, y1, x2, y2) in pixels of the detector's input.
+        scores: float32 ``[n]``, in descending order.
+        labels: int64 ``[n]``, indices into the detector's classes.
+    """
+
+    boxes: Array
+    scores: Array
+    labels: Array
+
+
+class Runner(ABC):
+    """One artifact, ready to run on one runtime; a context manager."""
+
+    info: DetectorInfo
+
+    @abstractmethod
+    def infer(self, images: Array) -> list[ImageDetections]:
+        """Detect in float32 images ``[B, 3, H, W]`` in [0, 1], fitted to ``info.input``.
+
+        Raises:
+            AdaptError: If the artifact takes images of another shape.
+        """
+
+    @abstractmethod
+    def bind(self, images: Array) -> Callable[[], None]:
+        """Return a call that runs inference on these images and nothing else, to be timed.
+
+        The images are already where the runtime wants them, the call returns when the outputs are
+        complete, and nothing is copied back.
+
+        Raises:
+            AdaptError: If the artifact takes images of another shape.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return runtime, version, device and threads."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def open_runner(runtime: str, artifact: Path, threads: int = 1) -> Runner:
+    """Return the runner of an artifact; use it in a ``with`` statement.
+
+    Args:
+        runtime: One of :data:`RUNTIMES`.
+        artifact: File that ``adapt finetune`` (torch) or ``adapt export`` (the others) wrote.
+        threads: CPU threads of one inference.
+
+    Raises:
+        AdaptError: If the runtime is unknown or not installed, or cannot run this artifact.
+    """
+    check_artifact(runtime, artifact)
+    if threads < 1:
+        raise AdaptError(f"threads must be at least 1, got {threads}")
+    if runtime == "torch":
+        return TorchRunner(artifact, threads)
+    return OrtRunner(runtime, artifact, threads)
+
+
+def check_artifact(runtime: str, artifact: Path) -> None:
+    """Check that a runtime exists and runs files of this kind.
+
+    Raises:
+        AdaptError: With the fix.
+    """
+    if runtime not in ARTIFACTS:
+        raise AdaptError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if artifact.suffix != ARTIFACTS[runtime]:
+        fitting = [name for name, suffix in ARTIFACTS.items() if suffix == artifact.suffix]
+        other = f" or choose runtime {' or '.join(fitting)}" if fitting else ""
+        raise AdaptError(
+            f"runtime {runtime} runs {ARTIFACTS[runtime]} files, got {artifact}; pass the "
+            f"{ARTIFACTS[runtime]} file of this detector{other}"
+        )
+
+
+class TorchRunner(Runner):
+    """Eager inference of torchvision's RetinaNet on the CPU, what most people do by default.
+
+    The number of threads belongs to the process: it is set on entry and restored on exit.
+    """
+
+    def __init__(self, artifact: Path, threads: int = 1) -> None:
+        self._model, self.info = load_detector(artifact)
+        self._threads = threads
+        self._threads_before = torch.get_num_threads()
+
+    def __enter__(self) -> Self:
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._threads_before)
+
+    def infer(self, images: Array) -> list[ImageDetections]:
+        """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
+        return [_from_torch(found) for found in self._run(list(torch.from_numpy(images)))]
+
+    def bind(self, images: Array) -> Callable[[], None]:
+        """Return the call to time; see :meth:`Runner.bind`."""
+        tensors = list(torch.from_numpy(images))
+
+        def call() -> None:
+            self._run(tensors)
+
+        return call
+
+    def describe(self) -> dict[str, Any]:
+        """Return runtime, version, device and threads."""
+        return {
+            "runtime": "torch",
+            "version": torch.__version__,
+            "device": "cpu",
+            "threads": self._threads,
+        }
+
+    @torch.inference_mode()
+    def _run(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        found: list[dict[str, Tensor]] = self._model(images)
+        return found
+
+
+def _from_torch(found: dict[str, Tensor]) -> ImageDetections:
+    return ImageDetections(*(found[name].numpy() for name in ("boxes", "scores", "labels")))
+
+
+class OrtRunner(Runner):
+    """ONNX Runtime with one execution provider."""
+
+    def __init__(self, runtime: str, artifact: Path, threads: int = 1) -> None:
+        self.info, self._header = read_onnx_info(artifact)
+        size = self.info.input
+        self._shape = (self._header["batch"], 3, size.height, size.width)
+        self._runtime = runtime
+        self._artifact = artifact
+        self._threads = threads
+        self._session = ort_session(runtime, artifact.read_bytes(), threads)
+
+    def __exit__(self, *_: object) -> None:
+        self._session = None  # frees its memory
+
+    def infer(self, images: Array) -> list[ImageDetections]:
+        """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`.
+
+        Raises:
+            AdaptError: If the shape is not the file's or the file ends in raw heads.
+        """
+        if self._header["tail"] == "none":
+            raise AdaptError(
+                f"{self._artifact} ends in raw heads (tail 'none') and detects nothing by itself; "
+                "export it with tail 'tensor-nms'"
+            )
+        check_shape(images, self._shape, self._artifact)
+        return batch_detections(*self._session.run(DETECTIONS, {"images": images}))
+
+    def bind(self, images: Array) -> Callable[[], None]:
+        """Return the call to time; see :meth:`Runner.bind`.
+
+        Raises:
+            AdaptError: If the shape is not the file's.
+        """
+        check_shape(images, self._shape, self._artifact)
+        return bound_call(self._session, {"images": images}, self._runtime)
+
+    def describe(self) -> dict[str, Any]:
+        """Return runtime, version, device and threads."""
+        import onnxruntime
+
+        on_gpu = self._runtime == "ort-cuda"
+        return {
+            "runtime": self._runtime,
+            "version": onnxruntime.__version__,
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "threads": self._threads,
+        }
+
+
+def check_shape(images: Array, wanted: tuple[int, ...], artifact: Path) -> None:
+    """Check that images fit a file with fixed shapes.
+
+    Raises:
+        AdaptError: If they do not.
+    """
+    if images.shape != wanted:
+        raise AdaptError(
+            f"{artifact} takes images of shape {wanted}, got {images.shape}; export the detector "
+            "with this batch and input size"
+        )
+
+
+def batch_detections(
+    number: Array, boxes: Array, scores: Array, classes: Array
+) -> list[ImageDetections]:
+    """Cut the deployed graph's fixed-size outputs to what was found in each image."""
+    return [
+        ImageDetections(boxes[i, :n], scores[i, :n], classes[i, :n].astype(np.int64))
+        for i, n in enumerate(number[:, 0])
+    ]
+
+
+def ort_session(runtime: str, model: bytes, threads: int) -> Any:
+    """Return an ONNX Runtime session that really runs on the asked provider.
+
+    Args:
+        runtime: ``ort-cpu`` or ``ort-cuda``.
+        model: A serialised ONNX model.
+        threads: Threads of one operator; operators run one after another.
+
+    Raises:
+        AdaptError: If ONNX Runtime or the provider is not installed.
+    """
+    ort = _onnxruntime()
+    provider = PROVIDERS[runtime]
+    if provider not in ort.get_available_providers():
+        raise AdaptError(_no_provider(runtime, provider))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait steal the core from the session that is measured.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    providers = dict.fromkeys((provider, PROVIDERS["ort-cpu"]))
+    session = ort.InferenceSession(model, options, providers=list(providers))
+    # ONNX Runtime lists providers that cannot load and falls back without an error.
+    if provider not in session.get_providers():
+        raise AdaptError(_no_provider(runtime, provider))
+    return session
+
+
+def bound_call(session: Any, inputs: dict[str, Array], runtime: str) -> Callable[[], None]:
+    """Return a call that runs a session on inputs that are already on its device."""
+    ort = _onnxruntime()
+    device = "cuda" if runtime == "ort-cuda" else "cpu"
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device)
+        binding.bind_ortvalue_input(name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+
+    def call() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return call
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise AdaptError(
+            "ONNX Runtime is not installed; run `pip install onnxruntime-gpu` (Linux and Windows "
+            "x86-64) or `pip install onnxruntime` (elsewhere), never both"
+        ) from error
+    return onnxruntime
+
+
+def _no_provider(runtime: str, provider: str) -> str:
+    return (
+        f"runtime {runtime} needs ONNX Runtime's {provider}, which does not load on this machine; "
+        "it takes an NVIDIA GPU with its driver, CUDA, cuDNN and `pip install onnxruntime-gpu` "
+        "(without `onnxruntime`); without them choose runtime ort-cpu"
+    )

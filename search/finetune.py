@@ -1,0 +1,137 @@
+"""How is a derived detector trained from mapped parameters?"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.models.detection import RetinaNet
+
+from adapt.architecture import Architecture
+from adapt.artifacts import content_hash
+from adapt.backbone import Backbone
+from adapt.coco import CocoSplit
+from adapt.dataset import training_batches
+from adapt.detector_file import DetectorInfo, save_detector
+from adapt.mapping import MappingReport, map_backbone
+from adapt.progress import Progress, silent
+from adapt.weights import source_backbone
+from search.checkpoint import resume, save_checkpoint
+from search.recipe import Recipe
+from search.training import (
+    build_optimizer,
+    build_scheduler,
+    default_device,
+    detection_loss,
+    training_dataset,
+    update,
+)
+
+
+def initial_detector(recipe: Recipe, info: DetectorInfo) -> tuple[RetinaNet, MappingReport | None]:
+    """Build a detector whose backbone has the source's parameters mapped onto it.
+
+    Returns:
+        The detector, and what was copied; None if the recipe asks for scratch.
+    """
+    torch.manual_seed(recipe.seed)
+    model = info.build()
+    if recipe.init == "scratch":
+        return model, None
+    how = recipe.finetune
+    weights = Path(recipe.weights) if recipe.weights else None
+    body = model.backbone.body
+    assert isinstance(body, Backbone)
+    report = map_backbone(
+        source_backbone(info.architecture.source, weights),
+        body,
+        mode=how.mapping,
+        noise=how.mapping_noise,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+    return model, report
+
+
+def total_steps(recipe: Recipe, images: int, limit_steps: int | None = None) -> int:
+    """Return the steps of a fine-tuning on ``images`` training images."""
+    steps = recipe.finetune.epochs * recipe.finetune.steps_per_epoch(images)
+    return steps if limit_steps is None else min(steps, limit_steps)
+
+
+def run_finetune(
+    recipe: Recipe,
+    architecture: Architecture,
+    train: CocoSplit,
+    path: Path,
+    *,
+    progress: Progress = silent,
+    limit_steps: int | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> Path:
+    """Map, train, and write the detector to ``path``.
+
+    A checkpoint beside ``path`` is written after every epoch; the same call resumes from it.
+
+    Args:
+        recipe: Numbers of the training.
+        architecture: The backbone.
+        train: Training images.
+        path: The detector file to write.
+        progress: Told after every step.
+        limit_steps: Stop after this many steps.
+        provenance: Where the architecture comes from.
+
+    Raises:
+        AdaptError: If weights are missing, the loss diverges, or ``path`` has another run's
+            checkpoint.
+    """
+    config = recipe.detector.config(len(train.class_names))
+    info = DetectorInfo(architecture, config, recipe.input, train.class_names)
+    model, report = initial_detector(recipe, info)
+    model.to(default_device()).train()
+    _train(recipe, model, info, train, path, progress, limit_steps)
+    save_detector(
+        path,
+        model,
+        info,
+        recipe=recipe.to_dict(),
+        copied_share=report.share if report else 0.0,
+        provenance=provenance or {},
+    )
+    path.with_suffix(".checkpoint.pt").unlink(missing_ok=True)
+    return path
+
+
+def _train(
+    recipe: Recipe,
+    model: RetinaNet,
+    info: DetectorInfo,
+    train: CocoSplit,
+    path: Path,
+    progress: Progress,
+    limit_steps: int | None,
+) -> None:
+    how, device = recipe.finetune, next(model.parameters()).device
+    parameters = list(model.parameters())
+    optimizer = build_optimizer(parameters, how)
+    steps_per_epoch = how.steps_per_epoch(len(train))
+    scheduler = build_scheduler(optimizer, how, steps_per_epoch)
+    parts = {"detector": model, "optimizer": optimizer, "scheduler": scheduler}
+    checkpoint = path.with_suffix(".checkpoint.pt")
+    identity = content_hash([recipe.finetune_hash, limit_steps, info.to_dict()])
+    start = resume(checkpoint, "finetuning", parts, identity)
+    total = total_steps(recipe, len(train), limit_steps)
+    batches = training_batches(
+        training_dataset(recipe, train),
+        batch_size=how.batch_size,
+        seed=recipe.seed,
+        start_step=start,
+        num_workers=recipe.data.workers,
+    )
+    for step in range(start, total):
+        batch = next(batches)
+        loss = detection_loss(model, batch, device)
+        value = update(loss, optimizer, parameters, how.clip_norm, batch)
+        scheduler.step()
+        progress(step + 1, total, f"loss {value:.3f}")
+        if (step + 1) % steps_per_epoch == 0 and step + 1 < total:
+            save_checkpoint(checkpoint, "finetuning", parts, step=step + 1, identity=identity)

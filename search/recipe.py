@@ -1,0 +1,321 @@
+"""What is a run: which data, space, detector, search and training, with which numbers?
+
+The defaults are the paper's (section IV-A), and where it is silent those of its ancestor FNA.
+"""
+
+import tomllib
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from adapt.artifacts import content_hash, read_text
+from adapt.cost import CostForm
+from adapt.detector import DetectorConfig
+from adapt.errors import AdaptError
+from adapt.images import InputSize
+from adapt.mapping import MappingMode
+from adapt.masks import GateNorm, MaskKind
+from adapt.space import SearchSpace
+
+PRESETS = Path(__file__).parent / "recipes"
+_STRICT = ConfigDict(extra="forbid")  # a misspelt field is an error, not a default
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which images are used.
+
+    Attributes:
+        root: Folder of a COCO-format data set, relative to the recipe file.
+        train: Split for search and fine-tuning.
+        val: Split for evaluation.
+        test: Split that the benchmark reports; ``val`` if empty.
+        flip: Whether training images are flipped at random.
+        workers: Processes that load images; 0 loads in the training process.
+        cache_mb: Memory for decoded and resized images; 0 decodes every time.
+    """
+
+    __pydantic_config__ = _STRICT
+    root: str = ""
+    train: str = "train"
+    val: str = "val"
+    test: str = ""
+    flip: bool = True
+    workers: int = 8
+    cache_mb: int = 0
+
+    @property
+    def benchmark(self) -> str:
+        """The split that the benchmark reports."""
+        return self.test or self.val
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How weights are trained.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        optimizer: ``sgd`` or ``adamw``.
+        lr: Peak learning rate.
+        momentum: Of SGD.
+        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
+        schedule: ``step`` (warm-up, then drops at milestones) or ``one-cycle``.
+        warmup_steps: Steps of linear warm-up in the ``step`` schedule.
+        warmup_factor: Share of ``lr`` at the first step.
+        milestones: Epochs at which the learning rate drops.
+        gamma: Factor of each drop.
+        clip_norm: Largest L2 norm of the gradient; 0 for no clipping.
+    """
+
+    __pydantic_config__ = _STRICT
+    epochs: int = 24
+    batch_size: int = 32
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-5
+    schedule: Literal["step", "one-cycle"] = "step"
+    warmup_steps: int = 500
+    warmup_factor: float = 1 / 3
+    milestones: tuple[int, ...] = (16, 22)
+    gamma: float = 0.1
+    clip_norm: float = 35.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Return the steps of one pass over ``images`` images."""
+        return max(1, images // self.batch_size)
+
+
+@dataclass(frozen=True)
+class SearchOptimisation(Optimisation):
+    """How the operation parameters of the supernet are trained; an epoch is a pass over trainA."""
+
+    __pydantic_config__ = _STRICT
+    epochs: int = 14
+    batch_size: int = 8
+    lr: float = 0.02
+    weight_decay: float = 1e-4
+    milestones: tuple[int, ...] = (8, 11)
+
+
+@dataclass(frozen=True)
+class SearchRecipe:
+    """How architecture and weights are searched together (Eq. 3 and 4).
+
+    Attributes:
+        weights: Training of the operation parameters.
+        warmup_epochs: Epochs that train weights alone, with uniformly sampled operations.
+        arch_lr: Learning rate of alpha and beta (Adam, constant).
+        arch_betas: Decay rates of Adam's moments.
+        arch_weight_decay: L2 penalty on alpha and beta.
+        arch_every: Weight steps per architecture step, once both are trained.
+        mask: How channels belong to candidate widths (Fig. 2).
+        gate_norm: Normalisation of the channel gates; ``none`` is the paper's.
+        cost: What Eq. 4 penalises: multiply-adds, or latency from a cost table.
+        cost_form: Exact expectation, or Eq. 5 to 8 as printed.
+        penalty: ``linear`` is Eq. 4's lambda * C; ``log`` is lambda * log10(C), as in FNA. C is in
+            G MAdds or milliseconds.
+        cost_weight: lambda.
+        mapping_noise: Standard deviation of the noise on parameters the source does not have.
+    """
+
+    __pydantic_config__ = _STRICT
+    weights: SearchOptimisation = field(default_factory=SearchOptimisation)
+    warmup_epochs: int = 8
+    arch_lr: float = 3e-4
+    arch_betas: tuple[float, float] = (0.5, 0.999)
+    arch_weight_decay: float = 1e-3
+    arch_every: int = 1
+    mask: MaskKind = "non-overlapping"
+    gate_norm: GateNorm = "none"
+    cost: Literal["madds", "latency"] = "madds"
+    cost_form: CostForm = "exact"
+    penalty: Literal["linear", "log"] = "log"
+    cost_weight: float = 0.02
+    mapping_noise: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_epochs <= self.weights.epochs:
+            raise ValueError(
+                f"warmup_epochs must lie in [0, {self.weights.epochs}], got {self.warmup_epochs}"
+            )
+        if self.arch_every < 1:
+            raise ValueError(f"arch_every must be at least 1, got {self.arch_every}")
+
+
+@dataclass(frozen=True)
+class SpaceRecipe:
+    """Which networks are searched.
+
+    Attributes:
+        preset: Name of a preset, or path of a TOML file.
+        width_grid: Only widths that are multiples of this, and the ends of each range, are
+            candidates; 1 keeps all of Table I.
+    """
+
+    __pydantic_config__ = _STRICT
+    preset: str = "mobilenet_v2"
+    width_grid: int = 1
+
+    def load(self) -> SearchSpace:
+        """Return the search space."""
+        return SearchSpace.load(self.preset).on_grid(self.width_grid)
+
+
+@dataclass(frozen=True)
+class DeviceRecipe:
+    """Where the detector runs and how it is measured.
+
+    Attributes:
+        runtime: Runtime of the deployed detector.
+        threads: Threads of a CPU runtime.
+        rounds: Rounds of the final benchmark.
+    """
+
+    __pydantic_config__ = _STRICT
+    runtime: Literal["ort-cpu"] = "ort-cpu"
+    threads: int = 1
+    rounds: int = 10
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe(Optimisation):
+    """How the derived detector is trained.
+
+    Attributes:
+        mapping: How pretrained parameters reach it (section III-B).
+        mapping_noise: Standard deviation of the noise on parameters the source does not have.
+    """
+
+    __pydantic_config__ = _STRICT
+    mapping: MappingMode = "paper"
+    mapping_noise: float = 1e-3
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """The detector around the backbone, as :class:`adapt.detector.DetectorConfig`.
+
+    The number of classes comes from the data set.
+    """
+
+    __pydantic_config__ = _STRICT
+    fpn_width: int = 256
+    head_depth: int = 4
+    anchor_size: int = 32
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    candidates: int = 1000
+    detections: int = 100
+
+    def config(self, num_classes: int) -> DetectorConfig:
+        """Return the configuration for a data set's number of classes."""
+        return DetectorConfig(num_classes=num_classes, **asdict(self))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run; the defaults are the paper's.
+
+    Attributes:
+        name: Name of the recipe and of its output folder.
+        seed: Seed of everything that is random.
+        init: ``imagenet`` or, only if asked for, ``scratch``.
+        weights: Weight file of the source; the published one if empty.
+        cost_size: (height, width) at which MAdds are counted; the input's if empty.
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str = "paper"
+    seed: int = 0
+    init: Literal["imagenet", "scratch"] = "imagenet"
+    weights: str = ""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    space: SpaceRecipe = field(default_factory=SpaceRecipe)
+    input: InputSize = field(default_factory=lambda: InputSize(800, 1333, "shortest-edge"))
+    cost_size: tuple[int, int] | None = (800, 1088)
+    detector: DetectorRecipe = field(default_factory=DetectorRecipe)
+    search: SearchRecipe = field(default_factory=SearchRecipe)
+    finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
+    device: DeviceRecipe = field(default_factory=DeviceRecipe)
+
+    @classmethod
+    def load(cls, name_or_path: str) -> "Recipe":
+        """Read a recipe by preset name (``paper``, ``demo``) or by path.
+
+        Raises:
+            AdaptError: If it does not exist or a field is unknown or wrong.
+        """
+        if name_or_path == "paper":
+            return cls()
+        path = PRESETS / f"{name_or_path}.toml"
+        if not path.is_file():
+            path = Path(name_or_path)
+            if path.suffix != ".toml":
+                known = ", ".join(sorted(["paper", *(p.stem for p in PRESETS.glob("*.toml"))]))
+                raise AdaptError(
+                    f"unknown recipe {name_or_path!r}; use a preset ({known}) or the path of a "
+                    ".toml file"
+                )
+        recipe = _parse(read_text(path, "recipe"), path)
+        return recipe.relative_to(path.parent)
+
+    def relative_to(self, folder: Path) -> "Recipe":
+        """Return the recipe with its paths resolved against ``folder``."""
+        root = str(folder / self.data.root) if self.data.root else ""
+        weights = str(folder / self.weights) if self.weights else ""
+        return replace(self, data=replace(self.data, root=root), weights=weights)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Recipe":
+        """Read what :meth:`to_dict` wrote."""
+        return TypeAdapter(cls).validate_python(content)
+
+    @property
+    def search_hash(self) -> str:
+        """16 hex digits of everything that a search depends on."""
+        return self._hash(without=("name", "finetune", "device"))
+
+    @property
+    def finetune_hash(self) -> str:
+        """16 hex digits of everything that a fine-tuning depends on, but the architecture."""
+        return self._hash(without=("name", "space", "search", "device", "cost_size"))
+
+    def _hash(self, without: tuple[str, ...]) -> str:
+        content = {k: v for k, v in self.to_dict().items() if k not in without}
+        # Where the data lie and how they are loaded changes no result.
+        kept = ("train", "flip")
+        content["data"] = {name: content["data"][name] for name in kept}
+        return content_hash(content)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return asdict(self)
+
+    def measured_size(self) -> InputSize:
+        """Return the input size that costs refer to."""
+        return InputSize(*self.cost_size) if self.cost_size else self.input.fixed()
+
+
+def _parse(text: str, path: Path) -> Recipe:
+    try:
+        return TypeAdapter(Recipe).validate_python(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise AdaptError(f"recipe {path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        own = first.get("ctx", {}).get("error")  # a ValueError of ours says what it got
+        reason = str(own) if own else f"{first['msg']}, got {first['input']!r}"
+        raise AdaptError(f"recipe {path}: {where}: {reason}") from error

@@ -1,0 +1,63 @@
+"""Which small detector and files do the export tests share?"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models.detection import RetinaNet
+
+from adapt.architecture import mobilenet_v2
+from adapt.detector import DetectorConfig
+from adapt.detector_file import DetectorInfo, save_detector
+from adapt.images import InputSize
+from export.graph import Tail, export_detector
+
+SIZE = InputSize(128, 160)
+INFO = DetectorInfo(
+    mobilenet_v2(),
+    DetectorConfig(num_classes=3, fpn_width=32, head_depth=1, candidates=150),
+    SIZE,
+    ("circle", "square", "star"),
+)
+
+
+@functools.cache
+def small_detector() -> RetinaNet:
+    """A random detector that finds more than 100 overlapping boxes in every image."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = INFO.build()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # the average of all batches
+        for _ in range(2):
+            model.backbone(torch.randn(4, 3, SIZE.height, SIZE.width))
+        head = model.head.classification_head.cls_logits
+        nn.init.normal_(head.weight, std=0.1)
+        nn.init.constant_(head.bias, -2.0)
+        nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.02)
+    return model.eval()
+
+
+def images(number: int, seed: int = 0) -> np.ndarray:
+    """Random images ``[number, 3, H, W]`` in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    return rng.random((number, 3, SIZE.height, SIZE.width), dtype=np.float32)
+
+
+@functools.cache
+def exported(folder: Path, tail: Tail = "tensor-nms") -> Path:
+    """The small detector as ONNX; written once per folder."""
+    return export_detector(
+        small_detector(), INFO, folder / f"{tail}.onnx", tail=tail, provenance={"run": "test"}
+    )
+
+
+@functools.cache
+def saved(folder: Path) -> Path:
+    """The small detector as safetensors; written once per folder."""
+    path = folder / "detector.safetensors"
+    save_detector(path, small_detector(), INFO)
+    return path

@@ -1,0 +1,221 @@
+import itertools
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from dataclasses import astuple, replace
+
+import pytest
+
+from adapt.architecture import Architecture, Block, mobilenet_v2
+from adapt.cost_table import Conditions, CostTable, UnitCost, predict_latency
+from adapt.detector import DetectorConfig
+from adapt.errors import AdaptError
+from adapt.images import InputSize
+from adapt.space import BlockSpace, SearchSpace
+from adapt.space_units import space_units
+from adapt.units import Lateral, MBConvUnit, detector_units, unit_key
+
+CONDITIONS = Conditions("ort-cpu", "fp32", 1, 1, "a CPU", 64, 96, "1.0", 1)
+COST = UnitCost(1.5, 1.6, 1.7, 1.9, samples=30, rounds=3)
+UNIT = Lateral(16, 8, 8, 12)
+DETECTOR = DetectorConfig(num_classes=3, fpn_width=16, head_depth=1)
+SIZE = InputSize(64, 96)
+
+
+@pytest.fixture
+def table(tmp_path):
+    with CostTable.create(tmp_path / "costs.sqlite", CONDITIONS) as table:
+        yield table
+
+
+def test_a_row_survives_closing_and_opening(table):
+    table.add({UNIT: COST})
+    table.close()
+    with CostTable.open(table.path) as again:
+        assert again.find(UNIT) == COST
+        assert again.lookup(UNIT) == 1.5
+        assert again.conditions == CONDITIONS
+
+
+def test_adding_a_unit_again_replaces_its_row(table):
+    table.add({UNIT: COST})
+    table.add({UNIT: replace(COST, min_ms=1.0)})
+    assert len(table) == 1
+    assert table.lookup(UNIT) == 1.0
+
+
+def test_missing_keeps_the_order_of_what_was_not_measured(table):
+    units = [Lateral(c, 8, 8, 12) for c in (32, 16, 24)]
+    table.add({units[1]: COST})
+    assert table.missing(units) == [units[0], units[2]]
+
+
+def test_lookup_of_a_missing_unit_says_which_and_how_to_measure_it(table):
+    with pytest.raises(AdaptError, match=rf"costs\.sqlite.*{unit_key(UNIT)}.*adapt profile"):
+        table.lookup(UNIT)
+
+
+def test_a_reader_cannot_write(table):
+    with CostTable.open(table.path) as reader, pytest.raises(AdaptError, match="cannot be used"):
+        reader.add({UNIT: COST})
+
+
+def test_create_refuses_to_replace_a_table(table):
+    with pytest.raises(AdaptError, match=r"already exists.*--out"):
+        CostTable.create(table.path, CONDITIONS)
+
+
+def test_hash_ignores_the_order_of_writing_but_not_the_values(tmp_path):
+    units = [Lateral(c, 8, 8, 12) for c in range(1, 200)]
+    hashes = []
+    for name, order, cost in (("a", 1, COST), ("b", -1, COST), ("c", 1, replace(COST, samples=9))):
+        with CostTable.create(tmp_path / name, CONDITIONS) as table:
+            for unit in units[::order]:
+                table.add({unit: cost})
+            hashes.append(table.hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_hash_depends_on_the_conditions(tmp_path, table):
+    with CostTable.create(tmp_path / "other", replace(CONDITIONS, threads=2)) as other:
+        assert other.hash != table.hash
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"runtime": "tensorrt", "precision": "fp16"},
+            r"measured on ort-cpu fp32 batch 1; this search asks for tensorrt fp16 batch 1: "
+            r"run `adapt profile --runtime tensorrt --precision fp16`",
+        ),
+        ({"batch": 8}, r"batch 1; .* batch 8"),
+        ({"size": InputSize(96, 96)}, r"at 64x96; .* at 96x96"),
+        ({"device": "another CPU"}, r"\(a CPU\); .* \(another CPU\)"),
+    ],
+)
+def test_check_names_both_conditions_and_the_command(table, asked, message):
+    fitting = {"runtime": "ort-cpu", "precision": "fp32", "batch": 1, "size": SIZE}
+    table.check(**fitting)
+    with pytest.raises(AdaptError, match=message):
+        table.check(**{**fitting, **asked})
+
+
+def test_check_resumable_names_the_condition_that_differs(table):
+    table.check_resumable(CONDITIONS)
+    with pytest.raises(AdaptError, match=r"threads = 1, this run has threads = 2; .*--out"):
+        table.check_resumable(replace(CONDITIONS, threads=2))
+
+
+def write_text(path):
+    path.write_text("not a database, but long enough to have a header " * 40)
+
+
+def write_foreign_database(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE songs (title)")
+    connection.close()
+
+
+def write_table(path, statement=""):
+    with CostTable.create(path, CONDITIONS) as table:
+        table.add({Lateral(c, 8, 8, 12): COST for c in range(1, 500)})
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def write_truncated(path):
+    write_table(path)
+    os.truncate(path, path.stat().st_size // 2 // 4096 * 4096)
+
+
+def write_other_version(path):
+    write_table(path, "UPDATE meta SET value = '2' WHERE key = 'version'")
+
+
+def write_without_conditions(path):
+    write_table(path, "UPDATE meta SET value = '{}' WHERE key = 'conditions'")
+
+
+def write_damaged_description(path):
+    write_table(path, "UPDATE meta SET value = '{' WHERE key = 'conditions'")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "does not exist; `adapt profile` measures one"),
+        (lambda path: path.touch(), "not an adapt cost-table file"),
+        (write_text, "not a readable cost table .*not a database"),
+        (write_foreign_database, "not an adapt cost-table file"),
+        (write_truncated, "not a readable cost table .*malformed"),
+        (write_other_version, "format version 2, this adapt reads version 1"),
+        (write_without_conditions, "conditions incompletely"),
+        (write_damaged_description, "description is not JSON"),
+    ],
+)
+def test_open_refuses_in_one_sentence(tmp_path, write, message):
+    path = tmp_path / "costs.sqlite"
+    write(path)
+    with pytest.raises(AdaptError, match=rf"costs\.sqlite.*{message}") as error:
+        CostTable.open(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_killed_writer_leaves_what_it_added(tmp_path):
+    path = tmp_path / "costs.sqlite"
+    program = (
+        "import os, signal, sys; from pathlib import Path; "
+        "from adapt.cost_table import *; from adapt.units import *; "
+        f"table = CostTable.create(Path(sys.argv[1]), Conditions(*{astuple(CONDITIONS)})); "
+        f"table.add({{Lateral(*{astuple(UNIT)}): UnitCost(*{astuple(COST)})}}); "
+        "table._connection.execute('DELETE FROM cost'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with CostTable.open(path) as table:
+        assert table.find(UNIT) == COST
+
+
+def test_prediction_is_the_sum_over_the_units(table):
+    units = list(detector_units(mobilenet_v2(), DETECTOR, SIZE))
+    table.add({unit: replace(COST, min_ms=2.0**-k) for k, unit in enumerate(dict.fromkeys(units))})
+    expected = sum(table.lookup(unit) for unit in units)
+    assert predict_latency(table, mobilenet_v2(), DETECTOR, SIZE) == expected
+    assert len(units) > len(table)  # repeated operations count each time
+
+
+def test_searchable_mbconvs_of_the_paper_space_are_13284():
+    space = SearchSpace.load("mobilenet_v2")
+    units = space_units(space, DetectorConfig(80), InputSize(800, 1088))
+    first = units[1]
+    mbconvs = {replace(u, residual=False) for u in units if isinstance(u, MBConvUnit)} - {first}
+    assert len(mbconvs) == 13_284
+
+
+def all_networks(space):
+    """Yield every network of a space."""
+    choices = [
+        [
+            Block(block.stride, width, ops)
+            for width in block.widths
+            for depth in range(1, block.num_ops + 1)
+            for ops in itertools.product(block.candidates(0), repeat=depth)
+        ]
+        for block in space.blocks
+    ]
+    for blocks in itertools.product(*choices):
+        yield Architecture(space.source, space.stem_width, space.first_width, space.taps, blocks)
+
+
+def test_space_units_are_exactly_those_of_all_networks_of_the_space():
+    # The second block can repeat an operation of the first at its resolution: c_in = c_out, stride 1.
+    blocks = BlockSpace(2, 2, (3, 5), (3,), (8, 16)), BlockSpace(2, 1, (3,), (3, 6), (8, 24))
+    space = SearchSpace("tiny", "mobilenet_v2", 8, 8, (1, 2), blocks)
+    units = space_units(space, DETECTOR, SIZE)
+    of_networks = {u for net in all_networks(space) for u in detector_units(net, DETECTOR, SIZE)}
+    assert len(units) == len(set(units))
+    assert set(units) == of_networks

@@ -1,0 +1,121 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+from export_parts import INFO, exported, images, saved
+
+from adapt.errors import AdaptError
+from export.runner import RUNTIMES, TorchRunner, open_runner
+
+CUDA = torch.cuda.is_available()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.getbasetemp() / "exported"
+
+
+@pytest.fixture(scope="module")
+def artifacts(folder):
+    onnx = exported(folder)
+    return {"torch": saved(folder), "ort-cpu": onnx, "ort-cuda": onnx}
+
+
+@pytest.fixture(params=RUNTIMES)
+def runner(request, artifacts):
+    if request.param == "ort-cuda" and not CUDA:
+        pytest.skip("needs a CUDA device")
+    with open_runner(request.param, artifacts[request.param], threads=1) as runner:
+        yield runner
+
+
+def test_every_runner_finds_sorted_boxes_inside_the_input(runner):
+    (found,) = runner.infer(images(1))
+    assert found.boxes.shape == (len(found.scores), 4)
+    assert len(found.labels) == len(found.scores) > 50
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.boxes.min() >= 0
+    assert (found.boxes <= [160, 128, 160, 128]).all()
+
+
+def test_every_runner_returns_the_promised_types(runner):
+    (found,) = runner.infer(images(1))
+    assert [x.dtype for x in found] == [np.float32, np.float32, np.int64]
+    assert set(found.labels) <= {0, 1, 2}
+
+
+def test_every_runner_agrees_with_torch(runner, artifacts):
+    with TorchRunner(artifacts["torch"]) as reference:
+        (expected,) = reference.infer(images(1))
+    (found,) = runner.infer(images(1))
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_every_runner_says_what_it_is(runner):
+    description = runner.describe()
+    assert list(description) == ["runtime", "version", "device", "threads"]
+    assert description["threads"] == 1
+    assert runner.info == INFO
+
+
+def test_every_runner_binds_images_to_a_call_without_result(runner):
+    call = runner.bind(images(1))
+    assert call() is None
+    assert call() is None
+
+
+def test_torch_threads_are_restored(artifacts):
+    before = torch.get_num_threads()
+    with open_runner("torch", artifacts["torch"], threads=before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_batch_of_another_size_says_how_to_export(artifacts):
+    with (
+        open_runner("ort-cpu", artifacts["ort-cpu"]) as runner,
+        pytest.raises(AdaptError, match=r"takes images of shape \(1, 3, 128, 160\), got \(2, 3"),
+    ):
+        runner.infer(images(2))
+
+
+def test_raw_heads_say_how_to_export(folder):
+    with (
+        open_runner("ort-cpu", exported(folder, "none")) as runner,
+        pytest.raises(AdaptError, match="ends in raw heads .*export it with tail 'tensor-nms'"),
+    ):
+        runner.infer(images(1))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name", "message"),
+    [
+        ("tflite", "detector.onnx", "runtime must be one of torch, ort-cpu, ort-cuda.*'tflite'"),
+        ("ort-cpu", "detector.safetensors", "runs .onnx files, got .*or choose runtime torch"),
+        ("torch", "detector.onnx", "runs .safetensors files, got .*runtime ort-cpu or ort-cuda"),
+        ("torch", "detector.pth", r"pass the .safetensors file of this detector$"),
+        ("torch", "absent.safetensors", "absent.safetensors does not exist"),
+        ("ort-cpu", "absent.onnx", "absent.onnx does not exist"),
+    ],
+)
+def test_wrong_artifacts_and_runtimes_are_explained(runtime, name, message, tmp_path):
+    with pytest.raises(AdaptError, match=message):
+        open_runner(runtime, tmp_path / name)
+
+
+def test_no_threads_are_refused(artifacts):
+    with pytest.raises(AdaptError, match="threads must be at least 1, got 0"):
+        open_runner("ort-cpu", artifacts["ort-cpu"], threads=0)
+
+
+@pytest.mark.skipif(CUDA, reason="this machine has a CUDA device")
+def test_cuda_provider_that_does_not_load_is_never_replaced(artifacts):
+    with pytest.raises(AdaptError, match="ort-cuda needs .*does not load.*choose runtime ort-cpu"):
+        open_runner("ort-cuda", artifacts["ort-cuda"])
+
+
+def test_missing_onnxruntime_says_what_to_install(artifacts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(AdaptError, match="pip install onnxruntime-gpu"):
+        open_runner("ort-cpu", artifacts["ort-cpu"])
