@@ -1,0 +1,457 @@
+"""Which commands does `adapt` have? Each resolves its inputs, calls one function, shows the result.
+
+Heavy libraries are imported inside the commands, so that `adapt --help` answers at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.coco import CocoSplit
+    from bench.pipeline import RunResult
+    from search.recipe import Recipe
+
+
+class Commands(TyperGroup):
+    """Turns known errors into one sentence on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; unknown errors keep their traceback."""
+        try:
+            return super().invoke(ctx)
+        except AdaptError as error:
+            message = str(error)
+        except PermissionError as error:
+            message = f"cannot write {error.filename}: {error.strerror}; choose another --out"
+        except KeyboardInterrupt:
+            print("stopped; the same command continues where it was", file=sys.stderr)
+            raise typer.Exit(130) from None
+        print(f"error: {message}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="The best object detector for a latency budget on your own hardware.",
+    epilog="First run: `adapt demo`. Whole pipeline on your data: `adapt run RECIPE.toml`.",
+)
+data_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look at a data set.")
+app.add_typer(data_app, name="data")
+
+RecipeArg = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Preset (`paper`, `demo`) or path of a .toml file.")
+]
+DataOpt = Annotated[
+    Path | None, typer.Option("--data", help="Folder of a COCO-format data set, not the recipe's.")
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+DryRunOpt = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done and how long it takes.")
+]
+CostsOpt = Annotated[
+    Path | None, typer.Option("--costs", help="Cost table that `adapt profile` wrote.")
+]
+LimitOpt = Annotated[
+    int | None,
+    typer.Option("--limit-steps", min=1, help="Stop every training phase after so many steps."),
+]
+ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one inference.")]
+
+
+def _load_recipe(name: str, data: Path | None = None) -> "Recipe":
+    from dataclasses import replace
+
+    from search.recipe import Recipe
+
+    recipe = Recipe.load(name)
+    return replace(recipe, data=replace(recipe.data, root=str(data))) if data else recipe
+
+
+def _load_split(recipe: "Recipe", name: str) -> "CocoSplit":
+    from adapt.coco import load_split
+
+    if not recipe.data.root:
+        raise AdaptError(f"recipe {recipe.name!r} names no data set; pass its folder with --data")
+    return load_split(Path(recipe.data.root), name)
+
+
+def _show(content: dict[str, Any], *, as_json: bool, title: str = "") -> None:
+    """Print a result: JSON for programs, a table for people."""
+    if as_json:
+        print(json.dumps(content, indent=2, default=str))
+        return
+    table = Table(title=title or None, show_header=False, title_justify="left")
+    for name, value in content.items():
+        table.add_row(name.replace("_", " "), _plain(value))
+    Console().print(table, markup=False)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+@app.command("doctor")
+def doctor_command(as_json: JsonOpt = False) -> None:
+    """Tell what works on this machine, and how to get what does not.
+
+    Example: `adapt doctor`
+    """
+    from bench.doctor import diagnose
+
+    _show(diagnose(), as_json=as_json, title="adapt doctor")
+
+
+@app.command("weights")
+def weights_command(
+    source: Annotated[str, typer.Argument(help="Source backbone.")] = "mobilenet_v2",
+) -> None:
+    """Find or download the ImageNet weights of a source backbone and print their path.
+
+    Example: `adapt weights mobilenet_v2`
+    """
+    from adapt.weights import find_weights
+
+    print(find_weights(source))
+
+
+@data_app.command("check")
+def data_check_command(
+    root: Annotated[Path, typer.Argument(help="Folder of a COCO-format data set.")],
+    split: Annotated[list[str] | None, typer.Option("--split", help="Split; repeatable.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Open every image and box of a data set and report what would go wrong.
+
+    Example: `adapt data check datasets/bccd --split train --split val`
+    """
+    from adapt.coco import check_split, load_split
+    from adapt.progress import console_stage
+
+    reports = {}
+    for name in split or ["train", "val"]:
+        loaded = load_split(root, name)
+        with console_stage(f"check {name}") as progress:
+            reports[name] = check_split(loaded, progress)
+    if as_json:
+        print(json.dumps({name: r.to_dict() for name, r in reports.items()}, indent=2))
+    else:
+        for name, report in reports.items():
+            _show(report.to_dict(), as_json=False, title=name)
+    if any(report.problems for report in reports.values()):
+        raise typer.Exit(1)
+
+
+@app.command("profile")
+def profile_command(
+    recipe: RecipeArg,
+    out: Annotated[Path, typer.Option("--out", help="SQLite file of the cost table.")] = Path(
+        "runs/costs.sqlite"
+    ),
+    data: DataOpt = None,
+    grid: Annotated[
+        int | None, typer.Option("--grid", min=1, help="Width grid, not the recipe's.")
+    ] = None,
+    runtime: Annotated[
+        Literal["ort-cpu"], typer.Option("--runtime", help="Runtime to measure.")
+    ] = "ort-cpu",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
+    dry_run: DryRunOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure what every candidate operation costs on this machine.
+
+    The table is a file; a stopped run continues where it was.
+
+    Example: `adapt profile recipes/bccd-cpu.toml --out runs/costs.sqlite`
+    """
+    from adapt.progress import console_stage
+    from bench.recipe_profile import plan_summary, profile_recipe
+
+    loaded = _load_recipe(recipe, data)
+    classes = len(_load_split(loaded, loaded.data.train).class_names)
+    wanted = loaded.with_device(runtime, threads).with_grid(grid)
+    if dry_run:
+        _show(plan_summary(wanted, classes, out), as_json=as_json, title="plan")
+        return
+    with console_stage("profile") as progress:
+        summary = profile_recipe(wanted, classes, out, progress=progress)
+    _show(summary, as_json=as_json, title="profile")
+
+
+@app.command("search")
+def search_command(
+    recipe: RecipeArg,
+    cost: Annotated[
+        Literal["madds", "latency"] | None,
+        typer.Option("--cost", help="What to pay for, not the recipe's choice."),
+    ] = None,
+    costs: CostsOpt = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results.")] = None,
+    data: DataOpt = None,
+    limit_steps: LimitOpt = None,
+    dry_run: DryRunOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Search operations, depth and widths inside the detector.
+
+    A stopped search continues with the same command.
+
+    Example: `adapt search recipes/bccd-cpu.toml --cost latency --costs runs/costs.sqlite`
+    """
+    from adapt.progress import console_stage
+    from search.bilevel import run_search
+    from search.costs import search_cost
+    from search.estimate import estimate_run
+
+    loaded = _load_recipe(recipe, data).with_cost(cost)
+    train = _load_split(loaded, loaded.data.train)
+    if dry_run:
+        estimate = estimate_run(loaded, len(train), len(train.class_names), limit_steps)
+        _show(estimate.to_dict(), as_json=as_json, title="estimate")
+        return
+    folder = out or Path("runs") / loaded.name / "search"
+    model, provenance = search_cost(loaded, train, costs)
+    with console_stage("search") as progress:
+        path = run_search(
+            loaded,
+            train,
+            model,
+            folder,
+            progress=progress,
+            limit_steps=limit_steps,
+            provenance=provenance,
+        )
+    _show({"supernet": str(path), "next": f"adapt derive {path}"}, as_json=as_json)
+
+
+@app.command("derive")
+def derive_command(
+    supernet: Annotated[Path, typer.Argument(help="`supernet.pt` of a finished search.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Architecture file.")] = None,
+    costs: CostsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Derive one architecture from a search: the arg max of alpha and beta.
+
+    Example: `adapt derive runs/bccd/search/supernet.pt --out runs/bccd/arch.json`
+    """
+    from search.derive import derive
+
+    path = out or supernet.parent / "arch.json"
+    _show(derive(supernet, path, costs), as_json=as_json, title="derived")
+
+
+@app.command("finetune")
+def finetune_command(
+    recipe: RecipeArg,
+    arch: Annotated[
+        str, typer.Option("--arch", help="Architecture file, or `mobilenet_v2` for the source.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Detector file to write.")] = None,
+    data: DataOpt = None,
+    init: Annotated[
+        Literal["imagenet", "scratch"] | None,
+        typer.Option("--init", help="Where parameters start, not the recipe's choice."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Weight file of the source backbone.")
+    ] = None,
+    limit_steps: LimitOpt = None,
+    dry_run: DryRunOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Map the pretrained parameters to an architecture and train the detector.
+
+    Example: `adapt finetune recipes/bccd-cpu.toml --arch runs/bccd/arch.json`
+    """
+    from adapt.progress import console_stage
+    from search.estimate import estimate_run
+    from search.finetune import resolve_architecture, run_finetune
+
+    loaded = _load_recipe(recipe, data).with_init(init, weights)
+    train = _load_split(loaded, loaded.data.train)
+    architecture = resolve_architecture(arch, loaded)
+    if dry_run:
+        estimate = estimate_run(loaded, len(train), len(train.class_names), limit_steps)
+        _show(estimate.to_dict()["finetune"], as_json=as_json, title="estimate")
+        return
+    path = out or Path("runs") / loaded.name / f"{Path(arch).stem}.safetensors"
+    with console_stage("finetune") as progress:
+        run_finetune(loaded, architecture, train, path, progress=progress, limit_steps=limit_steps)
+    _show({"detector": str(path), "next": f"adapt export {path}"}, as_json=as_json)
+
+
+@app.command("eval")
+def eval_command(
+    artifact: Annotated[Path, typer.Argument(help="Detector (.safetensors) or ONNX file.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of a COCO-format data set.")],
+    split: Annotated[str, typer.Option("--split", help="Split to evaluate.")] = "val",
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="Runtime; the file's usual one if empty.")
+    ] = None,
+    threads: ThreadsOpt = 1,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="First N images.")] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Write detections as COCO results JSON.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Evaluate the COCO mAP of an artifact on a runtime.
+
+    Example: `adapt eval runs/bccd/derived.onnx --data datasets/bccd --split test`
+    """
+    from adapt.coco import load_split
+    from adapt.progress import console_stage
+    from bench.measure import evaluate_artifact
+
+    loaded = load_split(data, split).limit(limit)
+    with console_stage("eval") as progress:
+        metrics = evaluate_artifact(
+            artifact, loaded, runtime, threads, results=results, progress=progress
+        )
+    _show(metrics.to_dict(), as_json=as_json, title=f"{artifact} on {split}")
+
+
+@app.command("export")
+def export_command(
+    detector: Annotated[Path, typer.Argument(help="Detector file that `adapt finetune` wrote.")],
+    out: Annotated[Path | None, typer.Option("--out", help="ONNX file to write.")] = None,
+    trt: Annotated[bool, typer.Option("--trt", help="Build a TensorRT engine too.")] = False,
+    tail: Annotated[
+        Literal["tensor-nms", "none"],
+        typer.Option("--tail", help="End in detections, or in raw heads."),
+    ] = "tensor-nms",
+    as_json: JsonOpt = False,
+) -> None:
+    """Export a detector to ONNX, decoding and NMS inside, and to a TensorRT engine.
+
+    Example: `adapt export runs/bccd/derived.safetensors --trt`
+    """
+    from adapt.progress import console_stage
+    from export.deploy import deploy
+
+    with console_stage("export"):
+        summary = deploy(detector, out or detector.with_suffix(".onnx"), tail=tail, trt=trt)
+    _show(summary, as_json=as_json, title="export")
+
+
+@app.command("bench")
+def bench_command(
+    artifacts: Annotated[list[Path], typer.Argument(help="Detectors (.safetensors, .onnx).")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of a COCO-format data set.")],
+    split: Annotated[str, typer.Option("--split", help="Split to evaluate.")] = "val",
+    out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("runs/report"),
+    threads: ThreadsOpt = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Interleaved rounds.")] = 10,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="First N images.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure mAP and latency of the same artifacts in one run, and write a report.
+
+    Example: `adapt bench runs/bccd/*.onnx --data datasets/bccd --split test`
+    """
+    from dataclasses import replace
+
+    from adapt.coco import load_split
+    from adapt.progress import console_stage
+    from bench.measure import DETECTOR_PROTOCOL, compare, named
+    from bench.report import rich_table, write_report
+
+    loaded = load_split(data, split).limit(limit)
+    protocol = replace(DETECTOR_PROTOCOL, rounds=rounds)
+    with console_stage("bench") as progress:
+        result = compare(
+            named(artifacts), loaded, threads=threads, protocol=protocol, progress=progress
+        )
+    write_report(out, result)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        Console().print(rich_table(result))
+        print(f"report: {out / 'report.md'}")
+
+
+@app.command("run")
+def run_command(
+    recipe: RecipeArg,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of all results.")] = None,
+    data: DataOpt = None,
+    limit_steps: LimitOpt = None,
+    dry_run: DryRunOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run the whole pipeline of a recipe: profile, search, derive, finetune, export, bench.
+
+    Finished stages are reused and a stopped one continues.
+
+    Example: `adapt run recipes/bccd-cpu.toml`
+    """
+    from search.estimate import estimate_run
+
+    loaded = _load_recipe(recipe, data)
+    if dry_run:
+        train = _load_split(loaded, loaded.data.train)
+        estimate = estimate_run(loaded, len(train), len(train.class_names), limit_steps)
+        _show(estimate.to_dict(), as_json=as_json, title="estimate")
+        return
+    _run(loaded, out or Path("runs") / loaded.name, limit_steps, as_json=as_json)
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder of all results.")] = Path("runs/demo"),
+    as_json: JsonOpt = False,
+) -> None:
+    """Run the whole pipeline on a generated data set, in minutes on a CPU.
+
+    Example: `adapt demo`
+    """
+    from adapt.progress import console_stage
+    from adapt.synthetic import generate
+
+    with console_stage("generate data"):
+        generate(out / "data")
+    _run(_load_recipe("demo", out / "data"), out, None, as_json=as_json)
+
+
+def _run(recipe: "Recipe", out: Path, limit_steps: int | None, *, as_json: bool) -> None:
+    from adapt.progress import console_stage
+    from bench.pipeline import Run
+
+    result = Run(recipe, out, stage=console_stage, limit_steps=limit_steps).execute()
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        _show_run(result)
+
+
+def _show_run(result: "RunResult") -> None:
+    from bench.report import rich_table
+
+    reused = [name for name, state in result.stages.items() if state == "reused"]
+    if reused:
+        print(f"reused: {', '.join(reused)}", file=sys.stderr)
+    Console().print(rich_table(result.bench))
+    for line in result.summary():
+        print(line)
+
+
+if __name__ == "__main__":
+    app()

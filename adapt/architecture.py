@@ -60,6 +60,9 @@ class Architecture:
     taps: tuple[int, ...]
     blocks: tuple[Block, ...]
 
+    def __str__(self) -> str:
+        return " | ".join(f"{b.width}: {' '.join(map(str, b.ops))}" for b in self.blocks)
+
     def layers(self) -> list[list[MBConvShape]]:
         """Return the MBConv shapes of every block, in order."""
         shapes = []

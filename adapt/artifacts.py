@@ -26,9 +26,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = _temporary_beside(path)
     try:
         yield temporary
+        # Some libraries put a file of their own, with their own permissions, in its place.
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder for results, and try whether it can be written to.
+
+    Raises:
+        AdaptError: If it cannot.
+    """
+    _temporary_beside(folder / "probe").unlink()
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -39,14 +50,17 @@ def _temporary_beside(path: Path) -> Path:
             dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
         )
         os.close(handle)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
     except OSError as error:
         raise AdaptError(
             f"cannot write {path}: {error.strerror}; choose a writable folder with --out"
         ) from error
     return Path(name)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def write_text(path: Path, text: str) -> None:

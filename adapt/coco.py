@@ -16,7 +16,10 @@ from adapt.artifacts import read_json
 from adapt.errors import AdaptError
 
 TOLERANCE = 1.0  # pixels a box may stick out of its image: annotation tools round
+SEE_CHECK = "(`adapt data check` lists all such images)"
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's limits of the areas of medium objects, square pixels
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -272,11 +275,11 @@ def _parse_annotation(
     label, crowd = labels[int(entry["category_id"])], bool(entry.get("iscrowd"))
     area = entry.get("area")
     if not isinstance(area, int | float) or not area > 0:
-        area = box[2] * box[3]
+        area = (corners[2] - corners[0]) * (corners[3] - corners[1])
     return image.id, (*corners, label, crowd, area, number), repair
 
 
-def _parse_box(box: Any, what: str, file: Path) -> tuple[float, float, float, float]:
+def _parse_box(box: Any, what: str, file: Path) -> Box:
     """Return (x, y, width, height)."""
     sound = isinstance(box, list) and len(box) == 4
     if not sound or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
@@ -291,18 +294,11 @@ def _parse_box(box: Any, what: str, file: Path) -> tuple[float, float, float, fl
     return x, y, width, height
 
 
-def _mend(
-    box: tuple[float, float, float, float], image: CocoImage, what: str
-) -> tuple[tuple[float, float, float, float], Repair | None]:
+def _mend(box: Box, image: CocoImage, what: str) -> tuple[Box, Repair | None]:
     """Return a box's corners, cut to the image if they are more than the tolerance outside."""
     x, y, width, height = box
     corners = x, y, x + width, y + height
-    inside = (
-        max(x, 0.0),
-        max(y, 0.0),
-        min(corners[2], float(image.width)),
-        min(corners[3], float(image.height)),
-    )
+    inside = max(x, 0.0), max(y, 0.0), min(x + width, image.width), min(y + height, image.height)
     if width == 0 or height == 0:
         return corners, Repair(image.id, "dropped", f"{what} of no size")
     where = f"its image {image.path.name} of {image.width}x{image.height} pixels"
@@ -353,15 +349,16 @@ def _decode(image: CocoImage) -> Image.Image:
             stored = file.convert("RGBA") if file.mode == "P" else file.copy()
     except FileNotFoundError as error:
         raise AdaptError(
-            f"image {image.path} does not exist; run `adapt data check` to list what is missing"
+            f"image {image.path} does not exist; add it or remove its annotations {SEE_CHECK}"
         ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise AdaptError(
-            f"image {image.path} cannot be decoded ({error}); replace it and run `adapt data check`"
+            f"image {image.path} cannot be decoded ({error}); replace it {SEE_CHECK}"
         ) from error
     if stored.mode[0] in "IF":
         raise AdaptError(
-            f"image {image.path} has pixels of mode {stored.mode}; convert it to 8 bits a channel"
+            f"image {image.path} has pixels of mode {stored.mode}; convert it to 8 bits a channel "
+            f"{SEE_CHECK}"
         )
     return stored
 
@@ -375,7 +372,7 @@ def _turned(stored: Image.Image, image: CocoImage) -> Image.Image:
         return upright
     raise AdaptError(
         f"image {image.path} is {stored.width}x{stored.height} pixels, its annotations say "
-        f"{image.width}x{image.height}; correct one of them and run `adapt data check`"
+        f"{image.width}x{image.height}; correct one of them {SEE_CHECK}"
     )
 
 

@@ -160,10 +160,9 @@ class CostTable:
         cost = self.find(unit)
         if cost is None:
             raise AdaptError(
-                f"cost table {self.path} has no row for '{unit_key(unit)}'; measure the missing "
-                f"units with `adapt profile --runtime {self.conditions.runtime} --precision "
-                f"{self.conditions.precision} --out {self.path}` and the same space, detector "
-                "and input size"
+                f"cost table {self.path} has no row for '{unit_key(unit)}'; profiling was stopped, "
+                "or the table is of another space, detector or input size: add what is missing "
+                f"with `adapt profile RECIPE --out {self.path}`"
             )
         return cost.min_ms
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -88,6 +89,20 @@ class BackboneWithFPN(nn.Module):
         return pyramid
 
 
+class NormalizeAndBatch(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's input transform without its resizing.
+
+    Images are resized by the data set, the same way as for deployment. (torchvision's own
+    ``_skip_resize`` skips it in training only.)
+    """
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Return image and target as they are."""
+        return image, target
+
+
 def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
     """Put ``body`` (a :class:`TappedBackbone`) into a RetinaNet.
 
@@ -99,19 +114,20 @@ def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
     head = RetinaNetHead(config.fpn_width, ANCHORS_PER_CELL, config.num_classes)
     for branch in (head.classification_head, head.regression_head):
         branch.conv = _tower(config.fpn_width, config.head_depth)
-    return RetinaNet(
+    model = RetinaNet(
         backbone,
         config.num_classes,
-        image_mean=list(IMAGE_MEAN),
-        image_std=list(IMAGE_STD),
         head=head,
         anchor_generator=anchor_generator(config),
         score_thresh=config.score_threshold,
         nms_thresh=config.nms_threshold,
         detections_per_img=config.detections,
         topk_candidates=config.candidates,
-        _skip_resize=True,  # images are resized by the data set, the same way as for deployment
     )
+    model.transform = NormalizeAndBatch(
+        0, 0, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
+    )
+    return model
 
 
 def anchor_generator(config: DetectorConfig) -> AnchorGenerator:

@@ -161,15 +161,15 @@ def draw_image(
 def _texture(height: int, width: int, chance: Generator) -> NDArray[np.float64]:
     """Return smooth noise of several scales on a gradient, ``float64[H, W, 3]``."""
     canvas = np.empty((height, width, 3))
-    canvas[:] = _colour(chance.random(), chance.uniform(0.0, 0.3), chance.uniform(0.3, 0.8))
-    slope = chance.uniform(-30, 30, size=(2, 3))
+    canvas[:] = _colour(chance.random(), chance.uniform(0.0, 0.25), chance.uniform(0.3, 0.8))
+    slope = chance.uniform(-25, 25, size=(2, 1)) + chance.uniform(-10, 10, size=(2, 3))
     rows, columns = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
     canvas += rows[:, None, None] * slope[0] + columns[None, :, None] * slope[1]
     strength = chance.uniform(4, 18)
     for cells in (3, 6, 12, 24, 48):
         grid = chance.normal(size=(cells, cells)).astype(np.float32)
         noise = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
-        tint = chance.uniform(0.6, 1.0, size=3)
+        tint = chance.uniform(0.8, 1.0, size=3)
         canvas += np.asarray(noise)[:, :, None] * tint * strength
         strength *= 0.7
     return canvas

@@ -94,12 +94,24 @@ def find_weights(source: str) -> Path:
     Raises:
         AdaptError: If there is none, naming the ways to get one.
     """
+    return find_local_weights(source) or _download(published(source))
+
+
+def find_local_weights(source: str) -> Path | None:
+    """Return a verified file from torchvision's cache or an installed package, or None.
+
+    Raises:
+        AdaptError: If the source is unknown or a file's hash is wrong.
+    """
     wanted = published(source)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / wanted.name
-    for candidate in (cached, _in_package(wanted)):
+    for candidate in (_cached(wanted), _in_package(wanted)):
         if candidate and candidate.is_file():
             return _verified(candidate, wanted)
-    return _download(wanted, cached)
+    return None
+
+
+def _cached(wanted: WeightFile) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / wanted.name
 
 
 def _in_package(wanted: WeightFile) -> Path | None:
@@ -119,7 +131,8 @@ def _verified(file: Path, wanted: WeightFile) -> Path:
     return file
 
 
-def _download(wanted: WeightFile, cached: Path) -> Path:
+def _download(wanted: WeightFile) -> Path:
+    cached = _cached(wanted)
     try:
         with (
             urllib.request.urlopen(wanted.url, timeout=DOWNLOAD_TIMEOUT_S) as response,

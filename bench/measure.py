@@ -17,9 +17,10 @@ from adapt.detector_file import DetectorInfo
 from adapt.errors import AdaptError
 from adapt.evaluate import Detections, Metrics, detections_to_original, evaluate
 from adapt.images import InputSize, fit
+from adapt.progress import Progress, silent
 from adapt.units import detector_units, madds
 from bench.profiler import ANCHOR, ort_call
-from bench.timing import Anchor, Call, Latency, Progress, Protocol, device_description, measure
+from bench.timing import Anchor, Call, Latency, Protocol, device_description, measure
 from bench.unit_graphs import unit_model
 from export.runner import Runner, open_runner
 
@@ -99,7 +100,7 @@ def compare(
     threads: int = 1,
     protocol: Protocol = DETECTOR_PROTOCOL,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> BenchResult:
     """Measure mAP and latency of artifacts in one run, the latencies in interleaved rounds.
 
@@ -131,32 +132,31 @@ def compare(
             for name, runner in runners.items()
         )
     return BenchResult(
-        entries,
-        split.annotations,
-        len(split),
-        threads,
-        protocol,
-        device_description(),
-        library_versions(),
+        entries=entries,
+        annotations=split.annotations,
+        images=len(split),
+        threads=threads,
+        protocol=protocol,
+        device=device_description(),
+        versions=library_versions(),
     )
 
 
 class _Steps:
     """Makes one progress of several: each call is one step, whoever calls."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
+    def __init__(self, total: int, progress: Progress) -> None:
         self._done = 0
         self._total = total
         self._progress = progress
 
-    def __call__(self, *_: int) -> None:
+    def __call__(self, done: int, total: int, note: str = "", /) -> None:
         self._done += 1
-        if self._progress:
-            self._progress(self._done, self._total)
+        self._progress(self._done, self._total, note)
 
 
 def evaluate_runner(
-    runner: Runner, split: CocoSplit, *, progress: Progress | None = None
+    runner: Runner, split: CocoSplit, *, progress: Progress = silent
 ) -> tuple[Metrics, list[Detections]]:
     """Run a detector over a split, one image at a time, and evaluate what it finds.
 
@@ -176,8 +176,7 @@ def evaluate_runner(
     found = []
     for done, image in enumerate(split.images, start=1):
         found.append(_detect(runner, image, size))
-        if progress:
-            progress(done, len(split))
+        progress(done, len(split))
     return evaluate(split, found), found
 
 

@@ -6,26 +6,24 @@ is skipped when its files are there and were made from the same inputs.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.artifacts import check_header, content_hash, file_hash, header, read_json, write_json
 from adapt.coco import CocoSplit, load_split
-from adapt.cost import CostModel, detector_cost
 from adapt.cost_table import CostTable, predict_latency
 from adapt.detector_file import load_detector
 from adapt.errors import AdaptError
 from adapt.progress import Progress, Stage, silent_stage
-from adapt.units import madds
 from bench.measure import DETECTOR_PROTOCOL, BenchResult, compare
-from bench.profiler import profile
+from bench.recipe_profile import profile_recipe
 from bench.report import write_report
 from bench.timing import Protocol
 from export.graph import export_detector
 from search.bilevel import run_search
-from search.derive import derive_argmax
+from search.costs import search_cost
+from search.derive import derive
 from search.finetune import run_finetune
 from search.recipe import Recipe
 
@@ -48,24 +46,26 @@ class RunResult:
     report: Path
     stages: dict[str, str]
 
+    def summary(self) -> list[str]:
+        """Return the derived network and where the report is, as lines of text."""
+        lines = [f"derived: {self.derived}"]
+        if self.predicted_ms is not None:
+            (measured,) = (e.latency.p50_ms for e in self.bench.entries if e.name == "derived")
+            lines.append(
+                f"latency of the derived detector: {self.predicted_ms:.2f} ms predicted by the "
+                f"cost table, {measured:.2f} ms measured"
+            )
+        return [*lines, f"report: {self.report}"]
 
-def latency_cost(recipe: Recipe, table: CostTable, num_classes: int) -> CostModel:
-    """Return the latency of every choice, from a table that was measured for this recipe.
-
-    Raises:
-        AdaptError: If the table is of another runtime, precision, batch or input size, or lacks a
-            unit of the space.
-    """
-    size = recipe.input.fixed()
-    table.check(runtime=recipe.device.runtime, precision="fp32", batch=1, size=size)
-    config = recipe.detector.config(num_classes)
-    return CostModel.build(recipe.space.load(), config, size, table.lookup)
-
-
-def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
-    """Return the multiply-adds of every choice."""
-    config = recipe.detector.config(num_classes)
-    return CostModel.build(recipe.space.load(), config, recipe.measured_size(), madds)
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return {
+            "bench": self.bench.to_dict(),
+            "derived": self.derived.to_dict(),
+            "predicted_ms": self.predicted_ms,
+            "report": str(self.report),
+            "stages": self.stages,
+        }
 
 
 class Run:
@@ -103,7 +103,7 @@ class Run:
         searched = self._search()
         architecture = self._derive(searched)
         artifacts = {}
-        for name, backbone in (("derived", architecture), ("MobileNetV2", mobilenet_v2())):
+        for name, backbone in (("derived", architecture), ("source", mobilenet_v2())):
             detector = self._finetune(name, backbone)
             artifacts[name] = ("ort-cpu", self._export(name, detector))
         result = self._bench(artifacts)
@@ -120,31 +120,20 @@ class Run:
         return load_split(Path(self.recipe.data.root), name)
 
     def _profile(self) -> Path:
-        path, device = self.out / "costs.sqlite", self.recipe.device
-        space = self.recipe.space.load()
-        key = content_hash([space.hash, self.config.to_dict(), self.size.to_dict(), device.threads])
-        work = partial(
-            profile,
-            space,
-            self.config,
-            self.size,
-            path,
-            threads=device.threads,
-            seed=self.recipe.seed,
+        path, recipe = self.out / "costs.sqlite", self.recipe
+        space, classes = recipe.space.load(), self.config.num_classes
+        key = content_hash(
+            [space.hash, self.config.to_dict(), self.size.to_dict(), recipe.device.threads]
         )
-        self._once("profile", key, [path], lambda p: work(progress=p))
+        self._once(
+            "profile", key, [path], lambda p: profile_recipe(recipe, classes, path, progress=p)
+        )
         return path
 
     def _search(self) -> Path:
         recipe, folder = self.recipe, self.out / "search"
-        data = file_hash(self.train.annotations)
-        provenance: dict[str, Any] = {"annotations_sha256": data}
-        if recipe.search.cost == "latency":
-            with CostTable.open(self._profile()) as table:
-                cost = latency_cost(recipe, table, self.config.num_classes)
-                provenance["costs"] = table.hash
-        else:
-            cost = madds_cost(recipe, self.config.num_classes)
+        costs = self._profile() if recipe.search.cost == "latency" else None
+        cost, provenance = search_cost(recipe, self.train, costs)
         path = folder / "supernet.pt"
         self._once(
             "search",
@@ -164,12 +153,8 @@ class Run:
 
     def _derive(self, searched: Path) -> Architecture:
         path = self.out / "arch.json"
-
-        def work(_: Progress) -> None:
-            architecture, _, content = derive_argmax(searched)
-            architecture.save(path, rule="argmax", parent=content["identity"])
-
-        self._once("derive", content_hash(self.keys["search"]), [path], work)
+        key = content_hash(self.keys["search"])
+        self._once("derive", key, [path], lambda _: derive(searched, path))
         return Architecture.load(path)
 
     def _finetune(self, name: str, architecture: Architecture) -> Path:
@@ -213,10 +198,9 @@ class Run:
         return result
 
     def _predicted(self, architecture: Architecture) -> float | None:
-        path = self.out / "costs.sqlite"
         if self.recipe.search.cost != "latency":
             return None
-        with CostTable.open(path) as table:
+        with CostTable.open(self.out / "costs.sqlite") as table:
             return predict_latency(table, architecture, self.config, self.size)
 
     def _read_keys(self) -> dict[str, str]:
@@ -242,15 +226,3 @@ class Run:
         self.keys[name] = key
         self.stages[name] = "ran"
         write_json(self.out / "run.json", header("run", stages=self.keys))
-
-
-def describe_cost(
-    architecture: Architecture, recipe: Recipe, num_classes: int, table: CostTable | None
-) -> dict[str, float]:
-    """Return MAdds, and latency where a table is given, of a detector."""
-    config = recipe.detector.config(num_classes)
-    size = recipe.measured_size()
-    costs = {"madds": detector_cost(architecture, config, size, madds)}
-    if table:
-        costs["latency_ms"] = predict_latency(table, architecture, config, recipe.input.fixed())
-    return costs

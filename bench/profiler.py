@@ -11,15 +11,15 @@ from adapt.cost_table import Conditions, CostTable, UnitCost
 from adapt.detector import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.images import InputSize
+from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
 from adapt.space_units import space_units
-from adapt.units import MBConvUnit, Rest, Unit
+from adapt.units import MBConvUnit, Rest, Unit, unit_key
 from bench.timing import (
     PROTOCOL,
     Anchor,
     Call,
     Latency,
-    Progress,
     Protocol,
     measure,
     processor_name,
@@ -27,13 +27,14 @@ from bench.timing import (
 from bench.unit_graphs import random_inputs, unit_model
 from export.runner import bound_call, ort_session
 
-# About 15 ms a unit: a few thousand units take a minute or two.
-UNIT_PROTOCOL = Protocol(rounds=3, round_ms=3.0)
+# About 20 ms a unit: a few thousand units take a minute or two. No immediate retries: a slow spell
+# outlasts them, so units that met one are measured again at the end.
+UNIT_PROTOCOL = Protocol(rounds=3, round_ms=3.0, retries=0)
 # Larger than a core's caches: a small one does not notice that others use up the memory bandwidth.
 ANCHOR = MBConvUnit(24, 24, 3, 6, 1, True, 64, 80)
 CHUNK = 24  # units whose sessions are open at once, so that their rounds interleave
 CHUNK_SECONDS = 1.0  # about as much work as a kill may lose
-REST_SECONDS = 15.0  # exporting the rest of the detector through torch.onnx
+REST_SECONDS = 5.0  # exporting the rest of the detector through torch.onnx
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ProfileSummary:
         conditions: Under which conditions it was measured.
         units: Distinct units of the space, all of which the table now holds.
         measured: Units measured in this run.
-        drifted: Those of them in which the machine stayed slower than at its best.
+        drifted: Those of them that met a slow machine in most rounds, and again at the end.
         seconds: Duration of this run.
     """
 
@@ -80,7 +81,7 @@ def plan(
 ) -> ProfilePlan:
     """Return which units of a space must be measured, and which ``table`` already holds."""
     units = space_units(space, detector, size)
-    return ProfilePlan(tuple(units), tuple(table.missing(units) if table else units))
+    return ProfilePlan(tuple(units), tuple(table.missing(units) if table is not None else units))
 
 
 def estimate_seconds(
@@ -91,7 +92,7 @@ def estimate_seconds(
     chosen = [unit for unit in shuffled if not isinstance(unit, Rest)][:sample]
     start = time.perf_counter()
     if chosen:
-        _measure_chunk(chosen, UNIT_PROTOCOL, _anchor(threads), threads, seed)
+        _UnitTimer(threads, UNIT_PROTOCOL, seed).chunk(chosen)
     per_unit = (time.perf_counter() - start) / max(1, len(chosen))
     rest = any(isinstance(unit, Rest) for unit in plan.to_measure)
     return per_unit * len(plan.to_measure) + REST_SECONDS * rest
@@ -106,9 +107,12 @@ def profile(
     threads: int = 1,
     protocol: Protocol = UNIT_PROTOCOL,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ProfileSummary:
     """Measure every unit of a space that the table lacks; a stopped run continues where it was.
+
+    Units that were measured while the machine was slow are measured once more at the end, and the
+    faster of both rows stays.
 
     Args:
         space: The search space, thinned to its width grid.
@@ -118,7 +122,8 @@ def profile(
         threads: Threads ONNX Runtime computes with.
         protocol: How much to measure of each unit.
         seed: Seed of the order of measurement.
-        progress: Called with (units in the table, units of the space).
+        progress: Called with (units in the table, units of the space), then with those measured
+            again on top.
 
     Raises:
         AdaptError: If the table was measured under other conditions, or cannot be written.
@@ -127,16 +132,29 @@ def profile(
     conditions = ort_cpu_conditions(size, threads)
     with _open_or_create(table_path, conditions) as table:
         work = plan(space, detector, size, table)
-        done, drifted = work.measured, 0
-        for costs in _measure_all(work.to_measure, protocol, threads, seed):
-            table.add(costs)
-            done += len(costs)
-            drifted += sum(cost.drifted > 0 for cost in costs.values())
-            if progress:
-                progress(done, len(work.units))
+        timer = _UnitTimer(threads, protocol, seed)
+        slow = _measure_into(table, work.to_measure, timer, work.measured, progress)
+        still_slow = _measure_into(table, slow, timer, len(work.units), progress)
     seconds = time.perf_counter() - start
     units, measured = len(work.units), len(work.to_measure)
-    return ProfileSummary(table_path, conditions, units, measured, drifted, seconds)
+    return ProfileSummary(table_path, conditions, units, measured, len(still_slow), seconds)
+
+
+def _measure_into(
+    table: CostTable, units: Sequence[Unit], timer: "_UnitTimer", done: int, progress: Progress
+) -> list[Unit]:
+    """Measure units, keep the faster row of each, and return those that met a slow machine."""
+    total, slow = done + len(units), []
+    for costs in timer.chunks(units):
+        table.add({unit: _faster(table.find(unit), cost) for unit, cost in costs.items()})
+        slow += [unit for unit, cost in costs.items() if 2 * cost.drifted > cost.rounds]
+        done += len(costs)
+        progress(done, total, f"{len(slow)} met a slow machine")
+    return slow
+
+
+def _faster(before: UnitCost | None, now: UnitCost) -> UnitCost:
+    return before if before is not None and before.min_ms < now.min_ms else now
 
 
 def ort_cpu_conditions(size: InputSize, threads: int) -> Conditions:
@@ -187,27 +205,33 @@ def _open_or_create(path: Path, conditions: Conditions) -> CostTable:
     return table
 
 
-def _measure_all(
-    units: Sequence[Unit], protocol: Protocol, threads: int, seed: int
-) -> Iterator[dict[Unit, UnitCost]]:
-    """Yield the costs of all units, a chunk of about :data:`CHUNK_SECONDS` at a time."""
-    left = _shuffled(units, seed)
-    anchor = _anchor(threads)
-    size = CHUNK // 2
-    while left:
-        chunk, left = left[:size], left[size:]
-        start = time.perf_counter()
-        yield _measure_chunk(chunk, protocol, anchor, threads, seed)
-        per_unit = (time.perf_counter() - start) / len(chunk)
-        size = min(CHUNK, max(1, round(CHUNK_SECONDS / per_unit)))
+class _UnitTimer:
+    """Times units against one anchor."""
 
+    def __init__(self, threads: int, protocol: Protocol, seed: int) -> None:
+        self._threads = threads
+        self._protocol = protocol
+        self._seed = seed
+        self._anchor = Anchor(ort_call(unit_model(ANCHOR), threads))
+        for _ in range(10):
+            self._anchor.slowdown()
 
-def _measure_chunk(
-    units: Sequence[Unit], protocol: Protocol, anchor: Anchor, threads: int, seed: int
-) -> dict[Unit, UnitCost]:
-    calls = {str(index): ort_call(unit_model(unit), threads) for index, unit in enumerate(units)}
-    latencies = measure(calls, protocol, anchor=anchor, seed=seed)
-    return dict(zip(units, map(_unit_cost, latencies.values()), strict=True))
+    def chunks(self, units: Sequence[Unit]) -> Iterator[dict[Unit, UnitCost]]:
+        """Yield the costs of all units in random order, about :data:`CHUNK_SECONDS` at a time."""
+        left = _shuffled(units, self._seed)
+        size = CHUNK // 2
+        while left:
+            chunk, left = left[:size], left[size:]
+            start = time.perf_counter()
+            yield self.chunk(chunk)
+            per_unit = (time.perf_counter() - start) / len(chunk)
+            size = min(CHUNK, max(1, round(CHUNK_SECONDS / per_unit)))
+
+    def chunk(self, units: Sequence[Unit]) -> dict[Unit, UnitCost]:
+        """Return the costs of units, measured in interleaved rounds."""
+        calls = {unit_key(unit): ort_call(unit_model(unit), self._threads) for unit in units}
+        latencies = measure(calls, self._protocol, anchor=self._anchor, seed=self._seed)
+        return {unit: _unit_cost(latencies[unit_key(unit)]) for unit in units}
 
 
 def _unit_cost(latency: Latency) -> UnitCost:
@@ -220,13 +244,6 @@ def _unit_cost(latency: Latency) -> UnitCost:
         rounds=latency.rounds,
         drifted=latency.drifted,
     )
-
-
-def _anchor(threads: int) -> Anchor:
-    anchor = Anchor(ort_call(unit_model(ANCHOR), threads))
-    for _ in range(20):
-        anchor.slowdown()
-    return anchor
 
 
 def _shuffled(units: Sequence[Unit], seed: int) -> list[Unit]:

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from adapt.progress import Progress, silent
+
 PROTOCOL = 1  # raise when a change makes old and new measurements incomparable
 WARM_UP = 3  # the first calls allocate memory: page faults made them twice as slow
 RELIABLE = 0.1  # share of the median by which the medians of the rounds may differ
 Call = Callable[[], object]
 Clock = Callable[[], float]
-Progress = Callable[[int, int], None]  # done, total
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def measure(
     anchor: Anchor | None = None,
     seed: int = 0,
     clock: Clock = time.perf_counter,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Latency]:
     """Time all candidates in interleaved rounds.
 
@@ -163,8 +164,7 @@ def measure(
             call()
     for done, name in enumerate(_schedule(list(candidates), protocol.rounds, seed), start=1):
         _sample_round(candidates[name], protocol, anchor, clock, samples[name])
-        if progress:
-            progress(done, protocol.rounds * len(candidates))
+        progress(done, protocol.rounds * len(candidates))
     return {name: Latency.of(taken.rounds, taken.drifted) for name, taken in samples.items()}
 
 

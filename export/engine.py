@@ -6,19 +6,17 @@ is strongly typed, so the precision of the engine is that of the ONNX file.
 
 import functools
 import importlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 
 from adapt.artifacts import atomic_path, file_hash, header, write_json
 from adapt.errors import AdaptError
-from export.onnx_file import HEADER, load_onnx
+from export.onnx_file import description_of, load_onnx
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # in order of preference
 _INSTALL = "run `pip install 'adapt-detector[trt]'` or `pip install 'adapt-detector[trt-rtx]'`"
@@ -33,7 +31,7 @@ class EngineReport:
         tensorrt_version: Version of TensorRT; engines do not load in another one.
         target: GPU or compute capability that the engine runs on.
         onnx_sha256: Hash of the ONNX file.
-        precision: Precision of the ONNX file.
+        precision: Precision that the ONNX file names, or ``unknown``.
         inputs: Name to shape and data type.
         outputs: Name to shape and data type.
         build_seconds: Wall time of parsing and building.
@@ -61,12 +59,18 @@ def trt_flavours() -> dict[str, str]:
     return {name: module.__version__ for name, module in modules.items() if module is not None}
 
 
-def build_engine(onnx_path: Path, plan_path: Path) -> EngineReport:
+def sidecar_path(plan_path: Path) -> Path:
+    """Return where the description of an engine is stored."""
+    return plan_path.with_name(plan_path.name + ".json")
+
+
+def build_engine(onnx_path: Path, plan_path: Path, *, flavour: str | None = None) -> EngineReport:
     """Build an engine and write it with a JSON description (``<plan>.json``) beside it.
 
     Args:
         onnx_path: File that ``adapt export`` wrote.
         plan_path: Engine to write.
+        flavour: ``tensorrt`` or ``tensorrt_rtx``; by default the first that is installed.
 
     Returns:
         What was built.
@@ -75,8 +79,8 @@ def build_engine(onnx_path: Path, plan_path: Path) -> EngineReport:
         AdaptError: If TensorRT is missing or refuses the network, with TensorRT's own reasons,
             or a file cannot be read or written.
     """
-    description = _description(load_onnx(onnx_path))
-    trt = load_tensorrt()
+    description = description_of(load_onnx(onnx_path)) or {}
+    trt = load_tensorrt(flavour)
     with atomic_path(plan_path) as temporary:
         start = time.perf_counter()
         plan, inputs, outputs, target = _build(trt, onnx_path)
@@ -87,34 +91,31 @@ def build_engine(onnx_path: Path, plan_path: Path) -> EngineReport:
         tensorrt_version=trt.__version__,
         target=target,
         onnx_sha256=file_hash(onnx_path),
-        precision=description.get("precision", "fp32"),
+        precision=description.get("precision", "unknown"),
         inputs=inputs,
         outputs=outputs,
         build_seconds=round(seconds, 3),
         size_bytes=len(plan),
     )
-    sidecar = plan_path.with_name(plan_path.name + ".json")
-    write_json(sidecar, header("engine", **report.to_dict(), onnx=description))
+    write_json(sidecar_path(plan_path), header("engine", **report.to_dict(), onnx=description))
     return report
 
 
-def _description(model: onnx.ModelProto) -> dict[str, Any]:
-    texts = [prop.value for prop in model.metadata_props if prop.key == HEADER]
-    content: dict[str, Any] = json.loads(texts[0]) if texts else {}
-    return content
-
-
-def load_tensorrt() -> Any:
+def load_tensorrt(flavour: str | None = None) -> Any:
     """Import TensorRT, or else TensorRT-RTX.
 
+    Args:
+        flavour: The only one that will do.
+
     Raises:
-        AdaptError: If neither is installed.
+        AdaptError: If it is not installed.
     """
-    for name in FLAVOURS:
+    for name in FLAVOURS if flavour is None else (flavour,):
         module = _import(name)
         if module is not None:
             return module
-    raise AdaptError(f"neither TensorRT nor TensorRT-RTX is installed; {_INSTALL}")
+    missing = "neither tensorrt nor tensorrt_rtx" if flavour is None else f"no {flavour}"
+    raise AdaptError(f"{missing} is installed; {_INSTALL}")
 
 
 def _import(name: str) -> Any | None:
@@ -126,7 +127,7 @@ def _import(name: str) -> Any | None:
 
 def _build(trt: Any, onnx_path: Path) -> tuple[bytes, dict[str, str], dict[str, str], str]:
     """Return the serialised engine, its inputs and outputs, and what it runs on."""
-    logger = _logger(trt)
+    logger = logger_of(trt)
     logger.errors.clear()
     builder = _builder(trt, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -149,7 +150,7 @@ def _builder(trt: Any, logger: Any) -> Any:
 
 
 def _parse(trt: Any, network: Any, onnx_path: Path) -> None:
-    parser = trt.OnnxParser(network, _logger(trt))
+    parser = trt.OnnxParser(network, logger_of(trt))
     if not parser.parse(onnx_path.read_bytes()):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         reasons = [f"{error.node_operator()} {error.desc()}" for error in errors]
@@ -183,7 +184,7 @@ def _refused(trt: Any, what: str, reasons: Sequence[str]) -> AdaptError:
 
 
 @functools.cache
-def _logger(trt: Any) -> Any:
+def logger_of(trt: Any) -> Any:
     """Return the one logger that TensorRT allows per process; it remembers errors."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]

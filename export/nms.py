@@ -20,7 +20,7 @@ def nms_keep(
 
     Greedy suppression is the fixed point of ``keep = valid * (keep @ M == 0)``, where
     ``M[i, j]`` is 1 if box ``i`` would remove the lower-scored box ``j``. After ``n`` rounds
-    every box is decided whose longest chain of overlapping, better boxes has fewer than ``n``
+    every box is decided whose longest chain of overlapping, better boxes has at most ``n``
     links; crowded random detections need 5 to 7. The graph cannot stop when nothing changes, so
     it always runs ``iterations`` rounds. An even number errs on the safe side: at the end of
     longer chains a duplicate is kept, no detection is lost.

@@ -16,6 +16,7 @@ from adapt.artifacts import atomic_path, check_header
 from adapt.errors import AdaptError
 
 HEADER = "adapt"  # key of the description in the file's metadata
+_DAMAGED = "is not a readable ONNX file, it may be truncated; write it again with `adapt export`"
 OPSET = 20  # TensorRT 10.0 reads 9 to 20; fp16 and int8 need 19
 
 
@@ -62,13 +63,16 @@ def read_description(path: Path, kind: str) -> dict[str, Any]:
     Raises:
         AdaptError: If the file is missing, truncated, or not such an artifact of ``adapt``.
     """
-    model = load_onnx(path)
+    return check_header(description_of(load_onnx(path)), kind, path)
+
+
+def description_of(model: onnx.ModelProto) -> Any:
+    """Return the description in a model's metadata, or None if ``adapt`` did not write it."""
     texts = [prop.value for prop in model.metadata_props if prop.key == HEADER]
     try:
-        content = json.loads(texts[0]) if texts else None
+        return json.loads(texts[0]) if texts else None
     except json.JSONDecodeError:
-        content = None
-    return check_header(content, kind, path)
+        return None
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -88,15 +92,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-_DAMAGED = "is not a readable ONNX file, it may be truncated; write it again with `adapt export`"
-
-
 def fused(network: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode whose BatchNorms are folded into their convolutions.
+    """Return a copy on the CPU, in evaluation mode, with BatchNorms folded into convolutions.
 
     The exporter would fold them too, but wrongly for bfloat16.
     """
-    network = copy.deepcopy(network).eval()
+    network = copy.deepcopy(network).cpu().eval()
     for module in network.modules():
         if isinstance(module, nn.Sequential):
             _fuse_pairs(module)

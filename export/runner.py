@@ -10,12 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt.artifacts import check_header
 from adapt.detector_file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
 from export.graph import DETECTIONS, read_onnx_info
+from export.plan import Plan, read_plan_info
 
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
-ARTIFACTS = {"torch": ".safetensors", "ort-cpu": ".onnx", "ort-cuda": ".onnx"}
+ARTIFACTS = {
+    "torch": ".safetensors",
+    "ort-cpu": ".onnx",
+    "ort-cuda": ".onnx",
+    "tensorrt": ".plan",
+    "tensorrt-rtx": ".plan",
+}
 RUNTIMES = tuple(ARTIFACTS)
 
 Array = NDArray[Any]
@@ -86,7 +94,9 @@ def open_runner(runtime: str, artifact: Path, threads: int = 1) -> Runner:
         raise AdaptError(f"threads must be at least 1, got {threads}")
     if runtime == "torch":
         return TorchRunner(artifact, threads)
-    return OrtRunner(runtime, artifact, threads)
+    if runtime in PROVIDERS:
+        return OrtRunner(runtime, artifact, threads)
+    return PlanRunner(runtime, artifact)
 
 
 def check_artifact(runtime: str, artifact: Path) -> None:
@@ -205,6 +215,48 @@ class OrtRunner(Runner):
             "version": onnxruntime.__version__,
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
             "threads": self._threads,
+        }
+
+
+class PlanRunner(Runner):
+    """TensorRT or TensorRT-RTX; inference is one CUDA graph."""
+
+    def __init__(self, runtime: str, artifact: Path) -> None:
+        content = read_plan_info(artifact)
+        built_for = content["flavour"].replace("_", "-")
+        if built_for != runtime:
+            raise AdaptError(
+                f"{artifact} was built for runtime {built_for}, not {runtime}; choose it or build "
+                "the engine again"
+            )
+        header = check_header(content["onnx"], "onnx-detector", artifact)
+        self.info = DetectorInfo.from_dict(header)
+        size = self.info.input
+        self._shape = (header["batch"], 3, size.height, size.width)
+        self._runtime = runtime
+        self._artifact = artifact
+        self._plan = Plan(artifact)
+
+    def infer(self, images: Array) -> list[ImageDetections]:
+        """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
+        check_shape(images, self._shape, self._artifact)
+        self._plan.feed({"images": images})
+        self._plan.run()
+        return batch_detections(*(self._plan.buffers[name].cpu().numpy() for name in DETECTIONS))
+
+    def bind(self, images: Array) -> Callable[[], None]:
+        """Return the call to time; see :meth:`Runner.bind`."""
+        check_shape(images, self._shape, self._artifact)
+        self._plan.feed({"images": images})
+        return self._plan.capture()
+
+    def describe(self) -> dict[str, Any]:
+        """Return runtime, version, device and threads (0: the GPU does the work)."""
+        return {
+            "runtime": self._runtime,
+            "version": self._plan.info["tensorrt_version"],
+            "device": torch.cuda.get_device_name(),
+            "threads": 0,
         }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt.artifacts import content_hash
+from adapt.artifacts import content_hash, make_folder
 from adapt.coco import CocoSplit
 from adapt.cost import CostModel
 from adapt.dataset import Batch, training_batches
@@ -275,13 +275,15 @@ def run_search(
     fields = {
         "identity": identity,
         "recipe": recipe.to_dict(),
+        "num_classes": len(train.class_names),
         "provenance": provenance or {},
         "total_steps": plan.total_steps,
     }
+    make_folder(out)  # before hours of work, not after
     start = resume(path, "supernet", search.parts, identity)
     for step, entry in _steps(search, start, progress):
-        _append_log(out / "search.jsonl", entry, first=step <= plan.steps_per_epoch)
         save_checkpoint(path, "supernet", search.parts, step=step, **fields)
+        _append_log(out / "search.jsonl", entry, first=step <= plan.steps_per_epoch)
     return path
 
 

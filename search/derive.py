@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from adapt.architecture import Architecture
+from adapt.cost_table import CostTable
 from adapt.errors import AdaptError
 from adapt.supernet import Supernet
 from search.checkpoint import read_checkpoint
+from search.costs import costs_of
 from search.recipe import Recipe
 
 
@@ -32,7 +33,27 @@ def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
     return supernet, recipe, content
 
 
-def derive_argmax(path: Path) -> tuple[Architecture, Recipe, dict[str, Any]]:
-    """Return the arg max network of a finished search (paper section III-B)."""
-    supernet, recipe, content = load_searched(path)
-    return supernet.argmax(), recipe, content
+def derive(searched: Path, out: Path, costs: Path | None = None) -> dict[str, Any]:
+    """Write the arg max network of a finished search (paper section III-B) to ``out``.
+
+    Args:
+        searched: ``supernet.pt``.
+        out: Architecture file to write.
+        costs: Cost table that predicts the latency of the network.
+
+    Returns:
+        The network, what it costs, and what the search expected.
+
+    Raises:
+        AdaptError: If the search is unfinished, or the table does not fit.
+    """
+    supernet, recipe, content = load_searched(searched)
+    architecture = supernet.argmax()
+    classes = content["num_classes"]
+    if costs:
+        with CostTable.open(costs) as table:
+            found = costs_of(architecture, recipe, classes, table)
+    else:
+        found = costs_of(architecture, recipe, classes)
+    architecture.save(out, rule="argmax", search=content["identity"], costs=found)
+    return {"architecture": str(out), "network": str(architecture), **found}

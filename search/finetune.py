@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import Architecture
-from adapt.artifacts import content_hash
+from adapt.architecture import Architecture, mobilenet_v2
+from adapt.artifacts import content_hash, make_folder
 from adapt.backbone import Backbone
 from adapt.coco import CocoSplit
 from adapt.dataset import training_batches
@@ -25,6 +25,20 @@ from search.training import (
     training_dataset,
     update,
 )
+
+
+def resolve_architecture(name_or_path: str, recipe: Recipe) -> Architecture:
+    """Return the source's own architecture by name, or read one of the recipe's space.
+
+    Raises:
+        AdaptError: If the file is missing, malformed or of another search space.
+    """
+    if name_or_path == "mobilenet_v2":
+        return mobilenet_v2()
+    path = Path(name_or_path)
+    architecture = Architecture.load(path)
+    architecture.check_fits(recipe.space.load(), path)
+    return architecture
 
 
 def initial_detector(recipe: Recipe, info: DetectorInfo) -> tuple[RetinaNet, MappingReport | None]:
@@ -84,6 +98,7 @@ def run_finetune(
         AdaptError: If weights are missing, the loss diverges, or ``path`` has another run's
             checkpoint.
     """
+    make_folder(path.parent)  # before hours of work, not after
     config = recipe.detector.config(len(train.class_names))
     info = DetectorInfo(architecture, config, recipe.input, train.class_names)
     model, report = initial_detector(recipe, info)

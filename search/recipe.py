@@ -20,6 +20,9 @@ from adapt.masks import GateNorm, MaskKind
 from adapt.space import SearchSpace
 
 PRESETS = Path(__file__).parent / "recipes"
+CostKind = Literal["madds", "latency"]
+Runtime = Literal["ort-cpu"]
+Init = Literal["imagenet", "scratch"]
 _STRICT = ConfigDict(extra="forbid")  # a misspelt field is an error, not a default
 
 
@@ -139,7 +142,7 @@ class SearchRecipe:
     arch_every: int = 1
     mask: MaskKind = "non-overlapping"
     gate_norm: GateNorm = "none"
-    cost: Literal["madds", "latency"] = "madds"
+    cost: CostKind = "madds"
     cost_form: CostForm = "exact"
     penalty: Literal["linear", "log"] = "log"
     cost_weight: float = 0.02
@@ -184,7 +187,7 @@ class DeviceRecipe:
     """
 
     __pydantic_config__ = _STRICT
-    runtime: Literal["ort-cpu"] = "ort-cpu"
+    runtime: Runtime = "ort-cpu"
     threads: int = 1
     rounds: int = 10
 
@@ -239,7 +242,7 @@ class Recipe:
     __pydantic_config__ = _STRICT
     name: str = "paper"
     seed: int = 0
-    init: Literal["imagenet", "scratch"] = "imagenet"
+    init: Init = "imagenet"
     weights: str = ""
     data: DataRecipe = field(default_factory=DataRecipe)
     space: SpaceRecipe = field(default_factory=SpaceRecipe)
@@ -298,6 +301,30 @@ class Recipe:
         kept = ("train", "flip")
         content["data"] = {name: content["data"][name] for name in kept}
         return content_hash(content)
+
+    def with_cost(self, cost: CostKind | None) -> "Recipe":
+        """Return the recipe with another ``search.cost``, if one is given."""
+        return replace(self, search=replace(self.search, cost=cost or self.search.cost))
+
+    def with_device(self, runtime: Runtime | None, threads: int | None) -> "Recipe":
+        """Return the recipe for another runtime or number of threads, if given."""
+        device = replace(
+            self.device,
+            runtime=runtime or self.device.runtime,
+            threads=threads or self.device.threads,
+        )
+        return replace(self, device=device)
+
+    def with_grid(self, grid: int | None) -> "Recipe":
+        """Return the recipe with another width grid, if one is given."""
+        space = replace(self.space, width_grid=grid or self.space.width_grid)
+        return replace(self, space=space)
+
+    def with_init(self, init: Init | None, weights: Path | None) -> "Recipe":
+        """Return the recipe with another initialisation or weight file, if one is given."""
+        return replace(
+            self, init=init or self.init, weights=str(weights) if weights else self.weights
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""

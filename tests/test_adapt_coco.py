@@ -56,9 +56,9 @@ def test_boxes_are_corners_and_images_keep_the_order_of_the_file(tmp_path: Path)
 
 
 def test_area_falls_back_to_the_box_where_the_file_gives_none(tmp_path: Path) -> None:
-    entries = [annotation(area=12.5), annotation(), annotation(area=None)]
+    entries = [annotation(area=12.5), annotation(), annotation(area=None), annotation(area=0)]
     split = load_split(write_set(tmp_path / "set", annotations=entries), "train")
-    assert split.boxes[0].areas.tolist() == [12.5, 200, 200]
+    assert split.boxes[0].areas.tolist() == [12.5, 200, 200, 200]
 
 
 def test_subset_keeps_the_given_order_and_the_repairs_of_its_images(tmp_path: Path) -> None:
@@ -198,6 +198,7 @@ def test_unusable_box_is_mended_and_listed(
 ) -> None:
     split = load_split(with_boxes(tmp_path / "set", box), "train")
     assert split.boxes[0].xyxy.tolist() == kept
+    assert split.boxes[0].areas.tolist() == [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in kept]
     assert [(repair.image_id, repair.kind) for repair in split.repairs] == [(7, kind)]
     report = check_split(split)
     assert (report.clipped_boxes, report.dropped_boxes) == (kind == "clipped", kind == "dropped")
@@ -273,6 +274,12 @@ def test_every_eight_bit_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     Image.new("RGB", (4, 3), "white").convert(mode).save(path)
     image = read_image(CocoImage(1, path, 4, 3))
     assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+
+
+def test_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> None:
+    palette = Image.new("RGB", (4, 3), "red").convert("P")
+    palette.save(tmp_path / "x.png", transparency=bytes(range(256)))
+    assert read_image(CocoImage(1, tmp_path / "x.png", 4, 3)).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_sixteen_bit_image_is_refused_rather_than_saturated(tmp_path: Path) -> None:

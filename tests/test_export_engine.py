@@ -10,6 +10,7 @@ from export_parts import INFO, SIZE, exported
 from onnx import TensorProto, helper
 
 import export.engine
+import export.plan
 from adapt.artifacts import file_hash
 from adapt.errors import AdaptError
 from export.engine import build_engine, trt_flavours
@@ -18,12 +19,16 @@ from export.graph import export_rest
 HERE = Path(__file__).parent
 NAMES = json.loads((HERE / "data" / "tensorrt_api_names.json").read_text())
 LISTS = HERE.parents[1] / "shared" / "facts" / "tensorrt_api"
-CLASSES = {  # of the variables in export/engine.py
+SOURCES = [Path(export.engine.__file__), Path(export.plan.__file__)]
+CLASSES = {  # of the variables in these files
+    "_context": "IExecutionContext",
+    "_engine": "ICudaEngine",
     "builder": "Builder",
     "config": "IBuilderConfig",
     "error": "ParserError",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
+    "runtime": "Runtime",
     "tensor": "ITensor",
 }
 
@@ -45,21 +50,16 @@ def detector_onnx(folder):
     return exported(folder)
 
 
-@pytest.fixture
-def rtx_only(monkeypatch):
-    monkeypatch.setattr(export.engine, "FLAVOURS", ("tensorrt_rtx",))
-
-
 def names_in_use():
-    """(class, member) of every TensorRT name in export/engine.py."""
-    tree = ast.parse(Path(export.engine.__file__).read_text())
+    """(class, member) of every TensorRT name in export/engine.py and export/plan.py."""
     used = set()
-    for node in ast.walk(tree):
+    for node in (n for path in SOURCES for n in ast.walk(ast.parse(path.read_text()))):
         match node:
             case ast.Attribute(ast.Attribute(ast.Name("trt"), owner), member):
                 used.add((owner, member))
-            case ast.Attribute(ast.Name(name), member) if name in CLASSES:
-                used.add((CLASSES[name], member))
+            case ast.Attribute(ast.Name(name) | ast.Attribute(attr=name), member):
+                if name in CLASSES:
+                    used.add((CLASSES[name], member))
     return used
 
 
@@ -81,11 +81,14 @@ def test_committed_names_exist_in_every_version(kind):
         assert not absent, path.name
 
 
+RTX = {"flavour": "tensorrt_rtx"}
+
+
 class TestWithTensorRTRTX:
     pytestmark = needs_rtx
 
-    def test_deployed_graph_builds(self, rtx_only, detector_onnx, tmp_path):
-        report = build_engine(detector_onnx, tmp_path / "detector.plan")
+    def test_deployed_graph_builds(self, detector_onnx, tmp_path):
+        report = build_engine(detector_onnx, tmp_path / "detector.plan", **RTX)
         assert report.flavour == "tensorrt_rtx"
         assert report.size_bytes == (tmp_path / "detector.plan").stat().st_size > 1e6
         assert report.inputs == {"images": "float[1, 3, 128, 160]"}
@@ -95,33 +98,39 @@ class TestWithTensorRTRTX:
         assert sidecar["onnx_sha256"] == file_hash(detector_onnx)
         assert sidecar["onnx"]["classes"] == list(INFO.classes)
 
-    def test_rest_of_the_detector_builds(self, rtx_only, tmp_path):
+    def test_rest_of_the_detector_builds(self, tmp_path):
         path = export_rest(INFO.detector, SIZE, tmp_path / "rest.onnx")
-        report = build_engine(path, tmp_path / "rest.plan")
+        report = build_engine(path, tmp_path / "rest.plan", **RTX)
         assert list(report.inputs) == ["lateral3", "lateral4", "lateral5", "p6"]
 
-    def test_refused_network_shows_tensorrts_reasons(self, rtx_only, tmp_path):
-        for operator, stage in (("Unknown", "does not read"), ("NonZero", "does not build")):
-            path = tmp_path / f"{operator}.onnx"
-            onnx.save(model_of(operator), path)
-            with pytest.raises(AdaptError, match=f"{stage} .*{operator}"):
-                build_engine(path, tmp_path / "x.plan")
+    @pytest.mark.parametrize(
+        ("operator", "message"),
+        [("Unknown", "does not read .*Unknown"), ("NonMaxSuppression", "does not build .*runners")],
+    )
+    def test_refused_network_shows_tensorrts_reasons(self, operator, message, tmp_path):
+        path = tmp_path / "x.onnx"
+        onnx.save(model_of(operator), path)
+        with pytest.raises(AdaptError, match=message):
+            build_engine(path, tmp_path / "x.plan", **RTX)
         assert not list(tmp_path.glob("*.plan*"))
 
-    def test_flavours_name_the_version(self, rtx_only):
-        assert list(trt_flavours()) == ["tensorrt_rtx"]
+    def test_flavours_name_the_version(self):
+        assert trt_flavours()["tensorrt_rtx"].startswith("1.")
 
-    def test_unwritable_folder_is_reported(self, rtx_only, detector_onnx, tmp_path):
+    def test_unwritable_folder_is_reported(self, detector_onnx, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(AdaptError, match="cannot write"):
-            build_engine(detector_onnx, tmp_path / "file" / "x.plan")
+            build_engine(detector_onnx, tmp_path / "file" / "x.plan", **RTX)
 
 
 def model_of(operator):
-    """A model of one operator whose output is as long as the data say."""
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
-    y = helper.make_tensor_value_info("y", TensorProto.INT64, [1, None])
-    graph = helper.make_graph([helper.make_node(operator, ["x"], ["y"])], "g", [x], [y])
+    """A model of one operator that TensorRT-RTX cannot run."""
+    boxes = helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, 4, 4])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 1, 4])
+    chosen = helper.make_tensor_value_info("chosen", TensorProto.INT64, [None, 3])
+    number = helper.make_tensor("number", TensorProto.INT64, [1], [4])
+    node = helper.make_node(operator, ["boxes", "scores", "number"], ["chosen"])
+    graph = helper.make_graph([node], "g", [boxes, scores], [chosen], [number])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
@@ -135,5 +144,5 @@ def test_without_tensorrt_the_error_says_what_to_install(monkeypatch, detector_o
 
 def test_truncated_onnx_is_explained(detector_onnx, tmp_path):
     (tmp_path / "half.onnx").write_bytes(detector_onnx.read_bytes()[:5000])
-    with pytest.raises(AdaptError, match="half.onnx is not a readable ONNX file"):
+    with pytest.raises(AdaptError, match=r"half.onnx is not a readable ONNX file"):
         build_engine(tmp_path / "half.onnx", tmp_path / "x.plan")

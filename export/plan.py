@@ -1,0 +1,111 @@
+"""How does a TensorRT engine run on a GPU?
+
+PyTorch owns the GPU's memory and streams. Every TensorRT name is checked against the API lists of
+TensorRT 10, 11 and RTX; no GPU was at hand to run this file.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.artifacts import check_header, read_json
+from adapt.errors import AdaptError
+from export.engine import load_tensorrt, logger_of, sidecar_path
+
+DTYPES = {
+    "float": torch.float32,
+    "half": torch.float16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+
+
+def read_plan_info(path: Path) -> dict[str, Any]:
+    """Return the description that :func:`export.engine.build_engine` wrote beside an engine.
+
+    Raises:
+        AdaptError: If the engine or its description is missing or not written by ``adapt``.
+    """
+    if not path.is_file():
+        raise AdaptError(f"engine {path} does not exist; `adapt export` builds it")
+    return check_header(read_json(sidecar_path(path), "engine description"), "engine", path)
+
+
+class Plan:
+    """A loaded engine with fixed shapes and its buffers.
+
+    Attributes:
+        info: The engine's description.
+        buffers: Input and output tensors on the GPU, by name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.info = read_plan_info(path)
+        if not torch.cuda.is_available():
+            raise AdaptError(
+                f"engine {path} needs an NVIDIA GPU to run and this machine has none; copy it "
+                f"with {sidecar_path(path).name} to one, or choose runtime ort-cpu"
+            )
+        trt = load_tensorrt(self.info["flavour"])
+        self._engine = _deserialise(trt, path, self.info["tensorrt_version"])
+        self._context = self._engine.create_execution_context()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self.buffers = {name: self._buffer(name) for name in names}
+
+    def _buffer(self, name: str) -> Tensor:
+        dtype = DTYPES[self._engine.get_tensor_dtype(name).name.lower()]
+        shape = tuple(self._engine.get_tensor_shape(name))
+        buffer = torch.empty(shape, dtype=dtype, device="cuda")
+        self._context.set_tensor_address(name, buffer.data_ptr())
+        return buffer
+
+    def feed(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Copy inputs to the GPU; their shapes must be the engine's."""
+        for name, array in inputs.items():
+            self.buffers[name].copy_(torch.from_numpy(array))
+        torch.cuda.synchronize()
+
+    def run(self) -> None:
+        """Run on the inputs last fed and wait for the outputs."""
+        self._enqueue()
+        self._stream.synchronize()
+
+    def capture(self) -> Callable[[], None]:
+        """Return :meth:`run` as one CUDA graph, free of launch overhead."""
+        self.run()  # TensorRT allocates on the first run, which a graph cannot hold
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._enqueue()
+
+        def call() -> None:
+            graph.replay()
+            torch.cuda.synchronize()
+
+        return call
+
+    def _enqueue(self) -> None:
+        self._context.execute_async_v3(self._stream.cuda_stream)
+
+
+def _deserialise(trt: Any, path: Path, version: str) -> Any:
+    if trt.__version__ != version:
+        raise AdaptError(
+            f"engine {path} was built with {trt.__name__} {version}, {trt.__version__} is "
+            "installed; build it again with `adapt export`"
+        )
+    logger = logger_of(trt)
+    logger.errors.clear()
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:  # TensorRT does not raise
+        raise AdaptError(
+            f"engine {path} does not load on this GPU ({'; '.join(logger.errors)}); build it "
+            "again here with `adapt export`"
+        )
+    return engine

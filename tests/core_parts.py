@@ -1,0 +1,117 @@
+"""Small search spaces, random networks and one-hot choices for the tests of the core."""
+
+import random
+import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from adapt.architecture import Architecture
+from adapt.space import BlockSpace, SearchSpace
+from adapt.supernet import Supernet, architecture_of
+
+# Strides 8, 16 and 32 are tapped, as in Table I; everything else is as small as it can be.
+TINY_SPACE = """
+name = "tiny"
+source = "mobilenet_v2"
+stem_width = 8
+first_width = 4
+taps = [2, 3, 4]
+
+[[blocks]]
+num_ops = 2
+stride = 2
+kernels = [3]
+expansions = [2]
+widths = [4, 8, 4]
+
+[[blocks]]
+num_ops = 3
+stride = 2
+kernels = [3, 5]
+expansions = [1, 2]
+widths = [4, 12, 4]
+
+[[blocks]]
+num_ops = 2
+stride = 2
+kernels = [3]
+expansions = [2, 3]
+widths = [6, 10, 2]
+
+[[blocks]]
+num_ops = 1
+stride = 2
+kernels = [3, 5]
+expansions = [2]
+widths = [8, 16, 8]
+"""
+
+Choices = tuple[list[list[int]], list[int]]  # operation per block and position, width per block
+
+
+def tiny() -> SearchSpace:
+    return SearchSpace.from_dict(tomllib.loads(TINY_SPACE))
+
+
+def one_block(**changes: object) -> SearchSpace:
+    """Two widths, two operations, one position: the 2 x 2 space of the closed forms."""
+    block = BlockSpace(num_ops=1, stride=2, kernels=(3, 5), expansions=(2,), widths=(2, 6))
+    return SearchSpace("one", "mobilenet_v2", 4, 4, (1,), (replace(block, **changes),))
+
+
+def random_choices(space: SearchSpace, seed: int) -> Choices:
+    chance = random.Random(seed)
+    ops = [
+        [chance.randrange(len(block.candidates(position))) for position in range(block.num_ops)]
+        for block in space.blocks
+    ]
+    return ops, [chance.randrange(len(block.widths)) for block in space.blocks]
+
+
+def random_architecture(space: SearchSpace, seed: int) -> Architecture:
+    return architecture_of(space, *random_choices(space, seed))
+
+
+def one_hot(space: SearchSpace, choices: Choices) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """Probabilities that leave no doubt, as :meth:`Supernet.probabilities` returns them."""
+    ops, widths = choices
+    blocks = list(zip(space.blocks, ops, widths, strict=True))
+    return (
+        [
+            [torch.eye(len(block.candidates(p)))[index] for p, index in enumerate(chosen)]
+            for block, chosen, _ in blocks
+        ],
+        [torch.eye(len(block.widths))[width] for block, _, width in blocks],
+    )
+
+
+@torch.no_grad()
+def decide(supernet: Supernet, choices: Choices) -> None:
+    """Make softmax of alpha and beta exactly one-hot."""
+    ops, widths = choices
+    for alphas, chosen in zip(supernet.alphas, ops, strict=True):
+        _decide(list(alphas.parameters()), chosen)
+    _decide(list(supernet.betas), widths)
+
+
+def _decide(parameters: Sequence[Tensor], chosen: Sequence[int]) -> None:
+    for parameter, index in zip(parameters, chosen, strict=True):
+        parameter.fill_(-1e4)
+        parameter[index] = 0
+
+
+@torch.no_grad()
+def shake(module: nn.Module, seed: int) -> None:
+    """Give every parameter and every statistic of a module a value that is none of the defaults."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.affine:
+            layer.weight.uniform_(0.5, 1.5, generator=generator)
+            layer.bias.normal_(0, 0.2, generator=generator)
+        if isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats:
+            layer.running_mean.normal_(0, 0.2, generator=generator)
+            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+            layer.num_batches_tracked.fill_(7)

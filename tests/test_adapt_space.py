@@ -1,0 +1,138 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_parts import TINY_SPACE
+
+from adapt.cost import CostModel
+from adapt.detector import DetectorConfig
+from adapt.errors import AdaptError
+from adapt.images import InputSize
+from adapt.space import SKIP, Operation, SearchSpace
+from adapt.units import MBConvUnit, Unit
+
+TABLE_ONE = SearchSpace.load("mobilenet_v2")
+
+
+def test_preset_has_the_blocks_of_table_one() -> None:
+    assert [b.num_ops for b in TABLE_ONE.blocks] == [4, 4, 4, 4, 4, 1]
+    assert [b.stride for b in TABLE_ONE.blocks] == [2, 2, 2, 1, 2, 1]
+    assert [len(b.widths) for b in TABLE_ONE.blocks] == [7, 11, 13, 15, 33, 37]
+    ends = [(b.widths[0], b.widths[-1]) for b in TABLE_ONE.blocks]
+    assert ends == [(16, 28), (28, 48), (48, 72), (72, 128), (128, 256), (256, 400)]
+
+
+def test_only_the_first_operation_of_a_block_cannot_be_skipped() -> None:
+    for block in TABLE_ONE.blocks:
+        assert len(block.candidates(0)) == 6
+        assert block.candidates(1) == (*block.candidates(0), SKIP)
+
+
+def test_preset_has_as_many_encodings_as_the_design_says() -> None:
+    encodings = math.prod(6 * 7 ** (b.num_ops - 1) * len(b.widths) for b in TABLE_ONE.blocks)
+    assert encodings == pytest.approx(4.06e24, rel=1e-3)
+
+
+def test_preset_has_13284_distinct_mbconvs() -> None:
+    asked: list[Unit] = []
+
+    def record(unit: Unit) -> float:
+        asked.append(unit)
+        return 0.0
+
+    CostModel.build(TABLE_ONE, DetectorConfig(80), InputSize(800, 1088), record)
+    convs = [u for u in asked if isinstance(u, MBConvUnit) and u.expansion != 1]
+    assert len({replace(unit, residual=False) for unit in convs}) == 13_284
+
+
+@pytest.mark.parametrize("grid", [1, 2, 8, 16, 1000])
+def test_grid_keeps_multiples_and_both_ends(grid: int) -> None:
+    for before, after in zip(TABLE_ONE.blocks, TABLE_ONE.on_grid(grid).blocks, strict=True):
+        ends = {before.widths[0], before.widths[-1]}
+        assert set(after.widths) == ends | {w for w in before.widths if w % grid == 0}
+
+
+def test_grid_below_one_is_refused() -> None:
+    with pytest.raises(AdaptError, match="at least 1, got 0"):
+        TABLE_ONE.on_grid(0)
+
+
+def test_input_widths_are_the_previous_blocks_widths() -> None:
+    assert TABLE_ONE.in_widths(0) == (16,)
+    assert TABLE_ONE.in_widths(3) == TABLE_ONE.blocks[2].widths
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": "other"},
+        {"stem_width": 16},
+        {"first_width": 24},
+        {"taps": (2, 4)},
+        {"blocks": TABLE_ONE.blocks[:-1] + (replace(TABLE_ONE.blocks[-1], stride=2),)},
+        {"blocks": TABLE_ONE.blocks[:-1] + (replace(TABLE_ONE.blocks[-1], num_ops=2),)},
+        {"blocks": TABLE_ONE.blocks[:-1] + (replace(TABLE_ONE.blocks[-1], kernels=(3,)),)},
+        {"blocks": TABLE_ONE.blocks[:-1] + (replace(TABLE_ONE.blocks[-1], expansions=(6,)),)},
+        {"blocks": TABLE_ONE.on_grid(16).blocks},
+    ],
+)
+def test_hash_changes_with_a_choice(change: dict[str, Any]) -> None:
+    assert replace(TABLE_ONE, **change).hash != TABLE_ONE.hash
+
+
+def test_hash_does_not_change_with_the_name() -> None:
+    assert replace(TABLE_ONE, name="mine").hash == TABLE_ONE.hash
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fragment"),
+    [
+        ('name = "tiny"', "", "name is missing"),
+        ("stride = 2", "", "stride is missing"),
+        ("stride = 2", "stride = 3", "block 1: stride must be 1 or 2, got 3"),
+        ("num_ops = 2", "num_ops = 0", "block 1: num_ops must be at least 1, got 0"),
+        ("kernels = [3]", "kernels = [4]", "block 1: kernels must be odd sizes, got [4]"),
+        ("kernels = [3]", "kernels = []", "block 1: kernels must be odd sizes, got []"),
+        ("expansions = [2]", "expansions = [0]", "block 1: expansions must be positive, got [0]"),
+        ("widths = [4, 8, 4]", "widths = [4, 8, 0]", "step of widths must be positive, got 0"),
+        ("widths = [4, 8, 4]", "widths = [8, 4, 4]", "block 1: widths must be positive"),
+        ("widths = [4, 8, 4]", "widths = [0, 8, 4]", "block 1: widths must be positive"),
+        ("taps = [2, 3, 4]", "taps = [2, 3, 5]", "block numbers from 1 to 4, got [2, 3, 5]"),
+        ("taps = [2, 3, 4]", "taps = [3, 2, 4]", "taps must be increasing"),
+        ("taps = [2, 3, 4]", "taps = []", "taps"),
+        ("stem_width = 8", "stem_width = 0", "stem_width"),
+        ("[[blocks]]", "[[blocks", "is not valid"),
+    ],
+)
+def test_bad_space_file_is_refused(
+    tmp_path: Path, before: str, after: str, fragment: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(TINY_SPACE.replace(before, after, 1))
+    with pytest.raises(AdaptError) as caught:
+        SearchSpace.load(str(path))
+    assert fragment in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [("mobilenet_v9", "use a preset (mobilenet_v2)"), ("none.toml", "none.toml does not exist")],
+)
+def test_space_that_does_not_exist_is_refused(name: str, fragment: str) -> None:
+    with pytest.raises(AdaptError) as caught:
+        SearchSpace.load(name)
+    assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("operation", [SKIP, Operation(3, 6), Operation(11, 12)])
+def test_operation_is_read_as_it_is_written(operation: Operation) -> None:
+    assert Operation.parse(str(operation)) == operation
+
+
+@pytest.mark.parametrize("text", ["", "k3", "e6_k3", "k3_e", "k3_eX", "k3_e6_s2", "Skip", "k0_e0"])
+def test_malformed_operation_is_refused_by_its_text(text: str) -> None:
+    with pytest.raises(AdaptError, match=f"operation '{text}'"):
+        Operation.parse(text)

@@ -1,0 +1,154 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from core_parts import random_architecture
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import RetinaNet
+
+from adapt.architecture import Architecture, Block, mobilenet_v2
+from adapt.backbone import Backbone
+from adapt.detector import DetectorConfig, build_retinanet, count_parameters
+from adapt.images import InputSize
+from adapt.space import Operation, SearchSpace
+from adapt.units import P6, Lateral, MBConvUnit, Rest, Stem, detector_units, madds, unit_key
+
+PAPER_SIZE = InputSize(800, 1088)
+TABLE_ONE = SearchSpace.load("mobilenet_v2")
+
+
+def on_meta(architecture: Architecture, config: DetectorConfig) -> RetinaNet:
+    with torch.device("meta"):
+        return build_retinanet(Backbone(architecture), config).eval()
+
+
+def counted_madds(model: RetinaNet, height: int, width: int) -> int:
+    """Count with PyTorch's counter, which leaves biases out, and add those by hand."""
+    biases = 0
+
+    def add(conv: nn.Module, inputs: Any, out: torch.Tensor) -> None:
+        nonlocal biases
+        biases += out.numel() if conv.bias is not None else 0
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(add)
+    with FlopCounterMode(display=False) as counter:
+        features = model.backbone(torch.empty(1, 3, height, width, device="meta"))
+        model.head(list(features.values()))
+    return counter.get_total_flops() // 2 + biases
+
+
+def unit_madds(architecture: Architecture, config: DetectorConfig, size: InputSize) -> float:
+    return sum(madds(unit) for unit in detector_units(architecture, config, size))
+
+
+def test_retinanet_mobilenet_v2_has_the_params_and_madds_of_table_two() -> None:
+    config = DetectorConfig(80)
+    assert count_parameters(on_meta(mobilenet_v2(), config)) == 11_488_244
+    assert unit_madds(mobilenet_v2(), config, PAPER_SIZE) == 133_053_449_976
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_units_agree_with_pytorchs_counter(seed: int) -> None:
+    architecture = random_architecture(TABLE_ONE, seed)
+    config = DetectorConfig(1 + seed % 5, fpn_width=16 + seed, head_depth=seed % 4)
+    size = InputSize(64, 96) if seed % 2 else InputSize(72, 104, "shortest-edge")
+    counted = counted_madds(on_meta(architecture, config), size.height, size.width)
+    assert unit_madds(architecture, config, size) == counted
+
+
+def conv(kernel: int, c_in: int, c_out: int, cells: int, bias: int = 0) -> int:
+    return (kernel * kernel * c_in + bias) * c_out * cells
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        (Stem(32, 63, 96), conv(3, 3, 32, 32 * 48)),
+        (MBConvUnit(4, 6, 5, 1, 1, False, 3, 5), conv(5, 1, 4, 15) + conv(1, 4, 6, 15)),
+        (
+            MBConvUnit(4, 6, 5, 2, 2, False, 3, 5),
+            conv(1, 4, 8, 15) + conv(5, 1, 8, 6) + conv(1, 8, 6, 6),
+        ),
+        (Lateral(7, 16, 3, 5), conv(1, 7, 16, 15, bias=1)),
+        (P6(7, 16, 3, 5), conv(3, 7, 16, 6, bias=1)),
+    ],
+)
+def test_madds_follow_the_convention_of_table_two(unit: Any, expected: int) -> None:
+    assert madds(unit) == expected
+
+
+def test_rest_counts_smoothing_p7_towers_and_outputs() -> None:
+    cells = [8 * 12, 4 * 6, 2 * 3, 1 * 2, 1 * 1]  # P3 to P7 of 64 x 96
+    rest = Rest(16, 2, 3, 32, 0.05, 0.5, 1000, 100, 64, 96)
+    smooth_and_p7 = conv(3, 16, 16, sum(cells[:3]) + cells[4], bias=1)
+    towers = 2 * 2 * conv(3, 16, 16, sum(cells), bias=1)
+    outputs = conv(3, 16, 9 * (3 + 4), sum(cells), bias=1)
+    assert madds(rest) == smooth_and_p7 + towers + outputs
+
+
+def test_key_names_every_field_of_a_unit() -> None:
+    unit = MBConvUnit(16, 24, 3, 6, 2, False, 400, 544)
+    fields = "c_in=16 c_out=24 kernel=3 expansion=6 stride=2 residual=0 height=400 width=544"
+    assert unit_key(unit) == f"mbconv {fields}"
+
+
+@pytest.fixture(scope="module")
+def table_two(shared_data: Path) -> dict[str, Any]:
+    path = shared_data.parent / "facts" / "table2.json"
+    if not path.is_file():
+        pytest.skip(f"the components of Table II are not at {path}")
+    return {row["backbone"]: row for row in json.loads(path.read_text())["rows"]}
+
+
+def row_architecture(row: dict[str, Any]) -> Architecture:
+    """Rebuild a network of MBConvs from the published rows of its configuration."""
+    blocks: dict[int, list[dict[str, Any]]] = {}
+    for op in row["blocks"]:
+        blocks.setdefault(op["stage"], []).append(op)
+    stem, *searchable = (blocks[stage] for stage in sorted(blocks))
+    return Architecture(
+        "mobilenet_v2",
+        row["stem"]["out_ch"],
+        stem[0]["out_ch"],
+        (2, 4, 6),
+        tuple(
+            Block(
+                ops[0]["stride"],
+                ops[0]["out_ch"],
+                tuple(Operation(op["kernel"], op["expansion"]) for op in ops),
+            )
+            for ops in searchable
+        ),
+    )
+
+
+def parts_in_g(architecture: Architecture) -> Iterator[float]:
+    """G MAdds of backbone, neck and head of the paper's detector."""
+    config = DetectorConfig(80)
+    units = list(detector_units(architecture, config, PAPER_SIZE))
+    counted = [madds(unit) for unit in units]
+    rest = units[-1]
+    assert isinstance(rest, Rest)
+    levels = [100 * 136, 50 * 68, 25 * 34, 13 * 17, 7 * 9]
+    smooth_and_p7 = conv(3, 256, 256, sum(levels[:3]) + levels[4], bias=1)
+    yield sum(counted[:-5]) / 1e9
+    yield (sum(counted[-5:-1]) + smooth_and_p7) / 1e9
+    yield (counted[-1] - smooth_and_p7) / 1e9
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["MobileNetV2", "FNA"])
+def test_components_of_table_two_are_reproduced(table_two: dict[str, Any], name: str) -> None:
+    row = table_two[name]
+    architecture, measured = row_architecture(row), row["measured"]
+    expected = [measured[f"{part}_madds_B"] for part in ("backbone", "neck", "head")]
+    assert list(parts_in_g(architecture)) == pytest.approx(expected, abs=1e-9)
+    params = count_parameters(on_meta(architecture, DetectorConfig(80)))
+    assert params == round(measured["params_M"] * 1e6)
+    assert round(params / 1e6, 2) == row["paper"]["params_M"]
