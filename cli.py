@@ -358,6 +358,10 @@ def bench_command(
     data: Annotated[Path, typer.Option("--data", help="Folder of a COCO-format data set.")],
     split: Annotated[str, typer.Option("--split", help="Split to evaluate.")] = "val",
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("runs/report"),
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option("--runtime", help="Runtime, repeatable; each file's usual one if left out."),
+    ] = None,
     threads: ThreadsOpt = 1,
     rounds: Annotated[int, typer.Option("--rounds", min=2, help="Interleaved rounds.")] = 10,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="First N images.")] = None,
@@ -378,7 +382,11 @@ def bench_command(
     protocol = replace(DETECTOR_PROTOCOL, rounds=rounds)
     with console_stage("bench") as progress:
         result = compare(
-            named(artifacts), loaded, threads=threads, protocol=protocol, progress=progress
+            named(artifacts, runtime or ()),
+            loaded,
+            threads=threads,
+            protocol=protocol,
+            progress=progress,
         )
     write_report(out, result)
     if as_json:

@@ -7,7 +7,7 @@ from typing import Any
 
 from adapt.artifacts import check_header, content_hash, header, read_json, write_json
 from adapt.errors import AdaptError
-from adapt.space import SKIP, Operation, SearchSpace
+from adapt.space import SKIP, Operation, SearchSpace, check_taps
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,20 @@ class Architecture:
             AdaptError: If a block is empty or an operation malformed.
         """
         blocks = tuple(
-            Block(b["stride"], b["width"], tuple(Operation.parse(op) for op in b["ops"]))
+            Block(
+                _positive("stride", b["stride"]),
+                _positive("width", b["width"]),
+                tuple(Operation.parse(str(op)) for op in b["ops"]),
+            )
             for b in content["blocks"]
         )
         if any(not block.ops or SKIP in block.ops for block in blocks):
             raise AdaptError("every block needs at least one MBConv and lists no 'skip'")
+        check_taps(content["taps"], len(blocks))
         return cls(
             source=content["source"],
-            stem_width=content["stem_width"],
-            first_width=content["first_width"],
+            stem_width=_positive("stem_width", content["stem_width"]),
+            first_width=_positive("first_width", content["first_width"]),
             taps=tuple(content["taps"]),
             blocks=blocks,
         )
@@ -169,6 +174,12 @@ class Architecture:
         except (KeyError, TypeError, AdaptError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise AdaptError(f"architecture {path} is not valid: {reason}") from error
+
+
+def _positive(name: str, value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise AdaptError(f"{name} must be a positive integer, got {value!r}")
+    return value
 
 
 def _misfit(block: Block, choices: Any) -> str | None:

@@ -34,6 +34,8 @@ class DetectorConfig:
         score_threshold: Detections below this score are dropped.
         nms_threshold: IoU above which a lower-scored detection of the same class is dropped.
         candidates: Best candidates per level that reach non-maximum suppression.
+        nms_candidates: Best candidates of all levels together that reach it in the deployed graph,
+            which compares every pair; torchvision's inference takes all.
         detections: Largest number of detections per image.
     """
 
@@ -44,17 +46,17 @@ class DetectorConfig:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     candidates: int = 1000
+    nms_candidates: int = 1000
     detections: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "fpn_width", "anchor_size", "candidates", "detections"):
-            if getattr(self, name) < 1:
-                raise AdaptError(f"detector.{name} must be at least 1, got {getattr(self, name)}")
-        if self.head_depth < 0:
-            raise AdaptError(f"detector.head_depth must not be negative, got {self.head_depth}")
-        for name in ("score_threshold", "nms_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise AdaptError(f"detector.{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name, value in asdict(self).items():
+            if name.endswith("threshold"):
+                if not 0 <= value <= 1:
+                    raise AdaptError(f"detector.{name} must lie in [0, 1], got {value}")
+            elif value < (name != "head_depth"):
+                least = "0" if name == "head_depth" else "1"
+                raise AdaptError(f"detector.{name} must be at least {least}, got {value}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""

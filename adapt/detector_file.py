@@ -85,7 +85,14 @@ def read_detector_info(path: Path) -> tuple[DetectorInfo, dict[str, Any]]:
             "detector.safetensors that `adapt finetune` wrote"
         ) from error
     content = check_header(description, "detector", path)
-    return DetectorInfo.from_dict(content), content
+    try:
+        return DetectorInfo.from_dict(content), content
+    except (KeyError, TypeError, AdaptError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise AdaptError(
+            f"detector {path} describes itself wrongly ({reason}); write it again with "
+            "`adapt finetune`"
+        ) from error
 
 
 def load_detector(path: Path) -> tuple[RetinaNet, DetectorInfo]:
@@ -96,5 +103,11 @@ def load_detector(path: Path) -> tuple[RetinaNet, DetectorInfo]:
     """
     info, _ = read_detector_info(path)
     model = info.build()
-    model.load_state_dict(load_file(path))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise AdaptError(
+            f"the weights in {path} do not fit its own description; write it again with "
+            "`adapt finetune`"
+        ) from error
     return model.eval(), info

@@ -97,6 +97,15 @@ class Mapper:
         norms = zip(reversed(_norms(source)), reversed(_norms(target)), strict=False)
         for (_, from_norm), (layer, to_norm) in norms:
             self.norm(f"{name}.{layer}", from_norm, to_norm)
+        if target.shape.expansion > source.shape.expansion == 1:
+            self._without_source(name, target)
+
+    def _without_source(self, name: str, target: MBConv) -> None:
+        """Fill the expansion of an MBConv whose source has none: all of it is surplus."""
+        layer, conv = _convs(target)[0]
+        self.copy(f"{name}.{layer}.weight", conv.weight[:0, :0], conv.weight)
+        layer, norm = _norms(target)[0]
+        self.norm(f"{name}.{layer}", nn.BatchNorm2d(0), norm)
 
     def layer(self, name: str, source: nn.Module, target: nn.Module) -> None:
         """Copy a layer that both networks have in the same shape (stem, first block)."""
@@ -210,7 +219,9 @@ def _check_contains(target: Backbone, source: Backbone) -> None:
             and to.width >= of.width
             and len(to.ops) >= len(of.ops)
             and all(
-                a.kernel >= b.kernel and a.expansion >= b.expansion
+                a.kernel >= b.kernel
+                and a.expansion >= b.expansion
+                and (a.expansion == 1) == (b.expansion == 1)
                 for a, b in zip(to.ops, of.ops, strict=False)
             )
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 MaskKind = Literal["non-overlapping", "overlapping", "individual"]
 MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 GateNorm = Literal["none", "mean", "max"]
+Gates = Literal["operation", "block"]
 GATE_NORMS: tuple[GateNorm, ...] = get_args(GateNorm)
 
 

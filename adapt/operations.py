@@ -50,9 +50,20 @@ class MBConv(nn.Module):
         ]
         self.conv = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, c_out, H', W']``, H' = ceil(H / stride)."""
-        out: Tensor = self.conv(x)
+    def forward(self, x: Tensor, reach: Tensor | None = None) -> Tensor:
+        """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, c_out, H', W']``, H' = ceil(H / stride).
+
+        Args:
+            x: The input.
+            reach: Tensor[c_in], how far each input channel is in use; its ``expansion`` hidden
+                channels are scaled with it. None uses all.
+        """
+        if reach is None:
+            out: Tensor = self.conv(x)
+        else:
+            hidden = self.conv[:-2](x)
+            hidden = hidden * reach.repeat_interleave(self.shape.expansion)[:, None, None]
+            out = self.conv[-2:](hidden)
         return x + out if self.shape.residual else out
 
 

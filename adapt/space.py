@@ -1,6 +1,7 @@
 """Which operations, depths and widths may the search choose from? (paper Table I)"""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,10 +35,10 @@ class Operation:
         kernel, _, expansion = text.partition("_")
         if not (kernel[:1] == "k" and expansion[:1] == "e"):
             raise AdaptError(f"operation {text!r} is neither 'skip' nor of the form 'k3_e6'")
-        try:
-            return cls(int(kernel[1:]), int(expansion[1:]))
-        except ValueError as error:
-            raise AdaptError(f"operation {text!r} is not of the form 'k3_e6'") from error
+        numbers = kernel[1:], expansion[1:]
+        if not all(number.isdecimal() and int(number) > 0 for number in numbers):
+            raise AdaptError(f"operation {text!r} is not of the form 'k3_e6'")
+        return cls(*map(int, numbers))
 
 
 SKIP = Operation(0, 0)
@@ -136,13 +137,10 @@ class SearchSpace:
     def __post_init__(self) -> None:
         for number, block in enumerate(self.blocks, start=1):
             _check_block(number, block)
-        if list(self.taps) != sorted(set(self.taps)) or not all(
-            1 <= tap <= len(self.blocks) for tap in self.taps
-        ):
-            raise AdaptError(
-                f"taps must be increasing block numbers from 1 to {len(self.blocks)}, "
-                f"got {list(self.taps)}"
-            )
+        for name in ("stem_width", "first_width"):
+            if getattr(self, name) < 1:
+                raise AdaptError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_taps(self.taps, len(self.blocks))
 
     def on_grid(self, grid: int) -> "SearchSpace":
         """Keep only widths that are multiples of ``grid``, and each block's smallest and largest.
@@ -168,6 +166,19 @@ class SearchSpace:
     def in_widths(self, block: int) -> tuple[int, ...]:
         """Return the possible input widths of the block with index ``block`` (from 0)."""
         return (self.first_width,) if block == 0 else self.blocks[block - 1].widths
+
+
+def check_taps(taps: Sequence[int], num_blocks: int) -> None:
+    """Check that taps are block numbers a detector can be fed from.
+
+    Raises:
+        AdaptError: If they are none, not increasing, or no block numbers.
+    """
+    increasing = list(taps) == sorted(set(taps))
+    if not taps or not increasing or not 1 <= taps[0] <= taps[-1] <= num_blocks:
+        raise AdaptError(
+            f"taps must be increasing block numbers from 1 to {num_blocks}, got {list(taps)}"
+        )
 
 
 def _width_range(minimum: int, maximum: int, step: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.architecture import Architecture, Block, MBConvShape
-from adapt.masks import GateNorm, MaskKind, gate, non_overlapping_masks, overlapping_masks
+from adapt.masks import GateNorm, Gates, MaskKind, gate, non_overlapping_masks, overlapping_masks
 from adapt.operations import MBConv, first_block, stem
 from adapt.space import SKIP, BlockSpace, Operation, SearchSpace
 
@@ -52,20 +52,30 @@ class MixedOperation(nn.Module):
             for op in self.candidates
         )
 
-    def forward(self, x: Tensor, probabilities: Tensor, chosen: int | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        probabilities: Tensor,
+        chosen: int | None,
+        reach: Tensor | None = None,
+    ) -> Tensor:
         """Return the weighted sum of all candidates (Eq. 1), or the output of the chosen one.
 
         Args:
             x: Tensor[N, c_in, H, W].
             probabilities: Tensor[O], softmax of alpha.
             chosen: Index of the sampled candidate, or None for all.
+            reach: Tensor[c_in], how far each input channel is in use; see :class:`MBConv`.
         """
         if chosen is not None:
-            out: Tensor = self.ops[chosen](x)
-            return out
-        return torch.stack([p * op(x) for p, op in zip(probabilities, self.ops, strict=True)]).sum(
-            0
-        )
+            return self._candidate(chosen, x, reach)
+        outputs = [p * self._candidate(i, x, reach) for i, p in enumerate(probabilities)]
+        return torch.stack(outputs).sum(0)
+
+    def _candidate(self, index: int, x: Tensor, reach: Tensor | None) -> Tensor:
+        op = self.ops[index]
+        out: Tensor = op(x, reach) if isinstance(op, MBConv) else op(x)
+        return out
 
 
 def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList:
@@ -84,19 +94,29 @@ def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList
 class SharedBlock(nn.Module):
     """Mixed block (Eq. 2): one block at the widest candidate, its channels gated.
 
-    Non-overlapping masks gate the output of the block, as Eq. 2 says. Overlapping masks gate every
-    operation, as FBNetV2 does with its layers: only then is a one-hot beta the narrow block, since
-    an inner operation must not read channels that the narrow block does not have.
+    Non-overlapping masks gate the output of the block. Overlapping masks, unless ``gates`` is
+    ``block``, gate every operation and the hidden channels that belong to gated inputs, as FBNetV2
+    does with its layers: only then is a one-hot beta the narrow block, since an inner operation
+    must not read channels that the narrow block does not have.
     """
 
     masks: Tensor
+    reach_masks: Tensor
 
-    def __init__(self, block: BlockSpace, c_in: int, mask: MaskKind, gate_norm: GateNorm) -> None:
+    def __init__(
+        self,
+        block: BlockSpace,
+        c_in: int,
+        mask: MaskKind,
+        gate_norm: GateNorm,
+        gates: Gates = "operation",
+    ) -> None:
         super().__init__()
         self.operations = _mixed_operations(block, c_in, block.widths[-1])
         build = overlapping_masks if mask == "overlapping" else non_overlapping_masks
         self.register_buffer("masks", build(block.widths), persistent=False)
-        self.gate_every_operation = mask == "overlapping"
+        self.register_buffer("reach_masks", overlapping_masks(block.widths), persistent=False)
+        self.narrows = mask == "overlapping" and gates == "operation"
         self.gate_norm: GateNorm = gate_norm
 
     def forward(
@@ -105,25 +125,33 @@ class SharedBlock(nn.Module):
         op_probabilities: Sequence[Tensor],
         width_probabilities: Tensor,
         chosen: Sequence[int | None],
+        reach: Tensor | None = None,
     ) -> Tensor:
         """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
         factors = gate(self.masks, width_probabilities, self.gate_norm)[:, None, None]
         for operation, probabilities, choice in zip(
             self.operations, op_probabilities, chosen, strict=True
         ):
-            x = operation(x, probabilities, choice)
-            if self.gate_every_operation:
-                x = x * factors
-        return x if self.gate_every_operation else x * factors
+            x = operation(x, probabilities, choice, reach)
+            if self.narrows:
+                x, reach = x * factors, self.reach(width_probabilities)
+        return x if self.narrows else x * factors
+
+    def reach(self, width_probabilities: Tensor) -> Tensor | None:
+        """Return Tensor[C], the probability that each output channel exists; None to use all."""
+        return width_probabilities @ self.reach_masks if self.narrows else None
 
 
 class IndividualBlocks(nn.Module):
     """Mixed block of separate blocks, one per width, zero-padded and summed (Table III)."""
 
+    reach_masks: Tensor
+
     def __init__(self, block: BlockSpace, c_in: int) -> None:
         super().__init__()
         self.widest = block.widths[-1]
         self.blocks = nn.ModuleList(_mixed_operations(block, c_in, w) for w in block.widths)
+        self.register_buffer("reach_masks", overlapping_masks(block.widths), persistent=False)
 
     def forward(
         self,
@@ -131,18 +159,22 @@ class IndividualBlocks(nn.Module):
         op_probabilities: Sequence[Tensor],
         width_probabilities: Tensor,
         chosen: Sequence[int | None],
+        reach: Tensor | None = None,
     ) -> Tensor:
         """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
-        total: Tensor | int = 0
+        padded = []
         for weight, operations in zip(width_probabilities, self.blocks, strict=True):
-            out = x
+            out, used = x, reach
             for operation, probabilities, choice in zip(
                 cast(nn.ModuleList, operations), op_probabilities, chosen, strict=True
             ):
-                out = operation(out, probabilities, choice)
-            total = total + weight * F.pad(out, (0, 0, 0, 0, 0, self.widest - out.shape[1]))
-        assert isinstance(total, Tensor)
-        return total
+                out, used = operation(out, probabilities, choice, used), None
+            padded.append(weight * F.pad(out, (0, 0, 0, 0, 0, self.widest - out.shape[1])))
+        return torch.stack(padded).sum(0)
+
+    def reach(self, width_probabilities: Tensor) -> Tensor:
+        """Return Tensor[C], the probability that each output channel exists."""
+        return width_probabilities @ self.reach_masks
 
 
 class Supernet(nn.Module):
@@ -154,7 +186,8 @@ class Supernet(nn.Module):
     Args:
         space: The search space.
         mask: How channels belong to widths (Fig. 2); ``non-overlapping`` is the paper's.
-        gate_norm: See :func:`adapt.masks.gate`.
+        gate_norm: See :func:`adapt.masks.gate`; of shared blocks only.
+        gates: Where overlapping masks gate; see :class:`SharedBlock`.
         generator: Draws the initial alphas, ``1e-3 * randn``; betas start at zero.
     """
 
@@ -164,6 +197,7 @@ class Supernet(nn.Module):
         *,
         mask: MaskKind = "non-overlapping",
         gate_norm: GateNorm = "none",
+        gates: Gates = "operation",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -174,7 +208,7 @@ class Supernet(nn.Module):
         self.blocks = nn.ModuleList(
             IndividualBlocks(block, c_in)
             if mask == "individual"
-            else SharedBlock(block, c_in, mask, gate_norm)
+            else SharedBlock(block, c_in, mask, gate_norm, gates)
             for block, (c_in, _) in zip(space.blocks, pairwise(widest), strict=True)
         )
         self.tap_widths = [space.blocks[tap - 1].widths[-1] for tap in space.taps]
@@ -197,9 +231,12 @@ class Supernet(nn.Module):
         x = self.first(self.stem(x))
         ops, widths = self.probabilities()
         taps: OrderedDict[str, Tensor] = OrderedDict()
+        reach: Tensor | None = None
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, SharedBlock | IndividualBlocks)
             chosen = self.paths[number] if self.paths else [None] * len(ops[number])
-            x = block(x, ops[number], widths[number], chosen)
+            x = block(x, ops[number], widths[number], chosen, reach)
+            reach = block.reach(widths[number])
             if number + 1 in self.space.taps:
                 taps[str(len(taps))] = x
         return taps

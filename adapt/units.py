@@ -76,6 +76,7 @@ class Rest:
     score_threshold: float
     nms_threshold: float
     candidates: int
+    nms_candidates: int
     detections: int
     height: int
     width: int

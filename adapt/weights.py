@@ -1,6 +1,7 @@
 """Where do the pretrained parameters of a source backbone come from?"""
 
 import importlib.util
+import pickle
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -154,8 +155,11 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise AdaptError(f"weights {file} do not exist; check --weights")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise AdaptError(f"weights {file} are no readable PyTorch state dict ({error})") from error
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise AdaptError(
+            f"weights {file} are no readable PyTorch state dict ({reason}); pass another file"
+        ) from error
     if not isinstance(content, dict):
         raise AdaptError(f"weights {file} hold {type(content).__name__}, not a state dict")
     return content

@@ -3,11 +3,15 @@
 from importlib import metadata
 from typing import Any
 
+import torch
+
 from adapt.errors import AdaptError
 from adapt.weights import PUBLISHED, find_local_weights
+from bench.profiler import ANCHOR
 from bench.timing import device_description
-from export.engine import trt_flavours
-from export.runner import PROVIDERS, RUNTIMES, check_runtime
+from bench.unit_graphs import unit_model
+from export.engine import load_tensorrt, trt_flavours
+from export.runner import PROVIDERS, RUNTIMES, ort_session
 
 
 def diagnose() -> dict[str, Any]:
@@ -24,10 +28,15 @@ def diagnose() -> dict[str, Any]:
 
 
 def _runtime(runtime: str) -> str:
-    if runtime not in PROVIDERS:
-        return "usable"
+    needs_gpu = runtime not in ("torch", "ort-cpu")
+    on_tensorrt = runtime.startswith("tensorrt")
     try:
-        check_runtime(runtime)
+        if on_tensorrt:
+            load_tensorrt(runtime.replace("-", "_"))
+        if needs_gpu and not torch.cuda.is_available():
+            return f"{'builds engines only' if on_tensorrt else 'not usable'}: no CUDA GPU found"
+        if runtime in PROVIDERS:
+            ort_session(runtime, unit_model(ANCHOR), threads=1)
     except AdaptError as error:
         return f"not usable: {error}"
     return "usable"

@@ -1,6 +1,7 @@
 """What do the mAP and the latency of the same artifact come to?"""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
-from adapt.artifacts import library_versions
+from adapt.artifacts import library_versions, write_text
 from adapt.coco import CocoImage, CocoSplit, read_image
 from adapt.detector import count_parameters
 from adapt.detector_file import DetectorInfo
 from adapt.errors import AdaptError
-from adapt.evaluate import Detections, Metrics, detections_to_original, evaluate
+from adapt.evaluate import Detections, Metrics, coco_results, detections_to_original, evaluate
 from adapt.images import InputSize, fit
 from adapt.progress import Progress, silent
 from adapt.units import detector_units, madds
 from bench.profiler import ANCHOR, ort_call
 from bench.timing import Anchor, Call, Latency, Protocol, device_description, measure
 from bench.unit_graphs import unit_model
-from export.runner import Runner, open_runner
+from export.runner import ARTIFACTS, Runner, check_artifact, open_runner
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
 Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
@@ -240,3 +241,56 @@ def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency:
         params=count_parameters(info.build()),
         size_mb=artifact.stat().st_size / 1e6,
     )
+
+
+def usual_runtime(artifact: Path) -> str:
+    """Return the runtime that runs files of this kind on a CPU."""
+    return "torch" if artifact.suffix == ".safetensors" else "ort-cpu"
+
+
+def named(artifacts: Sequence[Path], runtimes: Sequence[str] = ()) -> dict[str, tuple[str, Path]]:
+    """Return the artifacts to compare, each on every asked runtime that runs such files.
+
+    Args:
+        artifacts: Detector files.
+        runtimes: Runtimes; each file's usual one if empty.
+
+    Raises:
+        AdaptError: If no asked runtime runs one of the files.
+    """
+    chosen: dict[str, tuple[str, Path]] = {}
+    for artifact in artifacts:
+        asked = runtimes or (usual_runtime(artifact),)
+        fitting = [name for name in asked if ARTIFACTS.get(name) == artifact.suffix]
+        if not fitting:
+            check_artifact(asked[0], artifact)
+        for runtime in fitting:
+            name = artifact.stem if artifact.stem not in chosen else str(artifact)
+            chosen[name if len(fitting) == 1 else f"{name} on {runtime}"] = (runtime, artifact)
+    return chosen
+
+
+def evaluate_artifact(
+    artifact: Path,
+    split: CocoSplit,
+    runtime: str | None = None,
+    threads: int = 1,
+    *,
+    results: Path | None = None,
+    progress: Progress = silent,
+) -> Metrics:
+    """Evaluate a detector file on a runtime.
+
+    Args:
+        artifact: Detector or ONNX file.
+        split: Images and boxes.
+        runtime: Runtime; the file's usual one if None.
+        threads: CPU threads of one inference.
+        results: Where to write the detections as COCO results JSON, if anywhere.
+        progress: Called with (done, total) after every image.
+    """
+    with open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner:
+        metrics, found = evaluate_runner(runner, split, progress=progress)
+    if results:
+        write_text(results, json.dumps(coco_results(found, split)) + "\n")
+    return metrics

@@ -90,10 +90,12 @@ def estimate_seconds(
     """Return how long a plan will take, from measuring a few of its units for real."""
     shuffled = _shuffled(plan.to_measure, seed)
     chosen = [unit for unit in shuffled if not isinstance(unit, Rest)][:sample]
+    if not chosen:
+        return REST_SECONDS * len(plan.to_measure)
+    timer = _UnitTimer(threads, UNIT_PROTOCOL, seed)
     start = time.perf_counter()
-    if chosen:
-        _UnitTimer(threads, UNIT_PROTOCOL, seed).chunk(chosen)
-    per_unit = (time.perf_counter() - start) / max(1, len(chosen))
+    timer.chunk(chosen)
+    per_unit = (time.perf_counter() - start) / len(chosen)
     rest = any(isinstance(unit, Rest) for unit in plan.to_measure)
     return per_unit * len(plan.to_measure) + REST_SECONDS * rest
 

@@ -4,6 +4,7 @@ Written with ``onnx.helper`` in milliseconds what ``torch.onnx`` writes in secon
 the exporter does: BatchNorm folded into the convolution, ReLU6 as Clip.
 """
 
+import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -58,11 +59,13 @@ class _Graph:
     def conv(self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
         """Append a convolution with bias and "same" padding."""
         fan_in = c_in // groups * kernel**2
-        weight = self._random.standard_normal((c_out, c_in // groups, kernel, kernel))
-        bias = self._random.standard_normal(c_out) / 10
+        shape = c_out, c_in // groups, kernel, kernel
+        weight = self._random.standard_normal(shape, dtype=np.float32)
+        weight /= math.sqrt(fan_in)
+        bias = self._random.standard_normal(c_out, dtype=np.float32)
         number = len(self.nodes)
         weights = [
-            self._constant(f"conv{number}.weight", weight / np.sqrt(fan_in)),
+            self._constant(f"conv{number}.weight", weight),
             self._constant(f"conv{number}.bias", bias),
         ]
         self._append(
@@ -78,8 +81,8 @@ class _Graph:
     def relu6(self) -> None:
         """Append min(max(x, 0), 6)."""
         if not any(constant.name == "zero" for constant in self.constants):
-            self._constant("zero", np.zeros(()))
-            self._constant("six", np.full((), 6.0))
+            self._constant("zero", np.zeros((), np.float32))
+            self._constant("six", np.full((), 6.0, np.float32))
         self._append("Clip", "zero", "six")
 
     def add_input(self) -> None:
@@ -99,8 +102,8 @@ class _Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         return bytes(model.SerializeToString())
 
-    def _constant(self, name: str, value: NDArray[np.float64]) -> str:
-        self.constants.append(numpy_helper.from_array(value.astype(np.float32), name))
+    def _constant(self, name: str, value: Array) -> str:
+        self.constants.append(numpy_helper.from_array(value, name))
         return name
 
     def _append(self, op: str, *inputs: str, **attributes: Any) -> None:

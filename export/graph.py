@@ -24,9 +24,6 @@ from adapt.units import pyramid_sizes
 from export.nms import nms_keep
 from export.onnx_file import OPSET, read_description, write_onnx
 
-# Best candidates of all levels together that reach non-maximum suppression. torchvision keeps
-# all (up to 5 x 1000), but suppression compares every pair; 1000 leave 10 per detection.
-NMS_CANDIDATES = 1000
 DETECTIONS = ("num_detections", "boxes", "scores", "classes")
 RAW_HEADS = ("cls_logits", "bbox_regression")
 
@@ -38,8 +35,9 @@ class Postprocess(nn.Module):
     """From the pyramid to detections: heads, decoding and non-maximum suppression.
 
     The semantics of torchvision's ``RetinaNet.postprocess_detections`` with fixed shapes only.
-    It differs where more than :data:`NMS_CANDIDATES` candidates pass the score threshold and the
-    best of them yield fewer than ``detections`` boxes.
+    torchvision takes all candidates of the levels; here the best ``nms_candidates`` of them are
+    left, since the graph compares every pair. It differs where more than these pass the score
+    threshold and yield fewer than ``detections`` boxes.
     """
 
     anchors: Tensor
@@ -84,7 +82,7 @@ class Postprocess(nn.Module):
             indices.append(index + start)
             start += flat.shape[1]
         pool = torch.cat(values, 1)
-        value, index = pool.topk(min(NMS_CANDIDATES, pool.shape[1]))
+        value, index = pool.topk(min(self.detector.nms_candidates, pool.shape[1]))
         return value, torch.cat(indices, 1).gather(1, index)
 
     def _decode(self, deltas: Tensor, anchor: Tensor) -> Tensor:

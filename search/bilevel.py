@@ -27,8 +27,8 @@ from search.recipe import Recipe, SearchRecipe
 from search.training import (
     build_optimizer,
     build_scheduler,
-    default_device,
     detection_loss,
+    place,
     training_dataset,
     update,
 )
@@ -101,6 +101,7 @@ def build_supernet(recipe: Recipe, space: SearchSpace) -> Supernet:
         space,
         mask=recipe.search.mask,
         gate_norm=recipe.search.gate_norm,
+        gates=recipe.search.gates,
         generator=generator,
     )
     if recipe.init == "imagenet":
@@ -125,12 +126,12 @@ class BilevelSearch:
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.how = recipe, recipe.search
-        self.device = default_device()
         self.plan = SearchPlan.of(self.how, len(train), limit_steps)
         space = recipe.space.load()
         self.supernet = build_supernet(recipe, space)
         config = recipe.detector.config(len(train.class_names))
-        self.detector = build_retinanet(self.supernet, config).to(self.device).train()
+        self.detector = place(build_retinanet(self.supernet, config)).train()
+        self.device = next(self.detector.parameters()).device
         self.cost = cost.to(self.device)
         self.halves = [training_dataset(recipe, half) for half in split_halves(train, recipe.seed)]
         self.arch_parameters = self.supernet.architecture_parameters()
@@ -237,7 +238,7 @@ def _mean_entropy(distributions: list[Tensor]) -> float:
         for p in distributions
         if len(p) > 1
     ]
-    return sum(shares) / len(shares)
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def run_search(

@@ -7,7 +7,7 @@ import torch
 from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import Architecture, mobilenet_v2
-from adapt.artifacts import content_hash, make_folder
+from adapt.artifacts import content_hash, file_hash, make_folder
 from adapt.backbone import Backbone
 from adapt.coco import CocoSplit
 from adapt.dataset import training_batches
@@ -20,8 +20,8 @@ from search.recipe import Recipe
 from search.training import (
     build_optimizer,
     build_scheduler,
-    default_device,
     detection_loss,
+    place,
     training_dataset,
     update,
 )
@@ -102,7 +102,7 @@ def run_finetune(
     config = recipe.detector.config(len(train.class_names))
     info = DetectorInfo(architecture, config, recipe.input, train.class_names)
     model, report = initial_detector(recipe, info)
-    model.to(default_device()).train()
+    place(model).train()
     _train(recipe, model, info, train, path, progress, limit_steps)
     save_detector(
         path,
@@ -132,7 +132,9 @@ def _train(
     scheduler = build_scheduler(optimizer, how, steps_per_epoch)
     parts = {"detector": model, "optimizer": optimizer, "scheduler": scheduler}
     checkpoint = path.with_suffix(".checkpoint.pt")
-    identity = content_hash([recipe.finetune_hash, limit_steps, info.to_dict()])
+    identity = content_hash(
+        [recipe.finetune_hash, limit_steps, info.to_dict(), file_hash(train.annotations)]
+    )
     start = resume(checkpoint, "finetuning", parts, identity)
     total = total_steps(recipe, len(train), limit_steps)
     batches = training_batches(

@@ -16,7 +16,7 @@ from adapt.detector import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.images import InputSize
 from adapt.mapping import MappingMode
-from adapt.masks import GateNorm, MaskKind
+from adapt.masks import GateNorm, Gates, MaskKind
 from adapt.space import SearchSpace
 
 PRESETS = Path(__file__).parent / "recipes"
@@ -24,6 +24,11 @@ CostKind = Literal["madds", "latency"]
 Runtime = Literal["ort-cpu"]
 Init = Literal["imagenet", "scratch"]
 _STRICT = ConfigDict(extra="forbid")  # a misspelt field is an error, not a default
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Optimisation:
         momentum: Of SGD.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         schedule: ``step`` (warm-up, then drops at milestones) or ``one-cycle``.
-        warmup_steps: Steps of linear warm-up in the ``step`` schedule.
+        warmup_steps: Steps in which the learning rate rises to its peak; at most half of all in
+            the ``one-cycle`` schedule.
         warmup_factor: Share of ``lr`` at the first step.
         milestones: Epochs at which the learning rate drops.
         gamma: Factor of each drop.
@@ -94,6 +100,8 @@ class Optimisation:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
+        for name in ("momentum", "weight_decay", "warmup_steps", "clip_norm"):
+            _check_not_negative(name, getattr(self, name))
 
     def steps_per_epoch(self, images: int) -> int:
         """Return the steps of one pass over ``images`` images."""
@@ -125,6 +133,8 @@ class SearchRecipe:
         arch_every: Weight steps per architecture step, once both are trained.
         mask: How channels belong to candidate widths (Fig. 2).
         gate_norm: Normalisation of the channel gates; ``none`` is the paper's.
+        gates: Where overlapping masks gate: every ``operation`` (a one-hot beta is the narrow
+            block), or the output of the ``block`` (Eq. 2 as printed). Other masks gate the output.
         cost: What Eq. 4 penalises: multiply-adds, or latency from a cost table.
         cost_form: Exact expectation, or Eq. 5 to 8 as printed.
         penalty: ``linear`` is Eq. 4's lambda * C; ``log`` is lambda * log10(C), as in FNA. C is in
@@ -142,6 +152,7 @@ class SearchRecipe:
     arch_every: int = 1
     mask: MaskKind = "non-overlapping"
     gate_norm: GateNorm = "none"
+    gates: Gates = "operation"
     cost: CostKind = "madds"
     cost_form: CostForm = "exact"
     penalty: Literal["linear", "log"] = "log"
@@ -155,6 +166,13 @@ class SearchRecipe:
             )
         if self.arch_every < 1:
             raise ValueError(f"arch_every must be at least 1, got {self.arch_every}")
+        if self.mask == "individual" and self.gate_norm != "none":
+            raise ValueError(
+                f"individual blocks have no gates to normalise, got gate_norm {self.gate_norm!r}; "
+                "use 'none'"
+            )
+        for name in ("arch_lr", "arch_weight_decay", "cost_weight", "mapping_noise"):
+            _check_not_negative(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -220,6 +238,7 @@ class DetectorRecipe:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     candidates: int = 1000
+    nms_candidates: int = 1000
     detections: int = 100
 
     def config(self, num_classes: int) -> DetectorConfig:
@@ -236,7 +255,7 @@ class Recipe:
         seed: Seed of everything that is random.
         init: ``imagenet`` or, only if asked for, ``scratch``.
         weights: Weight file of the source; the published one if empty.
-        cost_size: (height, width) at which MAdds are counted; the input's if empty.
+        cost_size: (height, width) at which MAdds are counted; the input's if left out.
     """
 
     __pydantic_config__ = _STRICT
@@ -247,7 +266,7 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     space: SpaceRecipe = field(default_factory=SpaceRecipe)
     input: InputSize = field(default_factory=lambda: InputSize(800, 1333, "shortest-edge"))
-    cost_size: tuple[int, int] | None = (800, 1088)
+    cost_size: tuple[int, int] | None = None
     detector: DetectorRecipe = field(default_factory=DetectorRecipe)
     search: SearchRecipe = field(default_factory=SearchRecipe)
     finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
@@ -261,7 +280,7 @@ class Recipe:
             AdaptError: If it does not exist or a field is unknown or wrong.
         """
         if name_or_path == "paper":
-            return cls()
+            return cls(cost_size=(800, 1088))
         path = PRESETS / f"{name_or_path}.toml"
         if not path.is_file():
             path = Path(name_or_path)
@@ -278,7 +297,10 @@ class Recipe:
         """Return the recipe with its paths resolved against ``folder``."""
         root = str(folder / self.data.root) if self.data.root else ""
         weights = str(folder / self.weights) if self.weights else ""
-        return replace(self, data=replace(self.data, root=root), weights=weights)
+        space = self.space
+        if space.preset.endswith(".toml"):
+            space = replace(space, preset=str(folder / space.preset))
+        return replace(self, data=replace(self.data, root=root), weights=weights, space=space)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Recipe":
@@ -288,7 +310,9 @@ class Recipe:
     @property
     def search_hash(self) -> str:
         """16 hex digits of everything that a search depends on."""
-        return self._hash(without=("name", "finetune", "device"))
+        # The space's content, not its file's name: users edit the file.
+        content = self._hash(without=("name", "finetune", "device", "space"))
+        return content_hash([content, self.space.load().hash])
 
     @property
     def finetune_hash(self) -> str:

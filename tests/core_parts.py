@@ -2,8 +2,9 @@
 
 import random
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,3 +116,33 @@ def shake(module: nn.Module, seed: int) -> None:
             layer.running_mean.normal_(0, 0.2, generator=generator)
             layer.running_var.uniform_(0.5, 1.5, generator=generator)
             layer.num_batches_tracked.fill_(7)
+
+
+class StoppedError(Exception):
+    """The power went out."""
+
+
+def stop_after(steps: int) -> Callable[..., None]:
+    """Progress that stops a training after so many steps."""
+
+    def progress(done: int, total: int, note: str = "", /) -> None:
+        if done == steps:
+            raise StoppedError
+
+    return progress
+
+
+def assert_same_state(first: Any, second: Any, where: str = "state") -> None:
+    """Compare nested states of checkpoints bit for bit."""
+    if isinstance(first, Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same_state(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same_state(*pair, f"{where}[{index}]")
+    else:
+        assert first == second, where

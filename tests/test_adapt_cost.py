@@ -98,9 +98,7 @@ def test_one_hot_choices_cost_what_the_derived_detector_costs(
 ) -> None:
     choices: Choices = random_choices(TABLE_ONE, seed)
     architecture, decided = architecture_of(TABLE_ONE, *choices), one_hot(TABLE_ONE, choices)
-    assert float(madds_model.expected(*decided)) == detector_cost(
-        architecture, CONFIG, SIZE, madds
-    )
+    assert float(madds_model.expected(*decided)) == detector_cost(architecture, CONFIG, SIZE, madds)
     latency = detector_cost(architecture, CONFIG, SIZE, random_latency)
     assert float(latency_model.expected(*decided)) == pytest.approx(latency, rel=1e-9)
 

@@ -192,9 +192,7 @@ def test_shortest_edge_scales_the_short_side_unless_the_long_one_is_too_long(
 
 @pytest.mark.parametrize("size", [InputSize(128, 192), InputSize(96, 320, "shortest-edge")])
 @pytest.mark.parametrize("image_size", [(300, 200), (200, 300), (77, 401), (50, 50)])
-def test_a_box_comes_back_through_the_factors(
-    size: InputSize, image_size: tuple[int, int]
-) -> None:
+def test_a_box_comes_back_through_the_factors(size: InputSize, image_size: tuple[int, int]) -> None:
     image = Image.new("RGB", image_size)
     box = [image_size[0] // 4, image_size[1] // 5, image_size[0] // 2, image_size[1] // 2]
     ImageDraw.Draw(image).rectangle([box[0], box[1], box[2] - 1, box[3] - 1], fill="white")

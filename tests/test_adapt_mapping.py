@@ -142,7 +142,9 @@ def test_noise_falls_on_surplus_weights_only() -> None:
     source = trained(SMALL)
     quiet, noisy = mapped(source, WIDER), mapped(source, WIDER, noise=0.5)
     surplus = []
-    for (name, clean), other in zip(quiet.state_dict().items(), noisy.state_dict().values()):
+    for (name, clean), other in zip(
+        quiet.state_dict().items(), noisy.state_dict().values(), strict=True
+    ):
         changed = clean != other
         assert torch.count_nonzero(clean[changed]) == 0  # never on what the source has
         if not name.endswith(".weight"):

@@ -71,10 +71,10 @@ def test_input_widths_are_the_previous_blocks_widths() -> None:
         {"stem_width": 16},
         {"first_width": 24},
         {"taps": (2, 4)},
-        {"blocks": TABLE_ONE.blocks[:-1] + (replace(TABLE_ONE.blocks[-1], stride=2),)},
-        {"blocks": TABLE_ONE.blocks[:-1] + (replace(TABLE_ONE.blocks[-1], num_ops=2),)},
-        {"blocks": TABLE_ONE.blocks[:-1] + (replace(TABLE_ONE.blocks[-1], kernels=(3,)),)},
-        {"blocks": TABLE_ONE.blocks[:-1] + (replace(TABLE_ONE.blocks[-1], expansions=(6,)),)},
+        {"blocks": (*TABLE_ONE.blocks[:-1], replace(TABLE_ONE.blocks[-1], stride=2))},
+        {"blocks": (*TABLE_ONE.blocks[:-1], replace(TABLE_ONE.blocks[-1], num_ops=2))},
+        {"blocks": (*TABLE_ONE.blocks[:-1], replace(TABLE_ONE.blocks[-1], kernels=(3,)))},
+        {"blocks": (*TABLE_ONE.blocks[:-1], replace(TABLE_ONE.blocks[-1], expansions=(6,)))},
         {"blocks": TABLE_ONE.on_grid(16).blocks},
     ],
 )
@@ -106,9 +106,7 @@ def test_hash_does_not_change_with_the_name() -> None:
         ("[[blocks]]", "[[blocks", "is not valid"),
     ],
 )
-def test_bad_space_file_is_refused(
-    tmp_path: Path, before: str, after: str, fragment: str
-) -> None:
+def test_bad_space_file_is_refused(tmp_path: Path, before: str, after: str, fragment: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(TINY_SPACE.replace(before, after, 1))
     with pytest.raises(AdaptError) as caught:

@@ -79,18 +79,10 @@ def test_loss_on_the_widest_slab_reaches_only_its_probability() -> None:
 
 @torch.no_grad()
 def copy_cropped(source: nn.Module, target: nn.Module) -> None:
-    """Copy the first channels, and silence the source's hidden channels that are left out.
-
-    The supernet's hidden channels follow its widest candidate, so they are more than the
-    derived network's.
-    """
-    pairs = list(zip(convolutions(source), convolutions(target), strict=True))
-    for of, to in pairs:
+    """Copy the first channels of every convolution."""
+    for of, to in zip(convolutions(source), convolutions(target), strict=True):
         out_channels, in_channels = to.weight.shape[:2]
         to.weight.copy_(of.weight[:out_channels, :in_channels])
-    of, to = pairs[-1]
-    if of.groups == to.groups == 1:
-        of.weight[:, to.weight.shape[1] :] = 0
 
 
 def convolutions(module: nn.Module) -> list[nn.Conv2d]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from core_parts import TINY_SPACE
 
 from adapt.errors import AdaptError
 from adapt.images import InputSize
@@ -168,8 +169,6 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
 def test_search_space_file_is_relative_to_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core_parts import TINY_SPACE
-
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "space.toml").write_text(TINY_SPACE)
@@ -183,12 +182,29 @@ def test_recipe_survives_a_checkpoint(tmp_path: Path) -> None:
     assert Recipe.from_dict(content) == recipe
 
 
-def test_hash_follows_every_number_but_not_the_place_of_the_data() -> None:
-    paper = Recipe()
-    moved = replace(paper, data=replace(paper.data, root="/elsewhere"))
-    assert moved.hash == paper.hash
-    assert replace(paper, seed=1).hash != paper.hash
-    assert replace(paper, data=replace(paper.data, train="val")).hash != paper.hash
+PAPER = Recipe()
+
+
+@pytest.mark.parametrize(
+    ("changed", "search", "finetune"),
+    [
+        (replace(PAPER, name="other"), False, False),
+        (replace(PAPER, data=replace(PAPER.data, root="/elsewhere", workers=1)), False, False),
+        (replace(PAPER, device=replace(PAPER.device, rounds=3)), False, False),
+        (replace(PAPER, seed=1), True, True),
+        (replace(PAPER, data=replace(PAPER.data, train="val")), True, True),
+        (replace(PAPER, detector=replace(PAPER.detector, fpn_width=64)), True, True),
+        (replace(PAPER, search=replace(PAPER.search, cost_weight=1)), True, False),
+        (replace(PAPER, space=replace(PAPER.space, width_grid=16)), True, False),
+        (replace(PAPER, cost_size=None), True, False),
+        (replace(PAPER, finetune=replace(PAPER.finetune, lr=1)), False, True),
+    ],
+)
+def test_hashes_change_with_what_their_step_depends_on(
+    changed: Recipe, search: bool, finetune: bool
+) -> None:
+    assert (changed.search_hash != PAPER.search_hash) == search
+    assert (changed.finetune_hash != PAPER.finetune_hash) == finetune
 
 
 def test_costs_refer_to_the_cost_size_or_to_the_rounded_input() -> None:

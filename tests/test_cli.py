@@ -1,0 +1,221 @@
+"""The commands, as a user meets them: real runs in a subprocess-free runner, and bad input."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from adapt.architecture import Architecture, Block, mobilenet_v2
+from adapt.coco import CocoSplit
+from adapt.space import Operation
+from cli import app
+
+RECIPE = """
+name = "tiny"
+[data]
+root = "{root}"
+workers = 0
+[space]
+width_grid = 400
+[input]
+height = 64
+width = 96
+[detector]
+fpn_width = 8
+head_depth = 0
+nms_candidates = 50
+[search]
+warmup_epochs = 1
+cost = "madds"
+[search.weights]
+epochs = 2
+batch_size = 2
+[finetune]
+epochs = 1
+batch_size = 4
+[device]
+rounds = 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_data: CocoSplit) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.format(root=tiny_data.annotations.parents[1]))
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def ok(*arguments: object) -> dict[str, object]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    content: dict[str, object] = json.loads(result.stdout)
+    return content
+
+
+def test_help_answers_within_half_a_second_of_imports() -> None:
+    code = "import sys, cli; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    "doctor weights profile search derive finetune eval export bench run demo".split(),
+)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"adapt {command}" in result.stdout
+
+
+def test_commands_carry_a_detector_from_search_to_report(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    data = json.loads(json.dumps(str(Path(RECIPE_ROOT(recipe)))))
+    ok("search", recipe, "--out", out, "--limit-steps", 1)
+    ok("derive", out / "supernet.pt", "--out", out / "arch.json")
+    detector = out / "arch.safetensors"
+    ok("finetune", recipe, "--arch", out / "arch.json", "--out", detector, "--limit-steps", 1)
+    ok("export", detector, "--out", out / "arch.onnx")
+    assert "ap50" in ok("eval", out / "arch.onnx", "--data", data)
+    both = [detector, out / "arch.onnx"]
+    report = ok("bench", *both, "--data", data, "--rounds", 2, "--out", out / "report")
+    assert [entry["runner"]["runtime"] for entry in report["entries"]] == ["torch", "ort-cpu"]
+    assert (out / "report" / "report.png").stat().st_size > 10_000
+
+
+def RECIPE_ROOT(recipe: Path) -> str:
+    return next(line.split('"')[1] for line in recipe.read_text().splitlines() if "root" in line)
+
+
+def test_run_is_resumed_and_reuses_what_is_there(recipe: Path, tmp_path: Path) -> None:
+    latency = recipe.read_text().replace('cost = "madds"', 'cost = "latency"')
+    recipe.write_text(latency)
+    arguments = ("run", recipe, "--out", tmp_path / "out", "--limit-steps", 1)
+    first, second = ok(*arguments), ok(*arguments)
+    assert set(first["stages"].values()) == {"ran"}
+    assert {n for n, state in second["stages"].items() if state == "ran"} == {"bench"}
+    assert first["predicted_ms"] > 0
+    assert first["derived"] == second["derived"]
+
+
+def test_run_refuses_a_folder_of_another_recipe(recipe: Path, tmp_path: Path) -> None:
+    arguments = ("run", recipe, "--out", tmp_path / "out", "--limit-steps", 1)
+    ok(*arguments)
+    recipe.write_text(recipe.read_text().replace("fpn_width = 8", "fpn_width = 16"))
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "holds the stage 'search' of another recipe" in result.output
+
+
+def test_profile_dry_run_measures_nothing_but_a_sample(recipe: Path, tmp_path: Path) -> None:
+    planned = ok("profile", recipe, "--out", tmp_path / "costs.sqlite", "--dry-run")
+    assert planned["to_measure"] == planned["distinct_units"]
+    assert not (tmp_path / "costs.sqlite").exists()
+
+
+@pytest.mark.parametrize("command", ["search", "finetune", "run"])
+def test_dry_run_estimates_and_says_how(command: str, recipe: Path) -> None:
+    extra = ("--arch", "mobilenet_v2") if command == "finetune" else ()
+    estimate = ok(command, recipe, *extra, "--dry-run")
+    assert estimate["hours"] if command == "finetune" else "meta device" in estimate["method"]
+
+
+def foreign_architecture(folder: Path) -> Path:
+    source = mobilenet_v2()
+    blocks = (Block(2, 17, (Operation(3, 6),)), *source.blocks[1:])
+    path = folder / "foreign.json"
+    Architecture(source.source, 32, 16, source.taps, blocks).save(path)
+    return path
+
+
+def foreign_database(folder: Path) -> Path:
+    path = folder / "other.sqlite"
+    sqlite3.connect(path).execute("CREATE TABLE t (x)")
+    return path
+
+
+BAD: list[tuple[Callable[[Path, Path], list[object]], int, str]] = [
+    (lambda r, t: ["run", "nonsense"], 1, "unknown recipe 'nonsense'"),
+    (lambda r, t: ["run", t / "no.toml"], 1, "does not exist"),
+    (lambda r, t: ["run", r, "--data", t / "no"], 1, "is not a folder"),
+    (lambda r, t: ["run", "paper"], 1, "names no data set"),
+    (lambda r, t: ["search", r, "--cost", "watts"], 2, "watts"),
+    (lambda r, t: ["search", r, "--cost", "latency"], 1, "needs a cost table"),
+    (lambda r, t: ["search", r, "--cost", "latency", "--costs", t / "no"], 1, "does not exist"),
+    (
+        lambda r, t: ["search", r, "--cost", "latency", "--costs", foreign_database(t)],
+        1,
+        "is not an adapt cost-table file",
+    ),
+    (lambda r, t: ["search", r, "--out", "/proc/x"], 1, "cannot write"),
+    (lambda r, t: ["derive", t / "no.pt"], 1, "does not exist"),
+    (lambda r, t: ["derive", r], 1, "damaged or foreign"),
+    (lambda r, t: ["finetune", r, "--arch", t / "no.json"], 1, "does not exist"),
+    (lambda r, t: ["finetune", r, "--arch", foreign_architecture(t)], 1, "width 17"),
+    (
+        lambda r, t: ["finetune", r, "--arch", "mobilenet_v2", "--weights", t / "no.pth"],
+        1,
+        "do not exist",
+    ),
+    (
+        lambda r, t: ["finetune", r, "--arch", "mobilenet_v2", "--out", "/proc/x/a.safetensors"],
+        1,
+        "cannot write",
+    ),
+    (lambda r, t: ["finetune", r, "--arch", "mobilenet_v2", "--init", "magic"], 2, "magic"),
+    (lambda r, t: ["export", t / "no.safetensors"], 1, "does not exist"),
+    (lambda r, t: ["export", r], 1, "not a readable safetensors file"),
+    (lambda r, t: ["eval", t / "no.onnx", "--data", RECIPE_ROOT(r)], 1, "does not exist"),
+    (lambda r, t: ["bench", r, "--data", RECIPE_ROOT(r)], 1, ".onnx"),
+    (lambda r, t: ["data", "check", t], 1, "split"),
+    (lambda r, t: ["weights", "vgg16"], 1, "unknown source backbone 'vgg16'"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "fragment"), BAD)
+def test_bad_input_is_one_sentence(
+    command: Callable[[Path, Path], list[object]],
+    code: int,
+    fragment: str,
+    recipe: Path,
+    tmp_path: Path,
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    result = run(*command(recipe, tmp_path))
+    assert result.exit_code == code
+    assert fragment in result.output
+    assert "Traceback" not in result.output
+    if code == 1:
+        (sentence,) = result.stderr.strip().splitlines()
+        assert sentence.startswith("error: ")
+    left = {p.name for p in set(tmp_path.rglob("*")) - before}
+    assert left <= {"foreign.json", "other.sqlite"}
+
+
+def test_interrupted_command_says_how_to_go_on(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adapt.coco.load_split", interrupt)
+    result = run("run", recipe)
+    assert result.exit_code == 130
+    assert "continues" in result.stderr
+
+
+def test_data_check_reports_both_splits(recipe: Path) -> None:
+    started = time.monotonic()
+    report = ok("data", "check", RECIPE_ROOT(recipe))
+    assert report["train"]["images"] == 8
+    assert report["val"]["problems"] == []
+    assert time.monotonic() - started < 60

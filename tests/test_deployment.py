@@ -1,0 +1,53 @@
+"""One trained detector as artifacts: the same AP on torch and ONNX Runtime, an engine that builds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adapt.architecture import mobilenet_v2
+from adapt.coco import CocoSplit, load_split
+from adapt.weights import find_local_weights
+from bench.measure import evaluate_artifact
+from export.deploy import deploy
+from search.finetune import run_finetune
+from search.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def split(shared_data: Path) -> CocoSplit:
+    return load_split(shared_data / "tiny_coco", "val2017")
+
+
+@pytest.fixture(scope="module")
+def detector(split: CocoSplit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector fitted to the evaluated images themselves, so that its AP is not zero."""
+    if find_local_weights("mobilenet_v2") is None:
+        pytest.skip("ImageNet weights are not on this machine: run `adapt weights mobilenet_v2`")
+    demo = Recipe.load("demo")
+    recipe = replace(
+        demo,
+        detector=replace(demo.detector, nms_candidates=1000),
+        finetune=replace(demo.finetune, epochs=8),
+    )
+    path = tmp_path_factory.mktemp("deployment") / "detector.safetensors"
+    return run_finetune(recipe, mobilenet_v2(), split, path)
+
+
+@pytest.mark.shared
+def test_ap_of_the_onnx_artifact_is_the_ap_of_torch(detector: Path, split: CocoSplit) -> None:
+    onnx = detector.with_suffix(".onnx")
+    deploy(detector, onnx, tail="tensor-nms", trt=False)
+    by_torch, by_onnx = evaluate_artifact(detector, split), evaluate_artifact(onnx, split)
+    assert by_torch.ap > 0.01  # at AP 0 any two detectors would agree
+    assert by_onnx.ap == pytest.approx(by_torch.ap, abs=0.002)
+
+
+@pytest.mark.shared
+@pytest.mark.trt
+def test_exported_detector_of_eighty_classes_becomes_a_tensorrt_engine(detector: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    onnx = detector.with_name("engine.onnx")
+    summary = deploy(detector, onnx, tail="tensor-nms", trt=True)
+    assert Path(summary["engine"]).stat().st_size > 1_000_000
+    assert summary["precision"] == "fp32"
