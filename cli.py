@@ -141,7 +141,8 @@ def data_check_command(
 
     Example: `adapt data check datasets/bccd --split train --split val`
     """
-    from adapt.coco import check_split, load_split
+    from adapt.coco import load_split
+    from adapt.data_check import check_split
     from adapt.progress import console_stage
 
     reports = {}

@@ -1,23 +1,22 @@
-"""Which images and boxes does a COCO-format data set hold, and is it sound?"""
+"""Which images and boxes does a COCO-format data set hold?"""
 
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from adapt.artifacts import read_json
 from adapt.errors import AdaptError
 
 TOLERANCE = 1.0  # pixels a box may stick out of its image: annotation tools round
 SEE_CHECK = "(`adapt data check` lists all such images)"
-SMALL, LARGE = 32.0**2, 96.0**2  # COCO's limits of the areas of medium objects, square pixels
 
 Box = tuple[float, float, float, float]
 
@@ -338,10 +337,15 @@ def read_image(image: CocoImage) -> Image.Image:
     Raises:
         AdaptError: If the file is missing, corrupt, of more than 8 bits, or of another size.
     """
-    return _turned(_decode(image), image).convert("RGB")
+    return turned(decode(image), image).convert("RGB")
 
 
-def _decode(image: CocoImage) -> Image.Image:
+def decode(image: CocoImage) -> Image.Image:
+    """Return the whole image as it is stored.
+
+    Raises:
+        AdaptError: If the file is missing, damaged, or no image.
+    """
     try:
         with Image.open(image.path) as file:
             file.load()
@@ -363,7 +367,12 @@ def _decode(image: CocoImage) -> Image.Image:
     return stored
 
 
-def _turned(stored: Image.Image, image: CocoImage) -> Image.Image:
+def turned(stored: Image.Image, image: CocoImage) -> Image.Image:
+    """Return an image the way its annotations see it, which may be EXIF's orientation.
+
+    Raises:
+        AdaptError: If neither orientation has the annotated size.
+    """
     expected = image.width, image.height
     if stored.size == expected:
         return stored
@@ -374,134 +383,3 @@ def _turned(stored: Image.Image, image: CocoImage) -> Image.Image:
         f"image {image.path} is {stored.width}x{stored.height} pixels, its annotations say "
         f"{image.width}x{image.height}; correct one of them {SEE_CHECK}"
     )
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What a split holds, and what is wrong with it.
-
-    Attributes:
-        problems: What stops a training; one sentence each, with file, value and fix.
-        warnings: What a training survives but its author should know.
-    """
-
-    annotations: str
-    images: int
-    empty_images: int
-    grayscale_images: int
-    rotated_images: int
-    unreadable_images: int
-    mismatched_images: int
-    boxes: int
-    crowd_boxes: int
-    duplicate_boxes: int
-    clipped_boxes: int
-    dropped_boxes: int
-    boxes_per_class: dict[str, int]
-    boxes_per_size: dict[str, int]
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON content."""
-        return {**asdict(self), "problems": list(self.problems), "warnings": list(self.warnings)}
-
-
-def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = None) -> DataReport:
-    """Open every image of a split and report all that is wrong with it.
-
-    Args:
-        split: The split, as loaded.
-        progress: Called with the number of images done and the number of all.
-    """
-    findings = []
-    for done, image in enumerate(split.images, start=1):
-        findings.append(_inspect(image))
-        if progress is not None:
-            progress(done, len(split))
-    found = Counter(kind for finding in findings for kind in finding.kinds)
-    repaired = Counter(repair.kind for repair in split.repairs)
-    per_class = _boxes_per_class(split)
-    duplicates = sum(map(_count_duplicates, split.boxes))
-    boxes = sum(map(len, split.boxes))
-    problems = [finding.problem for finding in findings if finding.problem]
-    if not any(per_class.values()):
-        problems.append(f"{split.annotations} holds no boxes of single objects; annotate some")
-    return DataReport(
-        annotations=str(split.annotations),
-        images=len(split),
-        empty_images=sum(not len(image_boxes) for image_boxes in split.boxes),
-        grayscale_images=found["grayscale"],
-        rotated_images=found["rotated"],
-        unreadable_images=found["unreadable"],
-        mismatched_images=found["mismatched"],
-        boxes=boxes,
-        crowd_boxes=boxes - sum(per_class.values()),
-        duplicate_boxes=duplicates,
-        clipped_boxes=repaired["clipped"],
-        dropped_boxes=repaired["dropped"],
-        boxes_per_class=per_class,
-        boxes_per_size=_boxes_per_size(split),
-        problems=tuple(problems),
-        warnings=(*_repair_warnings(split), *_box_warnings(split, per_class, duplicates)),
-    )
-
-
-@dataclass(frozen=True)
-class _Finding:
-    kinds: tuple[str, ...]
-    problem: str = ""
-
-
-def _inspect(image: CocoImage) -> _Finding:
-    try:
-        stored = _decode(image)
-    except AdaptError as error:
-        return _Finding(("unreadable",), str(error))
-    kinds = ("grayscale",) if stored.mode in ("1", "L", "LA") else ()
-    if stored.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        kinds = (*kinds, "rotated")
-    try:
-        _turned(stored, image)
-    except AdaptError as error:
-        return _Finding((*kinds, "mismatched"), str(error))
-    return _Finding(kinds)
-
-
-def _boxes_per_class(split: CocoSplit) -> dict[str, int]:
-    labels = np.concatenate([boxes.labels[~boxes.crowd] for boxes in split.boxes])
-    counts = np.bincount(labels, minlength=len(split.class_names))
-    return dict(zip(split.class_names, map(int, counts), strict=True))
-
-
-def _boxes_per_size(split: CocoSplit) -> dict[str, int]:
-    areas = np.concatenate([boxes.areas[~boxes.crowd] for boxes in split.boxes])
-    small, large = int((areas < SMALL).sum()), int((areas > LARGE).sum())
-    return {"small": small, "medium": len(areas) - small - large, "large": large}
-
-
-def _count_duplicates(boxes: ImageBoxes) -> int:
-    rows = np.column_stack((boxes.labels, boxes.crowd, boxes.xyxy))
-    return len(rows) - len(np.unique(rows, axis=0))
-
-
-def _repair_warnings(split: CocoSplit) -> list[str]:
-    warnings = []
-    for kind in ("clipped", "dropped"):
-        reasons = [repair.reason for repair in split.repairs if repair.kind == kind]
-        if reasons:
-            warnings.append(f"{len(reasons)} boxes are {kind}; correct them, first: {reasons[0]}")
-    return warnings
-
-
-def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) -> list[str]:
-    warnings = []
-    if duplicates:
-        warnings.append(f"{split.annotations} repeats {duplicates} boxes; remove the copies")
-    absent = [name for name, count in per_class.items() if not count]
-    if absent:
-        warnings.append(
-            f"{split.annotations} has no box of {len(absent)} classes ({', '.join(absent[:5])}"
-            f"{', ...' if len(absent) > 5 else ''}); no AP can be given for them"
-        )
-    return warnings

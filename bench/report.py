@@ -186,7 +186,8 @@ def _draw(axes: "Axes", entries: Sequence[Entry]) -> None:
     axes.margins(x=0.2, y=0.2)
     for place, entry in enumerate(sorted(entries, key=lambda entry: entry.metrics.ap)):
         _draw_entry(axes, entry, f"C{place % 10}", above=place % 2 == 0)
-    axes.set_xlim(left=0)
+    # Room on the right for the name of the slowest.
+    axes.set_xlim(0, 1.15 * max(entry.latency.p95_ms for entry in entries))
 
 
 def _draw_entry(axes: "Axes", entry: Entry, color: str, *, above: bool) -> None:

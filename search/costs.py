@@ -38,7 +38,13 @@ def check_table(recipe: Recipe, table: CostTable) -> None:
         AdaptError: With both conditions and the fix.
     """
     size = recipe.input.fixed()
-    table.check(runtime=recipe.device.runtime, precision="fp32", batch=1, size=size)
+    table.check(
+        runtime=recipe.device.runtime,
+        precision="fp32",
+        batch=1,
+        size=size,
+        device=recipe.device.name or None,
+    )
     if table.conditions.threads != recipe.device.threads:
         raise AdaptError(
             f"{table.path} was measured with {table.conditions.threads} threads, recipe "

@@ -200,12 +200,15 @@ class DeviceRecipe:
 
     Attributes:
         runtime: Runtime of the deployed detector.
+        name: Model name of the processor or GPU, as ``adapt doctor`` prints it; a cost table of
+            another one is refused. Empty accepts any, for a search on another machine.
         threads: Threads of a CPU runtime.
         rounds: Rounds of the final benchmark.
     """
 
     __pydantic_config__ = _STRICT
     runtime: Runtime = "ort-cpu"
+    name: str = ""
     threads: int = 1
     rounds: int = 10
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapt.coco import CocoImage, check_split, load_annotations, load_split, read_image
+from adapt.coco import CocoImage, load_annotations, load_split, read_image
+from adapt.data_check import check_split
 from adapt.errors import AdaptError
 
 ORIENTATION, TURN_LEFT = 0x0112, 8  # EXIF: shown turned left by a quarter

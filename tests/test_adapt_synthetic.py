@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from adapt.artifacts import file_hash
-from adapt.coco import CocoSplit, check_split, load_split
+from adapt.coco import CocoSplit, load_split
+from adapt.data_check import check_split
 from adapt.errors import AdaptError
 from adapt.synthetic import CLASSES, EMPTY, draw_image, generate
 

@@ -16,6 +16,10 @@ from adapt.coco import CocoSplit
 from adapt.space import Operation
 from cli import app
 
+COMMANDS = {
+    *("doctor", "weights", "profile", "search", "derive", "finetune"),
+    *("eval", "export", "bench", "run", "demo"),
+}
 RECIPE = """
 name = "tiny"
 [data]
@@ -69,7 +73,7 @@ def test_help_answers_within_half_a_second_of_imports() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    "doctor weights profile search derive finetune eval export bench run demo".split(),
+    sorted(COMMANDS),
 )
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     result = run(command, "--help")
@@ -79,7 +83,7 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
 
 def test_commands_carry_a_detector_from_search_to_report(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    data = json.loads(json.dumps(str(Path(RECIPE_ROOT(recipe)))))
+    data = json.loads(json.dumps(str(Path(root_of(recipe)))))
     ok("search", recipe, "--out", out, "--limit-steps", 1)
     ok("derive", out / "supernet.pt", "--out", out / "arch.json")
     detector = out / "arch.safetensors"
@@ -92,7 +96,7 @@ def test_commands_carry_a_detector_from_search_to_report(recipe: Path, tmp_path:
     assert (out / "report" / "report.png").stat().st_size > 10_000
 
 
-def RECIPE_ROOT(recipe: Path) -> str:
+def root_of(recipe: Path) -> str:
     return next(line.split('"')[1] for line in recipe.read_text().splitlines() if "root" in line)
 
 
@@ -174,8 +178,8 @@ BAD: list[tuple[Callable[[Path, Path], list[object]], int, str]] = [
     (lambda r, t: ["finetune", r, "--arch", "mobilenet_v2", "--init", "magic"], 2, "magic"),
     (lambda r, t: ["export", t / "no.safetensors"], 1, "does not exist"),
     (lambda r, t: ["export", r], 1, "not a readable safetensors file"),
-    (lambda r, t: ["eval", t / "no.onnx", "--data", RECIPE_ROOT(r)], 1, "does not exist"),
-    (lambda r, t: ["bench", r, "--data", RECIPE_ROOT(r)], 1, ".onnx"),
+    (lambda r, t: ["eval", t / "no.onnx", "--data", root_of(r)], 1, "does not exist"),
+    (lambda r, t: ["bench", r, "--data", root_of(r)], 1, ".onnx"),
     (lambda r, t: ["data", "check", t], 1, "split"),
     (lambda r, t: ["weights", "vgg16"], 1, "unknown source backbone 'vgg16'"),
 ]
@@ -215,7 +219,18 @@ def test_interrupted_command_says_how_to_go_on(
 
 def test_data_check_reports_both_splits(recipe: Path) -> None:
     started = time.monotonic()
-    report = ok("data", "check", RECIPE_ROOT(recipe))
+    report = ok("data", "check", root_of(recipe))
     assert report["train"]["images"] == 8
     assert report["val"]["problems"] == []
     assert time.monotonic() - started < 60
+
+
+def test_table_of_another_processor_is_refused_when_the_recipe_names_one(
+    recipe: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "costs.sqlite"
+    ok("profile", recipe, "--out", table)
+    recipe.write_text(recipe.read_text().replace("[device]", '[device]\nname = "Jetson Orin"'))
+    result = run("search", recipe, "--cost", "latency", "--costs", table)
+    assert result.exit_code == 1
+    assert "(Jetson Orin)" in result.stderr

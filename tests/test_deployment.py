@@ -1,4 +1,4 @@
-"""One trained detector as artifacts: the same AP on torch and ONNX Runtime, an engine that builds."""
+"""One trained detector as artifacts: equal AP on torch and ONNX Runtime, and an engine."""
 
 from dataclasses import replace
 from pathlib import Path

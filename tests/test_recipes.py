@@ -31,9 +31,7 @@ def test_paper_recipe_searches_derives_and_finetunes_on_real_coco_images(
     )
     train = load_split(Path(recipe.data.root), recipe.data.train)
     cost, provenance = search_cost(recipe, train, None)
-    searched = run_search(
-        recipe, train, cost, tmp_path, limit_steps=2, provenance=provenance
-    )
+    searched = run_search(recipe, train, cost, tmp_path, limit_steps=2, provenance=provenance)
     found = derive(searched, tmp_path / "arch.json")
     assert 129.1e9 < found["madds"] < 142.1e9  # the space's smallest and largest detector
     architecture = Architecture.load(tmp_path / "arch.json")

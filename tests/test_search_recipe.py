@@ -75,7 +75,7 @@ def test_paper_recipe_has_the_papers_numbers(path: str, value: Any) -> None:
 
 
 def test_published_run_differs_from_the_paper_in_its_name_and_data_only() -> None:
-    run, paper = Recipe.load(str(ROOT / "recipes" / "coco-a100.toml")), Recipe()
+    run, paper = Recipe.load(str(ROOT / "recipes" / "coco-a100.toml")), Recipe.load("paper")
     assert replace(run, name=paper.name, data=paper.data) == paper
     assert (run.data.train, run.data.val) == ("train2017", "val2017")
 
@@ -93,8 +93,9 @@ def test_partial_override_keeps_the_papers_search_defaults(tmp_path: Path) -> No
     assert recipe.finetune == Recipe().finetune
 
 
-def test_empty_recipe_is_the_papers(tmp_path: Path) -> None:
-    assert load(tmp_path, "") == Recipe()
+def test_empty_recipe_is_the_papers_but_for_the_size_of_its_costs(tmp_path: Path) -> None:
+    paper = Recipe.load("paper")
+    assert load(tmp_path, "") == replace(paper, cost_size=None)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_recipe_survives_a_checkpoint(tmp_path: Path) -> None:
     assert Recipe.from_dict(content) == recipe
 
 
-PAPER = Recipe()
+PAPER = Recipe.load("paper")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_hashes_change_with_what_their_step_depends_on(
 
 
 def test_costs_refer_to_the_cost_size_or_to_the_rounded_input() -> None:
-    paper = Recipe()
+    paper = Recipe.load("paper")
     assert paper.measured_size() == InputSize(800, 1088)
     assert replace(paper, cost_size=None).measured_size() == InputSize(800, 1344)
 
