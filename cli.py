@@ -3,6 +3,7 @@
 Heavy libraries are imported inside the commands, so that `adapt --help` answers at once.
 """
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from typer.core import TyperGroup
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
-    from adapt.coco import CocoSplit
     from bench.pipeline import RunResult
     from search.recipe import Recipe
 
@@ -30,10 +30,15 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except AdaptError as error:
             message = str(error)
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+                raise
             message = f"cannot write {error.filename}: {error.strerror}; choose another --out"
         except KeyboardInterrupt:
-            print("stopped; the same command continues where it was", file=sys.stderr)
+            print(
+                "stopped; profile, search, finetune and run continue from their last checkpoint",
+                file=sys.stderr,
+            )
             raise typer.Exit(130) from None
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -68,24 +73,26 @@ LimitOpt = Annotated[
     int | None,
     typer.Option("--limit-steps", min=1, help="Stop every training phase after so many steps."),
 ]
+Init = Literal["imagenet", "scratch"]
+InitOpt = Annotated[
+    Init | None,
+    typer.Option("--init", help="Where parameters start, not the recipe's choice."),
+]
+WeightsOpt = Annotated[
+    Path | None, typer.Option("--weights", help="Weight file of the source backbone.")
+]
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one inference.")]
 
 
-def _load_recipe(name: str, data: Path | None = None) -> "Recipe":
-    from dataclasses import replace
-
+def _load_recipe(
+    name: str,
+    data: Path | None = None,
+    init: Init | None = None,
+    weights: Path | None = None,
+) -> "Recipe":
     from search.recipe import Recipe
 
-    recipe = Recipe.load(name)
-    return replace(recipe, data=replace(recipe.data, root=str(data))) if data else recipe
-
-
-def _load_split(recipe: "Recipe", name: str) -> "CocoSplit":
-    from adapt.coco import load_split
-
-    if not recipe.data.root:
-        raise AdaptError(f"recipe {recipe.name!r} names no data set; pass its folder with --data")
-    return load_split(Path(recipe.data.root), name)
+    return Recipe.load(name).with_data(data).with_init(init, weights)
 
 
 def _show(content: dict[str, Any], *, as_json: bool, title: str = "") -> None:
@@ -186,7 +193,7 @@ def profile_command(
     from bench.recipe_profile import plan_summary, profile_recipe
 
     loaded = _load_recipe(recipe, data)
-    classes = len(_load_split(loaded, loaded.data.train).class_names)
+    classes = len(loaded.split(loaded.data.train).class_names)
     wanted = loaded.with_device(runtime, threads).with_grid(grid)
     if dry_run:
         _show(plan_summary(wanted, classes, out), as_json=as_json, title="plan")
@@ -206,6 +213,8 @@ def search_command(
     costs: CostsOpt = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results.")] = None,
     data: DataOpt = None,
+    init: InitOpt = None,
+    weights: WeightsOpt = None,
     limit_steps: LimitOpt = None,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
@@ -221,8 +230,8 @@ def search_command(
     from search.costs import search_cost
     from search.estimate import estimate_run
 
-    loaded = _load_recipe(recipe, data).with_cost(cost)
-    train = _load_split(loaded, loaded.data.train)
+    loaded = _load_recipe(recipe, data, init, weights).with_cost(cost)
+    train = loaded.split(loaded.data.train)
     if dry_run:
         estimate = estimate_run(loaded, len(train), len(train.class_names), limit_steps)
         _show(estimate.to_dict(), as_json=as_json, title="estimate")
@@ -267,13 +276,8 @@ def finetune_command(
     ],
     out: Annotated[Path | None, typer.Option("--out", help="Detector file to write.")] = None,
     data: DataOpt = None,
-    init: Annotated[
-        Literal["imagenet", "scratch"] | None,
-        typer.Option("--init", help="Where parameters start, not the recipe's choice."),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Weight file of the source backbone.")
-    ] = None,
+    init: InitOpt = None,
+    weights: WeightsOpt = None,
     limit_steps: LimitOpt = None,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
@@ -286,8 +290,8 @@ def finetune_command(
     from search.estimate import estimate_run
     from search.finetune import resolve_architecture, run_finetune
 
-    loaded = _load_recipe(recipe, data).with_init(init, weights)
-    train = _load_split(loaded, loaded.data.train)
+    loaded = _load_recipe(recipe, data, init, weights)
+    train = loaded.split(loaded.data.train)
     architecture = resolve_architecture(arch, loaded)
     if dry_run:
         estimate = estimate_run(loaded, len(train), len(train.class_names), limit_steps)
@@ -348,8 +352,9 @@ def export_command(
     from adapt.progress import console_stage
     from export.deploy import deploy
 
-    with console_stage("export"):
-        summary = deploy(detector, out or detector.with_suffix(".onnx"), tail=tail, trt=trt)
+    path = out or detector.with_suffix(".onnx")
+    with console_stage("export") as progress:
+        summary = deploy(detector, path, tail=tail, trt=trt, progress=progress)
     _show(summary, as_json=as_json, title="export")
 
 
@@ -402,6 +407,8 @@ def run_command(
     recipe: RecipeArg,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of all results.")] = None,
     data: DataOpt = None,
+    init: InitOpt = None,
+    weights: WeightsOpt = None,
     limit_steps: LimitOpt = None,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
@@ -414,9 +421,9 @@ def run_command(
     """
     from search.estimate import estimate_run
 
-    loaded = _load_recipe(recipe, data)
+    loaded = _load_recipe(recipe, data, init, weights)
     if dry_run:
-        train = _load_split(loaded, loaded.data.train)
+        train = loaded.split(loaded.data.train)
         estimate = estimate_run(loaded, len(train), len(train.class_names), limit_steps)
         _show(estimate.to_dict(), as_json=as_json, title="estimate")
         return
@@ -426,6 +433,8 @@ def run_command(
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option("--out", help="Folder of all results.")] = Path("runs/demo"),
+    init: InitOpt = None,
+    weights: WeightsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Run the whole pipeline on a generated data set, in minutes on a CPU.
@@ -435,9 +444,9 @@ def demo_command(
     from adapt.progress import console_stage
     from adapt.synthetic import generate
 
-    with console_stage("generate data"):
-        generate(out / "data")
-    _run(_load_recipe("demo", out / "data"), out, None, as_json=as_json)
+    with console_stage("generate data") as progress:
+        generate(out / "data", progress=progress)
+    _run(_load_recipe("demo", out / "data", init, weights), out, None, as_json=as_json)
 
 
 def _run(recipe: "Recipe", out: Path, limit_steps: int | None, *, as_json: bool) -> None:

@@ -148,14 +148,15 @@ class Architecture:
         )
         if any(not block.ops or SKIP in block.ops for block in blocks):
             raise AdaptError("every block needs at least one MBConv and lists no 'skip'")
-        check_taps(content["taps"], len(blocks))
-        return cls(
+        architecture = cls(
             source=content["source"],
             stem_width=_positive("stem_width", content["stem_width"]),
             first_width=_positive("first_width", content["first_width"]),
             taps=tuple(content["taps"]),
             blocks=blocks,
         )
+        check_taps(architecture.taps, [block.stride for block in blocks])
+        return architecture
 
     def save(self, path: Path, **provenance: Any) -> None:
         """Write an architecture file; ``provenance`` tells where it comes from."""

@@ -197,7 +197,10 @@ def load_annotations(annotations: Path, images: Path, *, strict: bool = False) -
         if repair is None or repair.kind == "clipped":
             rows[image].append(row)
     if strict and repairs:
-        raise AdaptError(f"{repairs[0].reason}; correct it or load without strict")
+        raise AdaptError(
+            f"{repairs[0].reason}; correct it, or set data.repair = true in the recipe to leave "
+            "such boxes out"
+        )
     return CocoSplit(
         annotations=annotations,
         folder=images,

@@ -36,6 +36,24 @@ def detector_cost(
     return sum(cost(unit) for unit in detector_units(architecture, detector, size))
 
 
+def space_units(space: SearchSpace, detector: DetectorConfig, size: InputSize) -> list[Unit]:
+    """Return every distinct unit of every network of a space, in the order of the data flow.
+
+    Args:
+        space: The search space, already thinned to its width grid.
+        detector: The detector around the backbone.
+        size: The detector's input.
+    """
+    units: dict[Unit, None] = {}
+
+    def collect(unit: Unit) -> float:
+        units[unit] = None
+        return 0.0
+
+    CostModel.build(space, detector, size, collect)
+    return list(units)
+
+
 def operation_unit(
     space: SearchSpace,
     block: int,

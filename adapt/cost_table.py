@@ -204,8 +204,8 @@ class CostTable:
             shown = differing[-1] + 1
             raise AdaptError(
                 f"{self.path} was measured on {''.join(has[:shown])}; this search asks for "
-                f"{''.join(asks[:shown])}: run `adapt profile --runtime {runtime} --precision "
-                f"{precision}` for it"
+                f"{''.join(asks[:shown])}: measure it there with `adapt profile RECIPE`, or "
+                "correct [device] and [input] of the recipe"
             )
 
     def check_resumable(self, conditions: Conditions) -> None:

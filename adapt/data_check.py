@@ -80,8 +80,8 @@ def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = 
         dropped_boxes=repaired["dropped"],
         boxes_per_class=per_class,
         boxes_per_size=_boxes_per_size(split),
-        problems=tuple(problems),
-        warnings=(*_repair_warnings(split), *_box_warnings(split, per_class, duplicates)),
+        problems=(*problems, *_repair_problems(split)),
+        warnings=tuple(_box_warnings(split, per_class, duplicates)),
     )
 
 
@@ -123,13 +123,16 @@ def _count_duplicates(boxes: ImageBoxes) -> int:
     return len(rows) - len(np.unique(rows, axis=0))
 
 
-def _repair_warnings(split: CocoSplit) -> list[str]:
-    warnings = []
-    for kind in ("clipped", "dropped"):
+def _repair_problems(split: CocoSplit) -> list[str]:
+    problems = []
+    for kind, what in (("clipped", "stick out of their image"), ("dropped", "cannot be used")):
         reasons = [repair.reason for repair in split.repairs if repair.kind == kind]
         if reasons:
-            warnings.append(f"{len(reasons)} boxes are {kind}; correct them, first: {reasons[0]}")
-    return warnings
+            problems.append(
+                f"{len(reasons)} boxes {what}, the first: {reasons[0]}; correct them, or set "
+                "data.repair = true in the recipe"
+            )
+    return problems
 
 
 def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) -> list[str]:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import clip_boxes_to_image
 
 from adapt.coco import CocoSplit, read_image
+from adapt.errors import AdaptError
 from adapt.images import InputSize, fit
 
 Target = dict[str, Tensor]
@@ -156,27 +157,23 @@ def training_batches(
     return _load(dataset, indices, num_workers)
 
 
-def evaluation_batches(
-    dataset: DetectionDataset, batch_size: int, *, num_workers: int = 0
-) -> Iterator[Batch]:
-    """Yield every image once, in order and not mirrored; the last batch may be smaller."""
-    positions = [(position, False) for position in range(len(dataset))]
-    starts = range(0, len(dataset), batch_size)
-    return _load(dataset, (positions[at : at + batch_size] for at in starts), num_workers)
-
-
 def _load(
     dataset: DetectionDataset, batches: Iterable[list[Index]], num_workers: int
 ) -> Iterator[Batch]:
     if not num_workers:
-        return (collate([dataset[index] for index in batch]) for batch in batches)
-    # A generator of its own, or the loader would draw from the run's random numbers.
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=collate,
-            generator=torch.Generator(),
-        )
+        yield from (collate([dataset[index] for index in batch]) for batch in batches)
+        return
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        # One of its own, or the loader would draw from the run's random numbers.
+        generator=torch.Generator(),
     )
+    try:
+        yield from loader
+    except AdaptError as error:
+        # A worker's error arrives with its traceback inside the message.
+        message = str(error).strip().rpartition(f"{AdaptError.__name__}: ")[2]
+        raise AdaptError(message) from None

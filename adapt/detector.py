@@ -14,7 +14,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from adapt.errors import AdaptError
+from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 NUM_LEVELS = 5  # P3 to P7
 ANCHORS_PER_CELL = 9
@@ -22,12 +22,11 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class DetectorConfig:
-    """Everything of a RetinaNet but its backbone and its weights.
+@dataclass(frozen=True, kw_only=True)
+class RetinaNetConfig:
+    """Everything of a RetinaNet but its backbone, its classes and its weights.
 
     Attributes:
-        num_classes: Object classes; there is no background class.
         fpn_width: Channels of the feature pyramid and the heads.
         head_depth: 3x3 convolutions before the output layer of each head.
         anchor_size: Side of the smallest anchor on P3 in pixels; it doubles per level.
@@ -39,7 +38,7 @@ class DetectorConfig:
         detections: Largest number of detections per image.
     """
 
-    num_classes: int
+    __pydantic_config__ = FORBID_UNKNOWN
     fpn_width: int = 256
     head_depth: int = 4
     anchor_size: int = 32
@@ -61,6 +60,17 @@ class DetectorConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class DetectorConfig(RetinaNetConfig):
+    """A RetinaNet for a data set.
+
+    Attributes:
+        num_classes: Object classes; there is no background class.
+    """
+
+    num_classes: int
 
 
 class TappedBackbone(Protocol):

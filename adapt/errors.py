@@ -1,5 +1,10 @@
 """Which error tells a user what to fix?"""
 
+from typing import Any
+
+# For dataclasses that are read from users' files: a misspelt field is an error, not a default.
+FORBID_UNKNOWN: Any = {"extra": "forbid"}
+
 
 class AdaptError(ValueError):
     """A mistake the user can correct.

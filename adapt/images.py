@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 # Near the ImageNet mean, so the padded area is near zero after normalisation.
 PADDING = 114
@@ -27,6 +27,7 @@ class InputSize:
             pad: RetinaNet's own protocol (paper section IV-A).
     """
 
+    __pydantic_config__ = FORBID_UNKNOWN
     height: int
     width: int
     resize: Literal["letterbox", "shortest-edge"] = "letterbox"

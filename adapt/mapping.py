@@ -12,6 +12,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from adapt.architecture import Architecture
 from adapt.backbone import Backbone
 from adapt.errors import AdaptError
 from adapt.operations import MBConv
@@ -70,8 +71,9 @@ class Mapper:
     def norm(self, name: str, source: nn.BatchNorm2d, target: nn.BatchNorm2d) -> None:
         """Map a BatchNorm, as far as the target has scale, shift and statistics.
 
-        Surplus channels get scale and shift 0 (dead until trained, so the function is kept), mean
-        0 and variance 1.
+        Surplus channels get scale and shift 0, mean 0 and variance 1, so the function is kept. The
+        noise is on the scale too: at exactly 0, ReLU6 would pass no gradient and the channel would
+        stay dead.
         """
         if target.affine:
             self.copy(f"{name}.weight", source.weight, target.weight)
@@ -161,7 +163,8 @@ def map_backbone(
         AdaptError: If the networks differ in what is not searched, or if ``identity`` is asked of
             a target that does not contain the source.
     """
-    _check_same_frame(source, target)
+    to = target.architecture
+    _check_same_frame(source.architecture, to.stem_width, to.first_width, len(to.blocks))
     if mode == "identity":
         _check_contains(target, source)
     generator = generator or torch.Generator().manual_seed(0)
@@ -196,19 +199,20 @@ def _silence(op: MBConv) -> None:
     last.bias.zero_()
 
 
-def _check_same_frame(source: Backbone, target: Backbone) -> None:
-    of, to = source.architecture, target.architecture
-    for name in ("stem_width", "first_width"):
-        if getattr(of, name) != getattr(to, name):
+def _check_same_frame(
+    source: Architecture, stem_width: int, first_width: int, num_blocks: int
+) -> None:
+    of = {
+        "stem_width": (source.stem_width, stem_width),
+        "first_width": (source.first_width, first_width),
+        "number of blocks": (len(source.blocks), num_blocks),
+    }
+    for name, (has, wanted) in of.items():
+        if has != wanted:
             raise AdaptError(
-                f"parameters of {of.source} cannot be mapped: {name} is {getattr(of, name)} in the "
-                f"source and {getattr(to, name)} in the target; use the same"
+                f"parameters of {source.source} cannot be mapped: its {name} is {has}, the "
+                f"target's {wanted}; use the source's, or ask for --init scratch"
             )
-    if len(of.blocks) != len(to.blocks):
-        raise AdaptError(
-            f"parameters of {of.source} cannot be mapped: it has {len(of.blocks)} blocks, the "
-            f"target {len(to.blocks)}"
-        )
 
 
 def _check_contains(target: Backbone, source: Backbone) -> None:
@@ -246,7 +250,12 @@ def map_supernet(
         target: The supernet.
         noise: Standard deviation of the noise on surplus elements.
         generator: Source of the noise; seed 0 if None.
+
+    Raises:
+        AdaptError: If the networks differ in what is not searched.
     """
+    space = target.space
+    _check_same_frame(source.architecture, space.stem_width, space.first_width, len(space.blocks))
     mapper = Mapper(noise, generator or torch.Generator().manual_seed(0))
     mapper.layer("stem", source.features[0], target.stem)
     mapper.layer("first", source.features[1], target.first)

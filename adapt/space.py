@@ -4,6 +4,8 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,7 @@ class SearchSpace:
             )
             for block in content["blocks"]
         )
-        return cls(
+        space = cls(
             name=content["name"],
             source=content["source"],
             stem_width=content["stem_width"],
@@ -133,6 +135,33 @@ class SearchSpace:
             taps=tuple(content["taps"]),
             blocks=blocks,
         )
+        check_taps(space.taps, [block.stride for block in blocks])
+        return space
+
+    @classmethod
+    def restore(cls, content: dict[str, Any]) -> "SearchSpace":
+        """Read what :meth:`to_dict` wrote: unlike the TOML, it lists every width."""
+        blocks = tuple(
+            BlockSpace(
+                num_ops=block["num_ops"],
+                stride=block["stride"],
+                kernels=tuple(block["kernels"]),
+                expansions=tuple(block["expansions"]),
+                widths=tuple(block["widths"]),
+            )
+            for block in content["blocks"]
+        )
+        return cls(**{**content, "taps": tuple(content["taps"]), "blocks": blocks})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        content = asdict(self)
+        content["taps"] = list(self.taps)
+        content["blocks"] = [
+            {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(block).items()}
+            for block in self.blocks
+        ]
+        return content
 
     def __post_init__(self) -> None:
         for number, block in enumerate(self.blocks, start=1):
@@ -140,7 +169,6 @@ class SearchSpace:
         for name in ("stem_width", "first_width"):
             if getattr(self, name) < 1:
                 raise AdaptError(f"{name} must be at least 1, got {getattr(self, name)}")
-        check_taps(self.taps, len(self.blocks))
 
     def on_grid(self, grid: int) -> "SearchSpace":
         """Keep only widths that are multiples of ``grid``, and each block's smallest and largest.
@@ -159,7 +187,7 @@ class SearchSpace:
     @cached_property
     def hash(self) -> str:
         """16 hex digits that change with any choice of the space, not with its name."""
-        content = asdict(self)
+        content = self.to_dict()
         del content["name"]
         return content_hash(content)
 
@@ -168,16 +196,22 @@ class SearchSpace:
         return (self.first_width,) if block == 0 else self.blocks[block - 1].widths
 
 
-def check_taps(taps: Sequence[int], num_blocks: int) -> None:
-    """Check that taps are block numbers a detector can be fed from.
+def check_taps(taps: Sequence[int], strides: Sequence[int]) -> None:
+    """Check that the tapped blocks feed P3, P4 and P5.
+
+    Args:
+        taps: Block numbers from 1.
+        strides: Stride of every block.
 
     Raises:
-        AdaptError: If they are none, not increasing, or no block numbers.
+        AdaptError: If they are not three blocks at strides 8, 16 and 32 of the input.
     """
-    increasing = list(taps) == sorted(set(taps))
-    if not taps or not increasing or not 1 <= taps[0] <= taps[-1] <= num_blocks:
+    at = dict(enumerate(accumulate(strides, mul, initial=2)))  # the stem has stride 2
+    found = [at.get(tap) for tap in taps]
+    if found != [8, 16, 32] or 0 in taps:
         raise AdaptError(
-            f"taps must be increasing block numbers from 1 to {num_blocks}, got {list(taps)}"
+            f"taps must be three block numbers at strides 8, 16 and 32, got {list(taps)}, which "
+            f"are at {found}"
         )
 
 

@@ -252,19 +252,13 @@ class Supernet(nn.Module):
 
     def sample_paths(self, generator: torch.Generator, *, uniform: bool) -> Paths:
         """Draw one candidate per position: uniformly, or by softmax of alpha."""
-        return [
-            [
-                int(
-                    torch.multinomial(
-                        torch.ones_like(alpha) if uniform else alpha.detach().softmax(0),
-                        1,
-                        generator=generator,
-                    )
-                )
-                for alpha in block
-            ]
-            for block in self._alpha_lists()
-        ]
+
+        def draw(alpha: Tensor) -> int:
+            # On the CPU, where the generator is: a GPU draws the same paths.
+            weights = torch.ones(len(alpha)) if uniform else alpha.detach().softmax(0).cpu()
+            return int(torch.multinomial(weights, 1, generator=generator))
+
+        return [[draw(alpha) for alpha in block] for block in self._alpha_lists()]
 
     def _alpha_lists(self) -> list[list[Tensor]]:
         return [list(block.parameters()) for block in self.alphas]

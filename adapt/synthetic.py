@@ -15,8 +15,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from adapt.artifacts import header, read_json, write_json
+from adapt.artifacts import header, make_folder, read_json, write_json
 from adapt.errors import AdaptError
+from adapt.progress import Progress, silent
 
 CLASSES = ("disc", "square", "triangle")
 HUES = (0.58, 0.08, 0.33)  # blue, orange, green: colour hints at the class, shape decides it
@@ -54,6 +55,7 @@ def generate(
     train: int = 240,
     val: int = 60,
     size: tuple[int, int] = (256, 320),
+    progress: Progress = silent,
 ) -> Path:
     """Draw discs, squares and triangles on textures, as a COCO data set in ``root``.
 
@@ -65,6 +67,7 @@ def generate(
         train: Number of images of the split ``train``.
         val: Number of images of the split ``val``.
         size: Height and width of the images in pixels, at least 128.
+        progress: Told after every image.
 
     Returns:
         ``root``, for :func:`adapt.coco.load_split`.
@@ -80,10 +83,10 @@ def generate(
     parameters = {"seed": seed, "train": train, "val": val, "size": list(size), "draw": REVISION}
     if _holds(root, parameters):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(root.parent)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as folder:
         complete = Path(folder) / root.name
-        _write(complete, parameters)
+        _write(complete, parameters, progress)
         if root.is_dir():
             root.rmdir()  # empty, as _holds found
         shutil.move(complete, root)
@@ -104,8 +107,9 @@ def _holds(root: Path, parameters: dict[str, Any]) -> bool:
     )
 
 
-def _write(root: Path, parameters: dict[str, Any]) -> None:
+def _write(root: Path, parameters: dict[str, Any], progress: Progress) -> None:
     (root / "images").mkdir(parents=True)
+    done, total = 0, parameters["train"] + parameters["val"]
     for number, split in enumerate(("train", "val")):
         content: dict[str, Any] = {
             "images": [],
@@ -115,6 +119,8 @@ def _write(root: Path, parameters: dict[str, Any]) -> None:
         for index in range(parameters[split]):
             chance = np.random.default_rng((parameters["seed"], number, index))
             _add_image(content, root / "images" / f"{split}_{index:05d}.jpg", parameters, chance)
+            done += 1
+            progress(done, total)
         write_json(root / "annotations" / f"{split}.json", content)
     write_json(root / MARKER, header("synthetic-data", parameters=parameters))
 

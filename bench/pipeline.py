@@ -5,18 +5,27 @@ is skipped when its files are there and were made from the same inputs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from adapt.architecture import Architecture, mobilenet_v2
-from adapt.artifacts import check_header, content_hash, file_hash, header, read_json, write_json
-from adapt.coco import CocoSplit, load_split
+from adapt.artifacts import (
+    check_header,
+    content_hash,
+    file_hash,
+    header,
+    make_folder,
+    read_json,
+    write_json,
+)
 from adapt.cost_table import CostTable, predict_latency
 from adapt.detector_file import load_detector
 from adapt.errors import AdaptError
 from adapt.progress import Progress, Stage, silent_stage
+from adapt.weights import find_weights
 from bench.measure import DETECTOR_PROTOCOL, BenchResult, compare
+from bench.profiler import ort_cpu_conditions
 from bench.recipe_profile import profile_recipe
 from bench.report import write_report
 from bench.timing import Protocol
@@ -87,10 +96,11 @@ class Run:
         limit_steps: int | None = None,
     ) -> None:
         self.recipe, self.out, self.stage, self.limit_steps = recipe, out, stage, limit_steps
-        self.train = self._split(recipe.data.train)
-        self.test = self._split(recipe.data.benchmark)
-        self.config = recipe.detector.config(len(self.train.class_names))
+        self.train = recipe.split(recipe.data.train)
+        self.test = recipe.split(recipe.data.benchmark)
+        self.config = recipe.detector_config(len(self.train.class_names))
         self.size = recipe.input.fixed()
+        self._check()
         self.keys = self._read_keys()
         self.stages: dict[str, str] = {}
 
@@ -112,18 +122,25 @@ class Run:
         predicted = self._predicted(architecture)
         return RunResult(result, architecture, predicted, report / "report.md", self.stages)
 
-    def _split(self, name: str) -> CocoSplit:
-        if not self.recipe.data.root:
+    def _check(self) -> None:
+        """Find now what would stop the run after hours."""
+        make_folder(self.out)
+        if self.train.class_names != self.test.class_names:
             raise AdaptError(
-                f"recipe {self.recipe.name!r} names no data set; set data.root or pass --data"
+                f"{self.test.annotations} has other classes than {self.train.annotations}; "
+                "evaluate on the same ones"
             )
-        return load_split(Path(self.recipe.data.root), name)
+        if not any((~boxes.crowd).any() for boxes in self.test.boxes):
+            raise AdaptError(f"{self.test.annotations} has no box to evaluate on; annotate some")
+        if self.recipe.init == "imagenet" and not self.recipe.weights:
+            find_weights(self.recipe.space.load().source)
 
     def _profile(self) -> Path:
         path, recipe = self.out / "costs.sqlite", self.recipe
         space, classes = recipe.space.load(), self.config.num_classes
+        conditions = ort_cpu_conditions(self.size, recipe.device.threads)
         key = content_hash(
-            [space.hash, self.config.to_dict(), self.size.to_dict(), recipe.device.threads]
+            [space.hash, self.config.to_dict(), self.size.to_dict(), asdict(conditions)]
         )
         self._once(
             "profile", key, [path], lambda p: profile_recipe(recipe, classes, path, progress=p)

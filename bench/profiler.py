@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from adapt.cost import space_units
 from adapt.cost_table import Conditions, CostTable, UnitCost
 from adapt.detector import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.images import InputSize
+from adapt.machine import processor_name
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
-from adapt.space_units import space_units
 from adapt.units import MBConvUnit, Rest, Unit, unit_key
 from bench.timing import (
     PROTOCOL,
@@ -22,7 +23,6 @@ from bench.timing import (
     Latency,
     Protocol,
     measure,
-    processor_name,
 )
 from bench.unit_graphs import random_inputs, unit_model
 from export.runner import bound_call, ort_session

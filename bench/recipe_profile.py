@@ -18,7 +18,7 @@ def plan_summary(recipe: Recipe, num_classes: int, out: Path) -> dict[str, Any]:
         out: Cost table, which may exist already.
     """
     space, size = recipe.space.load(), recipe.input.fixed()
-    config = recipe.detector.config(num_classes)
+    config = recipe.detector_config(num_classes)
     if out.exists():
         with CostTable.open(out) as table:
             planned = plan(space, config, size, table)
@@ -43,7 +43,7 @@ def profile_recipe(
     """
     summary = profile(
         recipe.space.load(),
-        recipe.detector.config(num_classes),
+        recipe.detector_config(num_classes),
         recipe.input.fixed(),
         out,
         threads=recipe.device.threads,

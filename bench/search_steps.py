@@ -49,7 +49,7 @@ def time_steps(recipe: Recipe, kind: str, steps: int) -> dict[str, Any]:
         "steps": steps,
         "median_s": round(statistics.median(seconds[1:]), 3),
         "min_s": round(min(seconds[1:]), 3),
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
     }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from adapt.machine import processor_name
 from adapt.progress import Progress, silent
 
 PROTOCOL = 1  # raise when a change makes old and new measurements incomparable
@@ -210,16 +211,6 @@ def device_description() -> dict[str, Any]:
         "system": platform.platform(terse=True),
     }
     return {name: value for name, value in description.items() if value is not None}
-
-
-def processor_name() -> str:
-    """Return the model name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _usable_cores() -> int | None:

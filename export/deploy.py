@@ -5,12 +5,14 @@ from typing import Any
 
 from adapt.artifacts import file_hash
 from adapt.detector_file import load_detector
-from adapt.errors import AdaptError
+from adapt.progress import Progress, silent
 from export.engine import build_engine
-from export.graph import export_detector
+from export.graph import Tail, export_detector
 
 
-def deploy(detector: Path, onnx_path: Path, *, tail: str, trt: bool) -> dict[str, Any]:
+def deploy(
+    detector: Path, onnx_path: Path, *, tail: Tail, trt: bool, progress: Progress = silent
+) -> dict[str, Any]:
     """Export a detector to ONNX, and build a TensorRT engine from it if asked.
 
     Args:
@@ -18,6 +20,7 @@ def deploy(detector: Path, onnx_path: Path, *, tail: str, trt: bool) -> dict[str
         onnx_path: ONNX file to write; the engine gets the same name with ``.plan``.
         tail: ``tensor-nms`` or ``none``.
         trt: Whether to build the engine.
+        progress: Told after every file.
 
     Returns:
         The files and what is known of them.
@@ -25,17 +28,10 @@ def deploy(detector: Path, onnx_path: Path, *, tail: str, trt: bool) -> dict[str
     Raises:
         AdaptError: If the detector cannot be read, or TensorRT is missing or refuses the network.
     """
-    if tail not in ("tensor-nms", "none"):
-        raise AdaptError(f"--tail must be 'tensor-nms' or 'none', got {tail!r}")
     model, info = load_detector(detector)
     provenance = {"detector_sha256": file_hash(detector)}
-    export_detector(
-        model,
-        info,
-        onnx_path,
-        tail="none" if tail == "none" else "tensor-nms",
-        provenance=provenance,
-    )
+    export_detector(model, info, onnx_path, tail=tail, provenance=provenance)
+    progress(1, 1 + trt)
     summary: dict[str, Any] = {
         "onnx": str(onnx_path),
         "size_mb": onnx_path.stat().st_size / 1e6,
@@ -44,5 +40,6 @@ def deploy(detector: Path, onnx_path: Path, *, tail: str, trt: bool) -> dict[str
     if trt:
         plan = onnx_path.with_suffix(".plan")
         report = build_engine(onnx_path, plan)
+        progress(2, 2)
         summary |= {"engine": str(plan), **report.to_dict()}
     return summary

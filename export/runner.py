@@ -13,6 +13,7 @@ from torch import Tensor
 from adapt.artifacts import check_header
 from adapt.detector_file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
+from adapt.images import InputSize
 from export.graph import DETECTIONS, read_onnx_info
 from export.plan import Plan, read_plan_info
 
@@ -47,6 +48,11 @@ class Runner(ABC):
     """One artifact, ready to run on one runtime; a context manager."""
 
     info: DetectorInfo
+
+    @property
+    def size(self) -> InputSize:
+        """How images are fitted for this runtime: a fixed letterbox, unless it takes any size."""
+        return self.info.input.fixed()
 
     @abstractmethod
     def infer(self, images: Array) -> list[ImageDetections]:
@@ -126,6 +132,11 @@ class TorchRunner(Runner):
         self._model, self.info = load_detector(artifact)
         self._threads = threads
         self._threads_before = torch.get_num_threads()
+
+    @property
+    def size(self) -> InputSize:
+        """The detector's own protocol: eager inference takes images of any size."""
+        return self.info.input
 
     def __enter__(self) -> Self:
         self._threads_before = torch.get_num_threads()

@@ -129,7 +129,7 @@ class BilevelSearch:
         self.plan = SearchPlan.of(self.how, len(train), limit_steps)
         space = recipe.space.load()
         self.supernet = build_supernet(recipe, space)
-        config = recipe.detector.config(len(train.class_names))
+        config = recipe.detector_config(len(train.class_names))
         self.detector = place(build_retinanet(self.supernet, config)).train()
         self.device = next(self.detector.parameters()).device
         self.cost = cost.to(self.device)
@@ -276,6 +276,7 @@ def run_search(
     fields = {
         "identity": identity,
         "recipe": recipe.to_dict(),
+        "space": recipe.space.load().to_dict(),
         "num_classes": len(train.class_names),
         "provenance": provenance or {},
         "total_steps": plan.total_steps,

@@ -9,13 +9,14 @@ from adapt.coco import CocoSplit
 from adapt.cost import CostModel, detector_cost
 from adapt.cost_table import CostTable, predict_latency
 from adapt.errors import AdaptError
+from adapt.machine import processor_name
 from adapt.units import madds
 from search.recipe import Recipe
 
 
 def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
     """Return the multiply-adds of every choice."""
-    config = recipe.detector.config(num_classes)
+    config = recipe.detector_config(num_classes)
     return CostModel.build(recipe.space.load(), config, recipe.measured_size(), madds)
 
 
@@ -27,7 +28,7 @@ def latency_cost(recipe: Recipe, num_classes: int, table: CostTable) -> CostMode
             lacks a unit of its space.
     """
     check_table(recipe, table)
-    config = recipe.detector.config(num_classes)
+    config = recipe.detector_config(num_classes)
     return CostModel.build(recipe.space.load(), config, recipe.input.fixed(), table.lookup)
 
 
@@ -43,7 +44,7 @@ def check_table(recipe: Recipe, table: CostTable) -> None:
         precision="fp32",
         batch=1,
         size=size,
-        device=recipe.device.name or None,
+        device=recipe.device.name or processor_name(),
     )
     if table.conditions.threads != recipe.device.threads:
         raise AdaptError(
@@ -83,7 +84,7 @@ def costs_of(
     architecture: Architecture, recipe: Recipe, num_classes: int, table: CostTable | None = None
 ) -> dict[str, float]:
     """Return the MAdds of a detector, and its latency where a table is given."""
-    config = recipe.detector.config(num_classes)
+    config = recipe.detector_config(num_classes)
     costs = {"madds": detector_cost(architecture, config, recipe.measured_size(), madds)}
     if table:
         check_table(recipe, table)

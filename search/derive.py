@@ -5,6 +5,7 @@ from typing import Any
 
 from adapt.cost_table import CostTable
 from adapt.errors import AdaptError
+from adapt.space import SearchSpace
 from adapt.supernet import Supernet
 from search.checkpoint import read_checkpoint
 from search.costs import costs_of
@@ -24,7 +25,8 @@ def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
             "steps; run the same `adapt search` again to finish it"
         )
     recipe = Recipe.from_dict(content["recipe"])
-    supernet = Supernet(recipe.space.load(), mask=recipe.search.mask)
+    # The space as it was searched: its file may have been edited, or lie on another machine.
+    supernet = Supernet(SearchSpace.restore(content["space"]), mask=recipe.search.mask)
     prefix = "backbone.body."
     states = content["states"]["detector"]
     supernet.load_state_dict(

@@ -64,7 +64,9 @@ class RunEstimate:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         steps = {"weight": self.weight, "arch": self.arch, "finetune": self.finetune}
-        described = {name: {**asdict(step), "hours": step.hours} for name, step in steps.items()}
+        described = {
+            name: {**asdict(step), "a100_hours": step.hours} for name, step in steps.items()
+        }
         return {**described, "memory_gb": self.memory_gb, "method": self.method}
 
 
@@ -80,14 +82,17 @@ def estimate_run(
         limit_steps: As for the run itself.
     """
     plan = SearchPlan.of(recipe.search, images, limit_steps)
-    config = recipe.detector.config(num_classes)
+    config = recipe.detector_config(num_classes)
     # Memory at the largest input, time at the usual one.
     usual = recipe.measured_size()
     size, batch = recipe.input.fixed(), recipe.search.weights.batch_size
     share = usual.height * usual.width / (size.height * size.width)
     with torch.device("meta"):
         supernet = Supernet(
-            recipe.space.load(), mask=recipe.search.mask, gate_norm=recipe.search.gate_norm
+            recipe.space.load(),
+            mask=recipe.search.mask,
+            gate_norm=recipe.search.gate_norm,
+            gates=recipe.search.gates,
         )
         searched = build_retinanet(supernet, config)
         derived = build_retinanet(Backbone(mobilenet_v2()), config)

@@ -99,7 +99,7 @@ def run_finetune(
             checkpoint.
     """
     make_folder(path.parent)  # before hours of work, not after
-    config = recipe.detector.config(len(train.class_names))
+    config = recipe.detector_config(len(train.class_names))
     info = DetectorInfo(architecture, config, recipe.input, train.class_names)
     model, report = initial_detector(recipe, info)
     place(model).train()

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from adapt.artifacts import content_hash, read_text
+from adapt.artifacts import content_hash, file_hash, read_text
+from adapt.coco import CocoSplit, load_split
 from adapt.cost import CostForm
-from adapt.detector import DetectorConfig
-from adapt.errors import AdaptError
+from adapt.dataset import steps_per_epoch
+from adapt.detector import DetectorConfig, RetinaNetConfig
+from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.images import InputSize
 from adapt.mapping import MappingMode
 from adapt.masks import GateNorm, Gates, MaskKind
@@ -23,7 +25,11 @@ PRESETS = Path(__file__).parent / "recipes"
 CostKind = Literal["madds", "latency"]
 Runtime = Literal["ort-cpu"]
 Init = Literal["imagenet", "scratch"]
-_STRICT = ConfigDict(extra="forbid")  # a misspelt field is an error, not a default
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _check_not_negative(name: str, value: float) -> None:
@@ -42,10 +48,12 @@ class DataRecipe:
         test: Split that the benchmark reports; ``val`` if empty.
         flip: Whether training images are flipped at random.
         workers: Processes that load images; 0 loads in the training process.
+        repair: Whether boxes of no size or outside of their image are left out, and boxes that
+            stick out of it cut, instead of refusing the data set.
         cache_mb: Memory for decoded and resized images; 0 decodes every time.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = FORBID_UNKNOWN
     root: str = ""
     train: str = "train"
     val: str = "val"
@@ -53,6 +61,11 @@ class DataRecipe:
     flip: bool = True
     workers: int = 8
     cache_mb: int = 0
+    repair: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "cache_mb"):
+            _check_not_negative(name, getattr(self, name))
 
     @property
     def benchmark(self) -> str:
@@ -80,7 +93,7 @@ class Optimisation:
         clip_norm: Largest L2 norm of the gradient; 0 for no clipping.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = FORBID_UNKNOWN
     epochs: int = 24
     batch_size: int = 32
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -96,8 +109,7 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            _check_positive(name, getattr(self, name))
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         for name in ("momentum", "weight_decay", "warmup_steps", "clip_norm"):
@@ -105,14 +117,14 @@ class Optimisation:
 
     def steps_per_epoch(self, images: int) -> int:
         """Return the steps of one pass over ``images`` images."""
-        return max(1, images // self.batch_size)
+        return steps_per_epoch(images, self.batch_size)
 
 
 @dataclass(frozen=True)
 class SearchOptimisation(Optimisation):
     """How the operation parameters of the supernet are trained; an epoch is a pass over trainA."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = FORBID_UNKNOWN
     epochs: int = 14
     batch_size: int = 8
     lr: float = 0.02
@@ -143,7 +155,7 @@ class SearchRecipe:
         mapping_noise: Standard deviation of the noise on parameters the source does not have.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = FORBID_UNKNOWN
     weights: SearchOptimisation = field(default_factory=SearchOptimisation)
     warmup_epochs: int = 8
     arch_lr: float = 3e-4
@@ -164,13 +176,14 @@ class SearchRecipe:
             raise ValueError(
                 f"warmup_epochs must lie in [0, {self.weights.epochs}], got {self.warmup_epochs}"
             )
-        if self.arch_every < 1:
-            raise ValueError(f"arch_every must be at least 1, got {self.arch_every}")
+        _check_positive("arch_every", self.arch_every)
         if self.mask == "individual" and self.gate_norm != "none":
             raise ValueError(
                 f"individual blocks have no gates to normalise, got gate_norm {self.gate_norm!r}; "
                 "use 'none'"
             )
+        if not all(0 <= beta < 1 for beta in self.arch_betas):
+            raise ValueError(f"arch_betas must lie in [0, 1), got {list(self.arch_betas)}")
         for name in ("arch_lr", "arch_weight_decay", "cost_weight", "mapping_noise"):
             _check_not_negative(name, getattr(self, name))
 
@@ -185,9 +198,12 @@ class SpaceRecipe:
             candidates; 1 keeps all of Table I.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = FORBID_UNKNOWN
     preset: str = "mobilenet_v2"
     width_grid: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive("width_grid", self.width_grid)
 
     def load(self) -> SearchSpace:
         """Return the search space."""
@@ -201,16 +217,21 @@ class DeviceRecipe:
     Attributes:
         runtime: Runtime of the deployed detector.
         name: Model name of the processor or GPU, as ``adapt doctor`` prints it; a cost table of
-            another one is refused. Empty accepts any, for a search on another machine.
+            another one is refused. Empty means this machine's; name it to search elsewhere than
+            where the table was measured.
         threads: Threads of a CPU runtime.
         rounds: Rounds of the final benchmark.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = FORBID_UNKNOWN
     runtime: Runtime = "ort-cpu"
     name: str = ""
     threads: int = 1
     rounds: int = 10
+
+    def __post_init__(self) -> None:
+        _check_positive("threads", self.threads)
+        _check_positive("rounds", self.rounds)
 
 
 @dataclass(frozen=True)
@@ -222,31 +243,9 @@ class FinetuneRecipe(Optimisation):
         mapping_noise: Standard deviation of the noise on parameters the source does not have.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = FORBID_UNKNOWN
     mapping: MappingMode = "paper"
     mapping_noise: float = 1e-3
-
-
-@dataclass(frozen=True)
-class DetectorRecipe:
-    """The detector around the backbone, as :class:`adapt.detector.DetectorConfig`.
-
-    The number of classes comes from the data set.
-    """
-
-    __pydantic_config__ = _STRICT
-    fpn_width: int = 256
-    head_depth: int = 4
-    anchor_size: int = 32
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    candidates: int = 1000
-    nms_candidates: int = 1000
-    detections: int = 100
-
-    def config(self, num_classes: int) -> DetectorConfig:
-        """Return the configuration for a data set's number of classes."""
-        return DetectorConfig(num_classes=num_classes, **asdict(self))
 
 
 @dataclass(frozen=True)
@@ -261,7 +260,7 @@ class Recipe:
         cost_size: (height, width) at which MAdds are counted; the input's if left out.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = FORBID_UNKNOWN
     name: str = "paper"
     seed: int = 0
     init: Init = "imagenet"
@@ -270,10 +269,13 @@ class Recipe:
     space: SpaceRecipe = field(default_factory=SpaceRecipe)
     input: InputSize = field(default_factory=lambda: InputSize(800, 1333, "shortest-edge"))
     cost_size: tuple[int, int] | None = None
-    detector: DetectorRecipe = field(default_factory=DetectorRecipe)
+    detector: RetinaNetConfig = field(default_factory=RetinaNetConfig)
     search: SearchRecipe = field(default_factory=SearchRecipe)
     finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
     device: DeviceRecipe = field(default_factory=DeviceRecipe)
+
+    def __post_init__(self) -> None:
+        _check_not_negative("seed", self.seed)
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":
@@ -325,9 +327,27 @@ class Recipe:
     def _hash(self, without: tuple[str, ...]) -> str:
         content = {k: v for k, v in self.to_dict().items() if k not in without}
         # Where the data lie and how they are loaded changes no result.
-        kept = ("train", "flip")
+        kept = ("train", "flip", "repair")
         content["data"] = {name: content["data"][name] for name in kept}
+        weights = Path(self.weights)
+        content["weights"] = file_hash(weights) if self.weights and weights.is_file() else ""
         return content_hash(content)
+
+    def with_data(self, root: Path | None) -> "Recipe":
+        """Return the recipe with another data set, if one is given."""
+        return replace(self, data=replace(self.data, root=str(root or self.data.root)))
+
+    def split(self, name: str) -> CocoSplit:
+        """Load a split of the data set.
+
+        Raises:
+            AdaptError: If the recipe names no data set, or the split is missing or not sound.
+        """
+        if not self.data.root:
+            raise AdaptError(
+                f"recipe {self.name!r} names no data set; set data.root or pass --data"
+            )
+        return load_split(Path(self.data.root), name, strict=not self.data.repair)
 
     def with_cost(self, cost: CostKind | None) -> "Recipe":
         """Return the recipe with another ``search.cost``, if one is given."""
@@ -356,6 +376,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         return asdict(self)
+
+    def detector_config(self, num_classes: int) -> DetectorConfig:
+        """Return the detector for a data set's number of classes."""
+        return DetectorConfig(num_classes, **self.detector.to_dict())
 
     def measured_size(self) -> InputSize:
         """Return the input size that costs refer to."""

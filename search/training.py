@@ -44,6 +44,7 @@ def build_scheduler(optimizer: Optimizer, how: Optimisation, steps_per_epoch: in
     if how.schedule == "one-cycle":
         total = how.epochs * steps_per_epoch + 1
         rise = min(0.5, how.warmup_steps / total)
+        rise = rise if rise * total > 1 else 0.0  # OneCycleLR divides by rise * total - 1
         return OneCycleLR(
             optimizer, how.lr, total_steps=total, pct_start=rise, cycle_momentum=False
         )

@@ -10,12 +10,12 @@ import torch
 from core_parts import TINY_SPACE, tiny
 
 from adapt.coco import CocoSplit, load_split
+from adapt.detector import RetinaNetConfig
 from adapt.images import InputSize
 from adapt.space import SearchSpace
 from adapt.synthetic import generate
 from search.recipe import (
     DataRecipe,
-    DetectorRecipe,
     FinetuneRecipe,
     Recipe,
     SearchOptimisation,
@@ -67,7 +67,7 @@ def tiny_recipe(tmp_path: Path) -> Recipe:
         space=SpaceRecipe(preset=str(space)),
         input=InputSize(64, 64),
         cost_size=None,
-        detector=DetectorRecipe(fpn_width=8, head_depth=1),
+        detector=RetinaNetConfig(fpn_width=8, head_depth=1),
         search=SearchRecipe(weights, warmup_epochs=2, arch_lr=0.05),
         finetune=FinetuneRecipe(epochs=3, batch_size=4, lr=0.01, warmup_steps=0, milestones=(2,)),
     )

@@ -203,7 +203,7 @@ def test_unusable_box_is_mended_and_listed(
     assert [(repair.image_id, repair.kind) for repair in split.repairs] == [(7, kind)]
     report = check_split(split)
     assert (report.clipped_boxes, report.dropped_boxes) == (kind == "clipped", kind == "dropped")
-    assert any(str(box) in warning for warning in report.warnings)
+    assert any(str(box) in problem for problem in report.problems)
 
 
 def test_strict_loading_refuses_what_would_be_mended(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_report_counts_rotated_and_gray_images(tmp_path: Path) -> None:
     rotated(root / "images" / "a.png")
     report = check_split(load_split(root, "train"))
     assert (report.rotated_images, report.grayscale_images) == (1, 1)
-    assert not report.problems
+    assert (report.unreadable_images, report.mismatched_images) == (0, 0)
 
 
 @pytest.mark.shared

@@ -9,12 +9,12 @@ from dataclasses import astuple, replace
 import pytest
 
 from adapt.architecture import Architecture, Block, mobilenet_v2
+from adapt.cost import space_units
 from adapt.cost_table import Conditions, CostTable, UnitCost, predict_latency
 from adapt.detector import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.images import InputSize
 from adapt.space import BlockSpace, SearchSpace
-from adapt.space_units import space_units
 from adapt.units import Lateral, MBConvUnit, detector_units, unit_key
 
 CONDITIONS = Conditions("ort-cpu", "fp32", 1, 1, "a CPU", 64, 96, "1.0", 1)
@@ -89,7 +89,7 @@ def test_hash_depends_on_the_conditions(tmp_path, table):
         (
             {"runtime": "tensorrt", "precision": "fp16"},
             r"measured on ort-cpu fp32 batch 1; this search asks for tensorrt fp16 batch 1: "
-            r"run `adapt profile --runtime tensorrt --precision fp16`",
+            r"measure it there with `adapt profile RECIPE`",
         ),
         ({"batch": 8}, r"batch 1; .* batch 8"),
         ({"size": InputSize(96, 96)}, r"at 64x96; .* at 96x96"),

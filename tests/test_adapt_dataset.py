@@ -13,7 +13,6 @@ from adapt.dataset import (
     collate,
     endless_batches,
     epoch_batches,
-    evaluation_batches,
     steps_per_epoch,
     training_batches,
 )
@@ -170,10 +169,3 @@ def test_workers_deliver_the_same_batches_and_leave_the_random_state(tmp_path: P
     for first, second in zip(in_process, by_worker, strict=True):
         assert_same(first, second)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_evaluation_shows_every_image_once_in_order(tmp_path: Path) -> None:
-    split = split_of(tmp_path, *(boxes_of() for _ in range(5)))
-    batches = list(evaluation_batches(DetectionDataset(split, SIZE, flip=True), 2))
-    ids = [[int(target["image_id"]) for target in targets] for _, targets in batches]
-    assert ids == [[100, 101], [102, 103], [104]]

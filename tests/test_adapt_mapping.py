@@ -247,9 +247,9 @@ def test_identity_is_refused_where_the_target_does_not_contain_the_source(
 @pytest.mark.parametrize(
     ("other", "fragment"),
     [
-        (replace(SMALL, stem_width=16), "stem_width is 8 in the source and 16 in the target"),
-        (replace(SMALL, first_width=8), "first_width is 4 in the source and 8 in the target"),
-        (network((4, (K3,))), "it has 3 blocks, the target 1"),
+        (replace(SMALL, stem_width=16), "its stem_width is 8, the target's 16"),
+        (replace(SMALL, first_width=8), "its first_width is 4, the target's 8"),
+        (network((4, (K3,))), "its number of blocks is 3, the target's 1"),
     ],
 )
 def test_network_of_another_frame_is_refused(other: Architecture, fragment: str) -> None:

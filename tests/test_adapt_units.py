@@ -15,7 +15,17 @@ from adapt.backbone import Backbone
 from adapt.detector import DetectorConfig, build_retinanet, count_parameters
 from adapt.images import InputSize
 from adapt.space import Operation, SearchSpace
-from adapt.units import P6, Lateral, MBConvUnit, Rest, Stem, detector_units, madds, unit_key
+from adapt.units import (
+    P6,
+    Lateral,
+    MBConvUnit,
+    Rest,
+    Stem,
+    detector_units,
+    madds,
+    rest_unit,
+    unit_key,
+)
 
 PAPER_SIZE = InputSize(800, 1088)
 TABLE_ONE = SearchSpace.load("mobilenet_v2")
@@ -85,7 +95,7 @@ def test_madds_follow_the_convention_of_table_two(unit: Any, expected: int) -> N
 
 def test_rest_counts_smoothing_p7_towers_and_outputs() -> None:
     cells = [8 * 12, 4 * 6, 2 * 3, 1 * 2, 1 * 1]  # P3 to P7 of 64 x 96
-    rest = Rest(16, 2, 3, 32, 0.05, 0.5, 1000, 100, 64, 96)
+    rest = rest_unit(DetectorConfig(3, fpn_width=16, head_depth=2), InputSize(64, 96))
     smooth_and_p7 = conv(3, 16, 16, sum(cells[:3]) + cells[4], bias=1)
     towers = 2 * 2 * conv(3, 16, 16, sum(cells), bias=1)
     outputs = conv(3, 16, 9 * (3 + 4), sum(cells), bias=1)

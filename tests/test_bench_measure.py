@@ -26,6 +26,7 @@ class Oracle:
 
     def __init__(self, split, error=0.0):
         self.info = INFO
+        self.size = INFO.input
         self.shapes = []
         self._error = error
         self._answers = iter(zip(split.images, split.boxes, strict=True))

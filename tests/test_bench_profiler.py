@@ -4,12 +4,12 @@ import pytest
 
 import bench.profiler
 from adapt.architecture import Architecture, Block
+from adapt.cost import space_units
 from adapt.cost_table import CostTable, UnitCost, predict_latency
 from adapt.detector import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.images import InputSize
 from adapt.space import BlockSpace, Operation, SearchSpace
-from adapt.space_units import space_units
 from adapt.units import Rest, detector_units, unit_key
 from bench.profiler import estimate_seconds, ort_cpu_conditions, plan, profile
 from bench.timing import Protocol

@@ -31,7 +31,7 @@ COCO_IMAGES = 118_287
 
 
 def costs(recipe: Recipe) -> CostModel:
-    space, config = recipe.space.load(), recipe.detector.config(3)
+    space, config = recipe.space.load(), recipe.detector_config(3)
     return CostModel.build(space, config, recipe.measured_size(), madds)
 
 

@@ -153,7 +153,7 @@ def test_detector_starts_from_the_published_weights(tiny_recipe: Recipe) -> None
     if importlib.util.find_spec(wanted.module) is None:
         pytest.skip(f"{wanted.package} is not installed")
     recipe = replace(tiny_recipe, init="imagenet")
-    config = recipe.detector.config(3)
+    config = recipe.detector_config(3)
     info = DetectorInfo(mobilenet_v2(), config, recipe.input, ("a", "b", "c"))
     _, report = initial_detector(recipe, info)
     assert report is not None
