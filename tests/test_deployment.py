@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapt.architecture import mobilenet_v2
@@ -16,7 +17,10 @@ from search.recipe import Recipe
 
 @pytest.fixture(scope="module")
 def split(shared_data: Path) -> CocoSplit:
-    return load_split(shared_data / "tiny_coco", "val2017")
+    """Real COCO images with all objects as one class: 80 are not learnt in seconds."""
+    loaded = load_split(shared_data / "tiny_coco", "val2017")
+    boxes = tuple(replace(b, labels=np.zeros_like(b.labels)) for b in loaded.boxes)
+    return replace(loaded, boxes=boxes, class_names=("object",), category_ids=(1,))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def detector(split: CocoSplit, tmp_path_factory: pytest.TempPathFactory) -> Path
     recipe = replace(
         demo,
         detector=replace(demo.detector, nms_candidates=1000),
-        finetune=replace(demo.finetune, epochs=10),
+        finetune=replace(demo.finetune, epochs=8),
     )
     path = tmp_path_factory.mktemp("deployment") / "detector.safetensors"
     return run_finetune(recipe, mobilenet_v2(), split, path)
@@ -39,13 +43,13 @@ def test_ap_of_the_onnx_artifact_is_the_ap_of_torch(detector: Path, split: CocoS
     onnx = detector.with_suffix(".onnx")
     deploy(detector, onnx, tail="tensor-nms", trt=False)
     by_torch, by_onnx = evaluate_artifact(detector, split), evaluate_artifact(onnx, split)
-    assert by_torch.ap > 0.005  # at AP 0 any two detectors would agree
+    assert by_torch.ap > 0.01  # at AP 0 any two detectors would agree
     assert by_onnx.ap == pytest.approx(by_torch.ap, abs=0.002)
 
 
 @pytest.mark.shared
 @pytest.mark.trt
-def test_exported_detector_of_eighty_classes_becomes_a_tensorrt_engine(detector: Path) -> None:
+def test_exported_detector_becomes_a_tensorrt_engine(detector: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     onnx = detector.with_name("engine.onnx")
     summary = deploy(detector, onnx, tail="tensor-nms", trt=True)
