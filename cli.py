@@ -55,6 +55,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look at a data set.")
 app.add_typer(data_app, name="data")
+costs_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look at and join cost tables.")
+app.add_typer(costs_app, name="costs")
 
 RecipeArg = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Preset (`paper`, `demo`) or path of a .toml file.")
@@ -174,12 +176,17 @@ def profile_command(
     ),
     data: DataOpt = None,
     grid: Annotated[
-        int | None, typer.Option("--grid", min=1, help="Width grid, not the recipe's.")
-    ] = None,
+        int,
+        typer.Option("--grid", min=1, help="Measure multiples of this width, interpolate others."),
+    ] = 1,
     runtime: Annotated[
         Literal["ort-cpu"], typer.Option("--runtime", help="Runtime to measure.")
     ] = "ort-cpu",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="Part i/N of the operations; a SLURM job array's by default."),
+    ] = None,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -190,17 +197,102 @@ def profile_command(
     Example: `adapt profile recipes/bccd-cpu.toml --out runs/costs.sqlite`
     """
     from adapt.progress import console_stage
+    from bench.profiler import Shard
     from bench.recipe_profile import plan_summary, profile_recipe
 
     loaded = _load_recipe(recipe, data)
     classes = len(loaded.split(loaded.data.train).class_names)
-    wanted = loaded.with_device(runtime, threads).with_grid(grid)
+    wanted = loaded.with_device(runtime, threads)
+    part = Shard.parse(shard) if shard else Shard.from_environment()
     if dry_run:
-        _show(plan_summary(wanted, classes, out), as_json=as_json, title="plan")
+        _show(plan_summary(wanted, classes, out, part, grid), as_json=as_json, title="plan")
         return
     with console_stage("profile") as progress:
-        summary = profile_recipe(wanted, classes, out, progress=progress)
+        summary = profile_recipe(wanted, classes, out, shard=part, grid=grid, progress=progress)
     _show(summary, as_json=as_json, title="profile")
+
+
+TableArg = Annotated[Path, typer.Argument(help="Cost table that `adapt profile` wrote.")]
+
+
+@costs_app.command("show")
+def costs_show_command(
+    table: TableArg,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="PNG: latency over channels, block, kernel.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Show the conditions and the ranges of a cost table, and draw it.
+
+    Example: `adapt costs show runs/costs.sqlite --plot runs/costs.png`
+    """
+    from adapt.cost_table import CostTable
+    from bench.cost_report import summarise, write_heat_map
+
+    with CostTable.open(table) as opened:
+        if plot:
+            write_heat_map(opened, plot)
+        _show(summarise(opened), as_json=as_json, title=str(table))
+
+
+@costs_app.command("export")
+def costs_export_command(
+    table: TableArg,
+    out: Annotated[Path, typer.Option("--out", help="CSV file to write.")],
+) -> None:
+    """Write the rows of a cost table as CSV.
+
+    Example: `adapt costs export runs/costs.sqlite --out runs/costs.csv`
+    """
+    from adapt.cost_table import CostTable
+    from bench.cost_report import write_csv
+
+    with CostTable.open(table) as opened:
+        write_csv(opened, out)
+
+
+@costs_app.command("certify")
+def costs_certify_command(
+    recipe: RecipeArg,
+    table: TableArg,
+    data: DataOpt = None,
+    detectors: Annotated[
+        int, typer.Option("--detectors", min=3, help="Random detectors to measure.")
+    ] = 30,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure random whole detectors and store how well the table predicts them.
+
+    Example: `adapt costs certify recipes/bccd-cpu.toml runs/costs.sqlite`
+    """
+    from adapt.cost_table import CostTable
+    from adapt.progress import console_stage
+    from bench.recipe_profile import certify_recipe
+
+    loaded = _load_recipe(recipe, data)
+    classes = len(loaded.split(loaded.data.train).class_names)
+    with (
+        CostTable.open(table, writable=True) as opened,
+        console_stage("certify") as progress,
+    ):
+        found = certify_recipe(loaded, classes, opened, detectors, progress=progress)
+    _show(found, as_json=as_json, title="certificate")
+
+
+@costs_app.command("merge")
+def costs_merge_command(
+    tables: Annotated[list[Path], typer.Argument(help="Tables of one device and protocol.")],
+    out: Annotated[Path, typer.Option("--out", help="Cost table to write.")],
+    as_json: JsonOpt = False,
+) -> None:
+    """Join the tables that several equal machines measured with `adapt profile --shard`.
+
+    Example: `adapt costs merge a.sqlite b.sqlite --out costs.sqlite`
+    """
+    from adapt.cost_merge import merge_tables
+
+    _show({"table": str(out), "rows": merge_tables(tables, out)}, as_json=as_json)
 
 
 @app.command("search")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from adapt.architecture import Architecture
 from adapt.artifacts import atomic_path, check_header, content_hash, header
@@ -75,6 +75,11 @@ class UnitCost:
     rounds: int
     drifted: int = 0
 
+    @property
+    def interpolated(self) -> bool:
+        """Whether the row was computed from its neighbours instead of measured."""
+        return self.samples == 0
+
 
 class CostTable:
     """Measured latencies of units, by :func:`adapt.units.unit_key`.
@@ -141,10 +146,42 @@ class CostTable:
 
     def add(self, costs: Mapping[Unit, UnitCost]) -> None:
         """Store measured units in one transaction; a unit measured before is replaced."""
+        self.add_rows({unit_key(unit): cost for unit, cost in costs.items()})
+
+    def add_rows(self, costs: Mapping[str, UnitCost]) -> None:
+        """Store measured units by their key in one transaction."""
         now = time.time()
-        rows = [(unit_key(unit), *astuple(cost), now) for unit, cost in costs.items()]
+        rows = [(key, *astuple(cost), now) for key, cost in costs.items()]
         with _readable(self.path), self._connection:
             self._connection.executemany(_UPSERT, rows)
+
+    def store_certificate(
+        self, certificate: Mapping[str, Any], *, of: Literal["certificate", "interpolation"]
+    ) -> None:
+        """Store how well the table predicts whole detectors, or how well it interpolates."""
+        row = of, json.dumps(dict(certificate))
+        with _readable(self.path), self._connection:
+            self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """How well the table predicts whole detectors; None if nobody has measured it."""
+        return self._stored("certificate")
+
+    @property
+    def interpolation(self) -> dict[str, Any] | None:
+        """How well interpolated rows predict measured ones; None if nothing is interpolated."""
+        return self._stored("interpolation")
+
+    def _stored(self, key: str) -> dict[str, Any] | None:
+        with _readable(self.path):
+            query = "SELECT value FROM meta WHERE key = ?"
+            row = self._connection.execute(query, (key,)).fetchone()
+        return dict(json.loads(row[0])) if row else None
+
+    def rows(self) -> dict[str, UnitCost]:
+        """Return all rows by :func:`adapt.units.unit_key`."""
+        return {key: UnitCost(*values) for key, *values in self._rows()}
 
     def find(self, unit: Unit) -> UnitCost | None:
         """Return the row of a unit, or None if it was not measured."""
@@ -166,9 +203,15 @@ class CostTable:
             )
         return cost.min_ms
 
-    def missing(self, units: Iterable[Unit]) -> list[Unit]:
-        """Return the units that were not measured, in order."""
-        measured = {row[0] for row in self._rows()}
+    def missing(self, units: Iterable[Unit], *, interpolated_too: bool = False) -> list[Unit]:
+        """Return the units that have no row, in order.
+
+        Args:
+            units: Units to look for.
+            interpolated_too: Whether units whose row was interpolated are missing as well.
+        """
+        rows = self.rows().items()
+        measured = {key for key, cost in rows if not (interpolated_too and cost.interpolated)}
         return [unit for unit in units if unit_key(unit) not in measured]
 
     def __len__(self) -> int:

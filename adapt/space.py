@@ -117,25 +117,9 @@ class SearchSpace:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "SearchSpace":
         """Build a space from the TOML content; ``widths`` are (minimum, maximum, step)."""
-        blocks = tuple(
-            BlockSpace(
-                num_ops=block["num_ops"],
-                stride=block["stride"],
-                kernels=tuple(block["kernels"]),
-                expansions=tuple(block["expansions"]),
-                widths=_width_range(*block["widths"]),
-            )
-            for block in content["blocks"]
-        )
-        space = cls(
-            name=content["name"],
-            source=content["source"],
-            stem_width=content["stem_width"],
-            first_width=content["first_width"],
-            taps=tuple(content["taps"]),
-            blocks=blocks,
-        )
-        check_taps(space.taps, [block.stride for block in blocks])
+        blocks = [{**b, "widths": _width_range(*b["widths"])} for b in content["blocks"]]
+        space = cls.restore({**content, "blocks": blocks})
+        check_taps(space.taps, [block.stride for block in space.blocks])
         return space
 
     @classmethod
@@ -151,7 +135,14 @@ class SearchSpace:
             )
             for block in content["blocks"]
         )
-        return cls(**{**content, "taps": tuple(content["taps"]), "blocks": blocks})
+        return cls(
+            name=content["name"],
+            source=content["source"],
+            stem_width=content["stem_width"],
+            first_width=content["first_width"],
+            taps=tuple(content["taps"]),
+            blocks=blocks,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""

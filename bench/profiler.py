@@ -1,5 +1,6 @@
 """How long does every unit of a search space take on this machine? (ONNX Runtime on its CPU)"""
 
+import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from adapt.machine import processor_name
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
 from adapt.units import MBConvUnit, Rest, Unit, unit_key
+from bench.interpolate import interpolate
 from bench.timing import (
     PROTOCOL,
     Anchor,
@@ -34,6 +36,7 @@ UNIT_PROTOCOL = Protocol(rounds=3, round_ms=3.0, retries=0)
 ANCHOR = MBConvUnit(24, 24, 3, 6, 1, True, 64, 80)
 CHUNK = 24  # units whose sessions are open at once, so that their rounds interleave
 CHUNK_SECONDS = 1.0  # about as much work as a kill may lose
+HELD_OUT = 40  # units off the grid that are measured to tell how well interpolation does
 REST_SECONDS = 5.0  # exporting the rest of the detector through torch.onnx
 
 
@@ -42,10 +45,12 @@ class ProfilePlan:
     """What there is to measure.
 
     Attributes:
-        units: Distinct units of the space.
-        to_measure: Those that the table lacks.
+        space: Distinct units of the space.
+        units: Those that are measured, because they lie on the grid and in the shard.
+        to_measure: Those of them that the table lacks.
     """
 
+    space: tuple[Unit, ...]
     units: tuple[Unit, ...]
     to_measure: tuple[Unit, ...]
 
@@ -53,6 +58,12 @@ class ProfilePlan:
     def measured(self) -> int:
         """Number of units that the table already holds."""
         return len(self.units) - len(self.to_measure)
+
+    @property
+    def between(self) -> list[Unit]:
+        """Units that lie off the grid and are interpolated."""
+        on_grid = set(self.units)
+        return [unit for unit in self.space if unit not in on_grid]
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class ProfileSummary:
         conditions: Under which conditions it was measured.
         units: Distinct units of the space, all of which the table now holds.
         measured: Units measured in this run.
+        interpolated: Units whose cost was interpolated.
         drifted: Those of them that met a slow machine in most rounds, and again at the end.
         seconds: Duration of this run.
     """
@@ -72,16 +84,69 @@ class ProfileSummary:
     conditions: Conditions
     units: int
     measured: int
+    interpolated: int
     drifted: int
     seconds: float
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One of ``count`` parts of a measurement that several equal machines share, from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read ``2/4``.
+
+        Raises:
+            AdaptError: If the text has another form or the number lies outside.
+        """
+        number, _, count = text.partition("/")
+        if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+            return cls(int(number), int(count))
+        raise AdaptError(f"--shard must be like 2/4, the second of four, got {text!r}")
+
+    @classmethod
+    def from_environment(cls) -> "Shard":
+        """Return this task's part in a SLURM job array, or the whole outside of one."""
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+        if not all(name in os.environ for name in names):
+            return cls()
+        task, first, count = (int(os.environ[name]) for name in names)
+        return cls(task - first + 1, count)
+
+    def of(self, units: Sequence[Unit]) -> Sequence[Unit]:
+        """Return every ``count``-th unit, so that shards take about equally long."""
+        return units[self.number - 1 :: self.count]
+
+
+WHOLE = Shard()
+
+
 def plan(
-    space: SearchSpace, detector: DetectorConfig, size: InputSize, table: CostTable | None = None
+    space: SearchSpace,
+    detector: DetectorConfig,
+    size: InputSize,
+    table: CostTable | None = None,
+    shard: Shard = WHOLE,
+    grid: int = 1,
 ) -> ProfilePlan:
-    """Return which units of a space must be measured, and which ``table`` already holds."""
-    units = space_units(space, detector, size)
-    return ProfilePlan(tuple(units), tuple(table.missing(units) if table is not None else units))
+    """Plan a measurement.
+
+    Args:
+        space: The search space.
+        detector: The detector around the backbone.
+        size: Letterbox of the detector.
+        table: What was measured before.
+        shard: Part of the units to measure.
+        grid: Only widths that are multiples of this, and the ends of each range, are measured.
+    """
+    everything = space_units(space, detector, size)
+    units = shard.of(space_units(space.on_grid(grid), detector, size))
+    left = units if table is None else table.missing(units, interpolated_too=True)
+    return ProfilePlan(tuple(everything), tuple(units), tuple(left))
 
 
 def estimate_seconds(
@@ -109,6 +174,8 @@ def profile(
     threads: int = 1,
     protocol: Protocol = UNIT_PROTOCOL,
     seed: int = 0,
+    shard: Shard = WHOLE,
+    grid: int = 1,
     progress: Progress = silent,
 ) -> ProfileSummary:
     """Measure every unit of a space that the table lacks; a stopped run continues where it was.
@@ -124,6 +191,9 @@ def profile(
         threads: Threads ONNX Runtime computes with.
         protocol: How much to measure of each unit.
         seed: Seed of the order of measurement.
+        shard: Part of the units to measure.
+        grid: Only widths that are multiples of this, and the ends of each range, are measured; the
+            others are interpolated, and some of them measured to tell how well.
         progress: Called with (units in the table, units of the space), then with those measured
             again on top.
 
@@ -133,13 +203,41 @@ def profile(
     start = time.perf_counter()
     conditions = ort_cpu_conditions(size, threads)
     with _open_or_create(table_path, conditions) as table:
-        work = plan(space, detector, size, table)
+        work = plan(space, detector, size, table, shard, grid)
         timer = _UnitTimer(threads, protocol, seed)
         slow = _measure_into(table, work.to_measure, timer, work.measured, progress)
         still_slow = _measure_into(table, slow, timer, len(work.units), progress)
-    seconds = time.perf_counter() - start
-    units, measured = len(work.units), len(work.to_measure)
-    return ProfileSummary(table_path, conditions, units, measured, len(still_slow), seconds)
+        filled = _interpolate_into(table, work, timer, seed) if shard == WHOLE else 0
+    return ProfileSummary(
+        table=table_path,
+        conditions=conditions,
+        units=len(work.space),
+        measured=len(work.to_measure),
+        interpolated=filled,
+        drifted=len(still_slow),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _interpolate_into(table: CostTable, work: ProfilePlan, timer: "_UnitTimer", seed: int) -> int:
+    """Fill in the units off the grid, measure some of them to tell how well; return how many."""
+    between = table.missing(work.between)
+    if not between:
+        return 0
+    on_grid = {unit: cost for unit in work.units if (cost := table.find(unit)) is not None}
+    guesses = interpolate(on_grid, between)
+    held_out = _shuffled(between, seed)[:HELD_OUT]
+    truth = {unit: cost for chunk in timer.chunks(held_out) for unit, cost in chunk.items()}
+    errors = [guesses[unit].min_ms / cost.min_ms - 1 for unit, cost in truth.items()]
+    table.add({**guesses, **truth})
+    found = {
+        "held_out": len(errors),
+        "mape": sum(map(abs, errors)) / len(errors),
+        "bias": sum(errors) / len(errors),
+        "worst": max(map(abs, errors)),
+    }
+    table.store_certificate(found, of="interpolation")
+    return len(between) - len(held_out)
 
 
 def _measure_into(

@@ -1,4 +1,5 @@
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
@@ -163,3 +164,30 @@ def test_conditions_name_runtime_device_and_version():
     assert str(conditions) == "ort-cpu fp32 batch 1"
     assert conditions.device
     assert conditions.runtime_version[0].isdigit()
+
+
+WIDE = SearchSpace(
+    "wide", "mobilenet_v2", 8, 8, (2, 3, 4), tuple(replace(b, widths=(8, 12, 16)) for b in BLOCKS)
+)
+
+
+def test_widths_off_the_grid_are_interpolated_and_some_of_them_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.profiler, "HELD_OUT", 5)
+    path = tmp_path / "costs.sqlite"
+    summary = profile(WIDE, DETECTOR, SIZE, path, protocol=QUICK, grid=8)
+    units, on_grid = (space_units(space, DETECTOR, SIZE) for space in (WIDE, WIDE.on_grid(8)))
+    assert summary.measured == len(on_grid)
+    with CostTable.open(path) as table:
+        marked = [unit for unit in units if table.find(unit).interpolated]
+        assert len(marked) == summary.interpolated == len(units) - len(on_grid) - 5
+        assert table.interpolation["held_out"] == 5
+        assert table.missing(units) == []
+        assert table.missing(units, interpolated_too=True) == marked
+
+
+def test_a_finer_grid_measures_what_was_interpolated(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.profiler, "HELD_OUT", 5)
+    path = tmp_path / "costs.sqlite"
+    coarse = profile(WIDE, DETECTOR, SIZE, path, protocol=QUICK, grid=8)
+    fine = profile(WIDE, DETECTOR, SIZE, path, protocol=QUICK)
+    assert (fine.measured, fine.interpolated) == (coarse.interpolated, 0)

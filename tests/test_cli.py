@@ -112,6 +112,20 @@ def test_run_is_resumed_and_reuses_what_is_there(recipe: Path, tmp_path: Path) -
     assert first["derived"] == second["derived"]
 
 
+def test_shards_of_a_profile_merge_into_a_table_that_shows_itself(
+    recipe: Path, tmp_path: Path
+) -> None:
+    parts = [tmp_path / f"{number}.sqlite" for number in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        ok("profile", recipe, "--shard", f"{number}/2", "--out", part)
+    merged = ok("costs", "merge", *parts, "--out", tmp_path / "all.sqlite")
+    again = ok("profile", recipe, "--out", tmp_path / "all.sqlite")
+    assert (again["units"], again["measured_now"]) == (merged["rows"], 0)
+    shown = ok("costs", "show", tmp_path / "all.sqlite", "--plot", tmp_path / "all.png")
+    assert shown["runtime"] == "ort-cpu"
+    assert run("costs", "export", parts[0], "--out", tmp_path / "a.csv").exit_code == 0
+
+
 def test_run_refuses_a_folder_of_another_recipe(recipe: Path, tmp_path: Path) -> None:
     arguments = ("run", recipe, "--out", tmp_path / "out", "--limit-steps", 1)
     ok(*arguments)

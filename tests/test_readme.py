@@ -18,7 +18,7 @@ INLINE = re.findall(r"`(adapt [a-z][^`]*)`", README)
 @pytest.mark.parametrize("line", sorted({*INDENTED, *INLINE}))
 def test_command_and_its_options_exist(line: str) -> None:
     words = shlex.split(line)[1:]
-    depth = 2 if words[0] == "data" else 1
+    depth = 2 if words[0] in ("data", "costs") else 1
     result = CliRunner().invoke(app, [*words[:depth], "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     for option in (word for word in words if word.startswith("--")):
@@ -33,3 +33,7 @@ def test_make_target_exists(target: str) -> None:
 @pytest.mark.parametrize("path", re.findall(r"`((?:adapt|search|export|bench)/\w+\.py)`", README))
 def test_file_of_the_tour_exists(path: str) -> None:
     assert (Path(__file__).parents[1] / path).is_file()
+
+
+def test_no_placeholder_is_left() -> None:
+    assert "@@" not in README
