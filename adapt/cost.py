@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from adapt.units import (
 
 # I input widths, K output widths, O operation candidates, L later operations of a block.
 CostForm = Literal["exact", "literal"]
-COST_FORMS: tuple[CostForm, ...] = get_args(CostForm)
 UnitCost = Callable[[Unit], float]
 
 

@@ -7,7 +7,7 @@ Kernels: centred. Everything else is surplus and starts at zero.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from adapt.operations import MBConv
 from adapt.supernet import IndividualBlocks, MixedOperation, SharedBlock, Supernet
 
 MappingMode = Literal["paper", "identity"]
-MAPPING_MODES: tuple[MappingMode, ...] = get_args(MappingMode)
 
 
 @dataclass

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 MaskKind = Literal["non-overlapping", "overlapping", "individual"]
-MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 GateNorm = Literal["none", "mean", "max"]
 Gates = Literal["operation", "block"]
-GATE_NORMS: tuple[GateNorm, ...] = get_args(GateNorm)
 
 
 def non_overlapping_masks(widths: Sequence[int]) -> Tensor:

@@ -128,18 +128,17 @@ def certify(
     predicted = [predict_latency(table, network, detector, size) for network in networks]
     measured: list[float] = []
     drifted = 0
-    threads = table.conditions.threads
-    anchor = Anchor(ort_call(unit_model(ANCHOR), threads))
+    anchor = Anchor(ort_call(unit_model(ANCHOR), table.conditions.threads))
     for start in range(0, detectors, CHUNK):
         chunk = networks[start : start + CHUNK]
         calls: dict[str, Call] = {}
         for index, network in enumerate(chunk):
             model = _random_model(network, detector, size, seed)
-            calls[str(index)] = ort_call(model, threads)
+            calls[str(index)] = ort_call(model, table.conditions.threads)
             progress(2 * start + index + 1, 2 * detectors)
-        latencies = measure(calls, protocol, anchor=anchor, seed=seed)
-        measured += [latency.min_ms for latency in latencies.values()]
-        drifted += sum(2 * latency.drifted > protocol.rounds for latency in latencies.values())
+        latencies = measure(calls, protocol, anchor=anchor, seed=seed).values()
+        measured += [latency.min_ms for latency in latencies]
+        drifted += sum(2 * latency.drifted > protocol.rounds for latency in latencies)
         progress(2 * (start + len(chunk)), 2 * detectors)
     certificate = Certificate.of(predicted, measured, drifted=drifted, seed=seed)
     table.store_certificate(certificate.to_dict(), of="certificate")

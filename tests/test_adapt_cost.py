@@ -1,12 +1,13 @@
 import hashlib
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from core_parts import Choices, one_block, one_hot, random_choices
 from torch import Tensor
 
-from adapt.cost import COST_FORMS, CostForm, CostModel, detector_cost
+from adapt.cost import CostForm, CostModel, detector_cost
 from adapt.detector import DetectorConfig
 from adapt.images import InputSize
 from adapt.space import BlockSpace, SearchSpace
@@ -69,7 +70,7 @@ def two_blocks() -> SearchSpace:
     return replace(one, blocks=(*one.blocks, second), taps=(1, 2))
 
 
-@pytest.mark.parametrize("form", COST_FORMS)
+@pytest.mark.parametrize("form", get_args(CostForm))
 def test_forms_differ_in_the_input_width_and_the_laterals(form: CostForm) -> None:
     p, q = doubles(0.4, 0.6), doubles(0.3, 0.7)
     ops = [[doubles(1, 0)], [doubles(1)]]
@@ -111,7 +112,7 @@ def uniform() -> tuple[list[list[Tensor]], list[Tensor]]:
     return ops, [torch.zeros(len(b.widths), requires_grad=True) for b in TABLE_ONE.blocks]
 
 
-@pytest.mark.parametrize("form", COST_FORMS)
+@pytest.mark.parametrize("form", get_args(CostForm))
 def test_cost_rises_with_the_widest_and_falls_with_the_narrowest(
     madds_model: CostModel, form: CostForm
 ) -> None:

@@ -1,5 +1,6 @@
 import random
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from adapt.architecture import Architecture, Block, mobilenet_v2
 from adapt.backbone import Backbone
 from adapt.errors import AdaptError
-from adapt.mapping import MAPPING_MODES, MappingMode, map_backbone, map_supernet
-from adapt.masks import MASK_KINDS, MaskKind
+from adapt.mapping import MappingMode, map_backbone, map_supernet
+from adapt.masks import MaskKind
 from adapt.operations import MBConv
 from adapt.space import Operation, SearchSpace
 from adapt.supernet import IndividualBlocks, Supernet
@@ -51,7 +52,7 @@ def convolution(backbone: Backbone, layer: int, number: int) -> Tensor:
     return [m for m in op.modules() if isinstance(m, torch.nn.Conv2d)][number].weight
 
 
-@pytest.mark.parametrize("mode", MAPPING_MODES)
+@pytest.mark.parametrize("mode", get_args(MappingMode))
 def test_same_architecture_gets_the_same_state_bit_for_bit(mode: MappingMode) -> None:
     source = trained(SMALL)
     target = mapped(source, SMALL, mode, noise=0.5)
@@ -286,7 +287,7 @@ def centre(weight: Tensor, size: int) -> Tensor:
     return weight[..., margin : margin + size, margin : margin + size]
 
 
-@pytest.mark.parametrize("mask", MASK_KINDS)
+@pytest.mark.parametrize("mask", get_args(MaskKind))
 def test_every_candidate_of_a_supernet_gets_the_source(
     tiny_space: SearchSpace, mask: MaskKind
 ) -> None:
@@ -312,7 +313,7 @@ def assert_overlap(source: Tensor, target: Tensor) -> None:
     assert torch.count_nonzero(target) == torch.count_nonzero(common)
 
 
-@pytest.mark.parametrize("mask", MASK_KINDS)
+@pytest.mark.parametrize("mask", get_args(MaskKind))
 def test_mapping_a_supernet_reports_all_of_it_and_leaves_its_choices_alone(
     tiny_space: SearchSpace, mask: MaskKind
 ) -> None:

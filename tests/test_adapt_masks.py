@@ -1,7 +1,9 @@
+from typing import get_args
+
 import pytest
 import torch
 
-from adapt.masks import GATE_NORMS, GateNorm, gate, non_overlapping_masks, overlapping_masks
+from adapt.masks import GateNorm, gate, non_overlapping_masks, overlapping_masks
 from adapt.space import SearchSpace
 
 WIDTHS = (2, 3, 6)
@@ -56,7 +58,7 @@ def test_gate_norm_divides_the_scale_out(norm: GateNorm, size: object) -> None:
     assert torch.allclose(factors / factors[0], plain / plain[0])
 
 
-@pytest.mark.parametrize("norm", GATE_NORMS)
+@pytest.mark.parametrize("norm", get_args(GateNorm))
 def test_gate_norm_keeps_the_direction_of_the_gradient(norm: GateNorm) -> None:
     p = torch.tensor([0.2, 0.3, 0.5], requires_grad=True)
     masks, weight = non_overlapping_masks(WIDTHS), torch.arange(6.0)

@@ -1,5 +1,5 @@
 from collections import OrderedDict
-from typing import cast
+from typing import cast, get_args
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from adapt.architecture import Architecture
 from adapt.backbone import Backbone
-from adapt.masks import MASK_KINDS, MaskKind
+from adapt.masks import MaskKind
 from adapt.operations import MBConv
 from adapt.space import SKIP, BlockSpace, Operation, SearchSpace
 from adapt.supernet import IndividualBlocks, MixedOperation, SharedBlock, Supernet
@@ -150,7 +150,7 @@ def test_one_hot_non_overlapping_supernet_passes_the_last_slab_only(
         assert float((out[:, : block.widths[1]] - backbone(IMAGES)[name]).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("mask", MASK_KINDS)
+@pytest.mark.parametrize("mask", get_args(MaskKind))
 @pytest.mark.parametrize("seed", range(3))
 @torch.no_grad()
 def test_sampled_path_is_a_one_hot_alpha(
