@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
@@ -99,6 +100,22 @@ class BackboneWithFPN(nn.Module):
         """Return P3 to P7 for normalised images ``Tensor[N, 3, H, W]``."""
         pyramid: OrderedDict[str, Tensor] = self.fpn(self.body(x))
         return pyramid
+
+
+def top_down(fpn: FeaturePyramidNetwork, laterals: Sequence[Tensor], p6: Tensor) -> list[Tensor]:
+    """Return P3 to P7: what a pyramid computes after its laterals and the convolution of P6.
+
+    Args:
+        fpn: The pyramid of a detector.
+        laterals: Outputs of the lateral convolutions, finest first.
+        p6: P6, before its activation.
+    """
+    inner = [laterals[-1]]
+    for lateral in reversed(laterals[:-1]):
+        above = F.interpolate(inner[0], size=lateral.shape[-2:], mode="nearest")
+        inner.insert(0, lateral + above)
+    pyramid = [conv(x) for conv, x in zip(fpn.layer_blocks, inner, strict=True)]
+    return [*pyramid, p6, fpn.extra_blocks.p7(F.relu(p6))]
 
 
 class NormalizeAndBatch(GeneralizedRCNNTransform):  # type: ignore[misc]

@@ -5,7 +5,8 @@ The sum of the units' costs is the cost of the detector. The same units are meas
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from adapt.architecture import Architecture, MBConvShape
 from adapt.detector import ANCHORS_PER_CELL, DetectorConfig
@@ -82,13 +83,57 @@ class Rest:
     width: int
 
 
+@dataclass(frozen=True)
+class Boundary:
+    """A feature map that one unit writes and the next one reads.
+
+    No part of a detector. A unit is measured between two light convolutions, so that the runtime
+    lays its input and output out as it would inside a network; this is what they cost alone.
+    """
+
+    channels: int
+    height: int
+    width: int
+
+
 Unit = Stem | MBConvUnit | Lateral | P6 | Rest
+Measurable = Unit | Boundary
 
 
-def unit_key(unit: Unit) -> str:
+def unit_key(unit: Measurable) -> str:
     """Return the canonical text that identifies a unit in a cost table."""
     fields = " ".join(f"{name}={_plain(value)}" for name, value in asdict(unit).items())
     return f"{type(unit).__name__.removesuffix('Unit').lower()} {fields}"
+
+
+def parse_key(key: str) -> Measurable:
+    """Return the unit whose :func:`unit_key` this is.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    kind, *texts = key.split()
+    values = dict(text.split("=", 1) for text in texts)
+    for made in (Stem, MBConvUnit, Lateral, P6, Rest, Boundary):
+        if made.__name__.removesuffix("Unit").lower() == kind:
+            types: dict[str, Any] = {field.name: field.type for field in fields(made)}
+            return made(**{name: types[name](float(value)) for name, value in values.items()})
+    raise ValueError(f"no unit has the key {key!r}")
+
+
+def boundaries(unit: Unit) -> list[Boundary]:
+    """Return the feature maps where a unit meets others: its inputs, then its output."""
+    match unit:
+        case Stem():
+            return [Boundary(unit.c_out, halve(unit.height), halve(unit.width))]
+        case MBConvUnit(stride=1) | Lateral():
+            out = unit.height, unit.width
+        case MBConvUnit() | P6():
+            out = halve(unit.height), halve(unit.width)
+        case Rest():
+            levels = pyramid_sizes(unit.height, unit.width)[:4]  # three laterals and P6
+            return [Boundary(unit.fpn_width, *level) for level in levels]
+    return [Boundary(unit.c_in, unit.height, unit.width), Boundary(unit.c_out, *out)]
 
 
 def _plain(value: object) -> object:

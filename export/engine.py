@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from adapt.artifacts import atomic_path, file_hash, header, write_json
 from adapt.errors import AdaptError
@@ -83,22 +84,90 @@ def build_engine(onnx_path: Path, plan_path: Path, *, flavour: str | None = None
     trt = load_tensorrt(flavour)
     with atomic_path(plan_path) as temporary:
         start = time.perf_counter()
-        plan, inputs, outputs, target = _build(trt, onnx_path)
+        built = build_plan(onnx_path.read_bytes(), str(onnx_path), flavour=trt.__name__)
         seconds = time.perf_counter() - start
-        temporary.write_bytes(plan)
+        temporary.write_bytes(built.plan)
     report = EngineReport(
         flavour=trt.__name__,
         tensorrt_version=trt.__version__,
-        target=target,
+        target=built.target,
         onnx_sha256=file_hash(onnx_path),
         precision=description.get("precision", "unknown"),
-        inputs=inputs,
-        outputs=outputs,
+        inputs=built.inputs,
+        outputs=built.outputs,
         build_seconds=round(seconds, 3),
-        size_bytes=len(plan),
+        size_bytes=len(built.plan),
     )
     write_json(sidecar_path(plan_path), header("engine", **report.to_dict(), onnx=description))
     return report
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """An engine in memory.
+
+    Attributes:
+        plan: The serialised engine.
+        inputs: Name to shape and data type.
+        outputs: Name to shape and data type.
+        target: GPU or compute capability that the engine runs on.
+    """
+
+    plan: bytes
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    target: str
+
+
+def build_plan(
+    model: bytes, name: str, *, flavour: str | None = None, timing_cache: Path | None = None
+) -> BuiltPlan:
+    """Build an engine in memory.
+
+    Args:
+        model: A serialised ONNX model.
+        name: What the model is called in errors.
+        flavour: ``tensorrt`` or ``tensorrt_rtx``; by default the first that is installed.
+        timing_cache: File of tactic timings that several builds share; made if there is none. What
+            TensorRT timed once it does not time again, so equal layers get equal tactics.
+
+    Raises:
+        AdaptError: If TensorRT is missing or refuses the network, with TensorRT's own reasons.
+    """
+    trt = load_tensorrt(flavour)
+    logger = logger_of(trt)
+    logger.errors.clear()
+    builder = _builder(trt, logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(trt, network, model, name)
+    config = builder.create_builder_config()
+    target = _set_target(trt, config)
+    if timing_cache:
+        config.set_timing_cache(config.create_timing_cache(_read_cache(timing_cache)), False)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:  # TensorRT does not raise
+        raise _refused(trt, f"does not build {name}", logger.errors)
+    if timing_cache:
+        _share_cache(config, timing_cache)
+    inputs = _shapes([network.get_input(i) for i in range(network.num_inputs)])
+    outputs = _shapes([network.get_output(i) for i in range(network.num_outputs)])
+    return BuiltPlan(bytes(plan), inputs, outputs, target)
+
+
+def _read_cache(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _share_cache(config: Any, path: Path) -> None:
+    """Add what this build timed to the file, which other processes may have changed meanwhile."""
+    own = config.get_timing_cache()
+    if own is None:  # TensorRT-RTX tunes when the engine runs and keeps no such cache
+        return
+    with FileLock(f"{path}.lock"):
+        shared = config.create_timing_cache(_read_cache(path))
+        shared.combine(own, False)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(bytes(shared.serialize()))
 
 
 def load_tensorrt(flavour: str | None = None) -> Any:
@@ -125,23 +194,6 @@ def _import(name: str) -> Any | None:
         return None
 
 
-def _build(trt: Any, onnx_path: Path) -> tuple[bytes, dict[str, str], dict[str, str], str]:
-    """Return the serialised engine, its inputs and outputs, and what it runs on."""
-    logger = logger_of(trt)
-    logger.errors.clear()
-    builder = _builder(trt, logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, onnx_path)
-    config = builder.create_builder_config()
-    target = _set_target(trt, config)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:  # TensorRT does not raise
-        raise _refused(trt, f"does not build {onnx_path}", logger.errors)
-    inputs = _shapes([network.get_input(i) for i in range(network.num_inputs)])
-    outputs = _shapes([network.get_output(i) for i in range(network.num_outputs)])
-    return bytes(plan), inputs, outputs, target
-
-
 def _builder(trt: Any, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
@@ -149,12 +201,12 @@ def _builder(trt: Any, logger: Any) -> Any:
         raise _refused(trt, "does not start (it needs an NVIDIA GPU)", logger.errors) from error
 
 
-def _parse(trt: Any, network: Any, onnx_path: Path) -> None:
+def _parse(trt: Any, network: Any, model: bytes, name: str) -> None:
     parser = trt.OnnxParser(network, logger_of(trt))
-    if not parser.parse(onnx_path.read_bytes()):
+    if not parser.parse(model):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         reasons = [f"{error.node_operator()} {error.desc()}" for error in errors]
-        raise _refused(trt, f"does not read {onnx_path}", reasons)
+        raise _refused(trt, f"does not read {name}", reasons)
 
 
 def _set_target(trt: Any, config: Any) -> str:

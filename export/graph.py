@@ -4,11 +4,10 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
@@ -16,13 +15,14 @@ from torchvision.ops import clip_boxes_to_image
 from adapt.architecture import mobilenet_v2
 from adapt.artifacts import header
 from adapt.backbone import Backbone
-from adapt.detector import DetectorConfig, build_retinanet
+from adapt.detector import DetectorConfig, build_retinanet, top_down
 from adapt.detector_file import DetectorInfo
 from adapt.errors import AdaptError
 from adapt.images import InputSize
 from adapt.units import pyramid_sizes
 from export.nms import nms_keep
-from export.onnx_file import OPSET, read_description, write_onnx
+from export.onnx_file import OPSET, fused, read_description, write_onnx
+from export.precision import FloatPrecision
 
 DETECTIONS = ("num_detections", "boxes", "scores", "classes")
 RAW_HEADS = ("cls_logits", "bbox_regression")
@@ -38,6 +38,8 @@ class Postprocess(nn.Module):
     torchvision takes all candidates of the levels; here the best ``nms_candidates`` of them are
     left, since the graph compares every pair. It differs where more than these pass the score
     threshold and yield fewer than ``detections`` boxes.
+
+    The heads compute in the precision of their weights, everything after them in fp32.
     """
 
     anchors: Tensor
@@ -60,10 +62,10 @@ class Postprocess(nn.Module):
             ``Tensor[B, D]`` in descending order and int32 ``Tensor[B, D]``; rows beyond
             ``num_detections`` are 0.
         """
-        heads = self.head(pyramid)
-        classes = heads["cls_logits"].shape[2]
-        logits, best = self._candidates(heads["cls_logits"])
-        boxes = self._decode(heads["bbox_regression"], best // classes)
+        class_logits, deltas = run_heads(self.head, pyramid)
+        classes = class_logits.shape[2]
+        logits, best = self._candidates(class_logits)
+        boxes = self._decode(deltas, best // classes)
         scores, labels = logits.sigmoid(), best % classes
         valid = scores > self.detector.score_threshold
         keep = nms_keep(boxes, scores, labels, valid, self.detector.nms_threshold)
@@ -107,6 +109,12 @@ def _rows(table: Tensor, rows: Tensor) -> Tensor:
     return table.gather(1, rows.unsqueeze(2).expand(-1, -1, table.shape[2]))
 
 
+def run_heads(head: nn.Module, pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return float32 logits ``Tensor[B, A, K]`` and deltas ``Tensor[B, A, 4]`` of all levels."""
+    heads = head(pyramid)
+    return heads["cls_logits"].float(), heads["bbox_regression"].float()
+
+
 def level_anchors(model: RetinaNet, size: InputSize) -> list[Tensor]:
     """Return the anchors ``Tensor[A, 4]`` of P3 to P7, as torchvision lays them out."""
     grids = [torch.zeros(1, 1, *grid) for grid in pyramid_sizes(size.height, size.width)]
@@ -145,12 +153,14 @@ class RawHeads(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return class logits and box deltas, P3 first."""
-        heads = self.head(self.features(images))
-        return heads["cls_logits"], heads["bbox_regression"]
+        return run_heads(self.head, self.features(images))
 
 
 class Features(nn.Module):
-    """Images in [0, 1] to the pyramid P3 to P7; the normalisation is part of the graph."""
+    """Images in [0, 1] to the pyramid P3 to P7; the normalisation is part of the graph.
+
+    Images are float32 and normalised as such; the pyramid has the precision of the weights.
+    """
 
     mean: Tensor
     std: Tensor
@@ -158,6 +168,7 @@ class Features(nn.Module):
     def __init__(self, model: RetinaNet) -> None:
         super().__init__()
         self.backbone = model.backbone
+        self.dtype = next(model.backbone.parameters()).dtype
         for name, values in (
             ("mean", model.transform.image_mean),
             ("std", model.transform.image_std),
@@ -166,7 +177,8 @@ class Features(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return five feature maps ``Tensor[B, C, h, w]``."""
-        return list(self.backbone((images - self.mean) / self.std).values())
+        normalised = (images - self.mean) / self.std
+        return list(self.backbone(normalised.to(self.dtype)).values())
 
 
 class RestOfDetector(nn.Module):
@@ -174,8 +186,7 @@ class RestOfDetector(nn.Module):
 
     def __init__(self, model: RetinaNet, detector: DetectorConfig, size: InputSize) -> None:
         super().__init__()
-        self.smooth = model.backbone.fpn.layer_blocks
-        self.p7 = model.backbone.fpn.extra_blocks.p7
+        self.fpn = model.backbone.fpn
         self.postprocess = Postprocess(model, detector, size)
 
     def forward(self, lateral3: Tensor, lateral4: Tensor, lateral5: Tensor, p6: Tensor) -> Outputs:
@@ -187,12 +198,8 @@ class RestOfDetector(nn.Module):
             lateral5: Output of the coarsest lateral convolution.
             p6: P6, before its activation.
         """
-        inner5 = lateral5
-        inner4 = lateral4 + F.interpolate(inner5, size=lateral4.shape[-2:], mode="nearest")
-        inner3 = lateral3 + F.interpolate(inner4, size=lateral3.shape[-2:], mode="nearest")
-        inner = (inner3, inner4, inner5)
-        pyramid = [conv(x) for conv, x in zip(self.smooth, inner, strict=True)]
-        detections: Outputs = self.postprocess([*pyramid, p6, self.p7(F.relu(p6))])
+        pyramid = top_down(self.fpn, (lateral3, lateral4, lateral5), p6)
+        detections: Outputs = self.postprocess(pyramid)
         return detections
 
 
@@ -204,9 +211,10 @@ def export_detector(
     tail: Tail = "tensor-nms",
     opset: int = OPSET,
     batch: int = 1,
+    precision: FloatPrecision = "fp32",
     provenance: dict[str, Any],
 ) -> Path:
-    """Write a detector as an fp32 ONNX file with fixed shapes.
+    """Write a detector as an ONNX file with fixed shapes; inputs and outputs are never half.
 
     Args:
         model: The detector; it is left unchanged.
@@ -215,26 +223,34 @@ def export_detector(
         tail: ``tensor-nms`` ends in detections, ``none`` in logits and box deltas.
         opset: ONNX operator set.
         batch: Images per inference.
+        precision: Of backbone, pyramid and heads; all after them is fp32.
         provenance: JSON content that says where the weights come from.
 
     Returns:
         ``path``.
 
     Raises:
-        AdaptError: If ``tail`` or ``batch`` is unknown or the file cannot be written.
+        AdaptError: If ``tail``, ``batch`` or ``precision`` is unknown or the file cannot be
+            written.
     """
     if tail not in ("tensor-nms", "none"):
         raise AdaptError(f"tail must be 'tensor-nms' or 'none', got {tail!r}")
+    if precision not in get_args(FloatPrecision):
+        raise AdaptError(
+            f"precision must be 'fp32' or 'fp16', got {precision!r}; int8 is calibrated from an "
+            "fp32 file"
+        )
     if batch < 1:
         raise AdaptError(f"batch must be at least 1, got {batch}")
     info = replace(info, input=info.input.fixed())
-    graph = DeployedDetector(model, info) if tail == "tensor-nms" else RawHeads(model)
+    body = _in_precision(model, precision)
+    graph = DeployedDetector(body, info) if tail == "tensor-nms" else RawHeads(body)
     outputs = DETECTIONS if tail == "tensor-nms" else RAW_HEADS
     description = header(
         "onnx-detector",
         **info.to_dict(),
         architecture_hash=info.architecture.hash,
-        precision="fp32",
+        precision=precision,
         tail=tail,
         batch=batch,
         opset=opset,
@@ -242,6 +258,11 @@ def export_detector(
     )
     images = torch.zeros(batch, 3, info.input.height, info.input.width)
     return write_onnx(graph, [images], (["images"], outputs), description, path, opset)
+
+
+def _in_precision(model: RetinaNet, precision: FloatPrecision) -> RetinaNet:
+    """Return the model, for fp16 a copy in half precision whose BatchNorms were folded in fp32."""
+    return fused(model).half() if precision == "fp16" else model
 
 
 def read_onnx_info(path: Path) -> tuple[DetectorInfo, dict[str, Any]]:
@@ -257,15 +278,25 @@ def read_onnx_info(path: Path) -> tuple[DetectorInfo, dict[str, Any]]:
     return DetectorInfo.from_dict(content), content
 
 
-def export_rest(detector: DetectorConfig, size: InputSize, path: Path) -> Path:
+def export_rest(
+    detector: DetectorConfig,
+    size: InputSize,
+    path: Path,
+    *,
+    batch: int = 1,
+    precision: FloatPrecision = "fp32",
+) -> Path:
     """Write the part of a detector that no choice of the search changes, to measure its latency.
 
-    The weights are random; every shape is fixed, so they do not change the work.
+    The weights are random; every shape is fixed, so they do not change the work. None are zero, as
+    the biases of a new detector are: the exporter would leave those out.
 
     Args:
         detector: Pyramid, heads and post-processing.
         size: Input of the whole detector.
         path: File to write.
+        batch: Images per inference.
+        precision: Of the inputs, pyramid and heads; all after them is fp32.
 
     Returns:
         ``path``.
@@ -277,9 +308,17 @@ def export_rest(detector: DetectorConfig, size: InputSize, path: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_retinanet(Backbone(mobilenet_v2()), detector)
-    rest = RestOfDetector(model, detector, size)
+        for parameter in model.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.01)
+    rest = RestOfDetector(_in_precision(model, precision), detector, size)
     p3, p4, p5, p6, _ = pyramid_sizes(size.height, size.width)
-    example = [torch.zeros(1, detector.fpn_width, *level) for level in (p3, p4, p5, p6)]
-    description = header("onnx-rest", detector=detector.to_dict(), input=size.to_dict())
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    example = [
+        torch.zeros(batch, detector.fpn_width, *level, dtype=dtype) for level in (p3, p4, p5, p6)
+    ]
+    description = header(
+        "onnx-rest", detector=detector.to_dict(), input=size.to_dict(), precision=precision
+    )
     names = ["lateral3", "lateral4", "lateral5", "p6"]
     return write_onnx(rest, example, (names, DETECTIONS), description, path)

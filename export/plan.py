@@ -39,24 +39,44 @@ def read_plan_info(path: Path) -> dict[str, Any]:
 class Plan:
     """A loaded engine with fixed shapes and its buffers.
 
+    Args:
+        trt: The TensorRT package that built it.
+        plan: The serialised engine.
+        name: What the engine is called in errors.
+
     Attributes:
-        info: The engine's description.
         buffers: Input and output tensors on the GPU, by name.
+        stream: The CUDA stream it runs on.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.info = read_plan_info(path)
+    def __init__(self, trt: Any, plan: bytes, name: str) -> None:
+        self._engine = _deserialise(trt, plan, name)
+        self._context = self._engine.create_execution_context()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self.buffers = {name: self._buffer(name) for name in names}
+
+    @classmethod
+    def open(cls, path: Path) -> "Plan":
+        """Load an engine file.
+
+        Raises:
+            AdaptError: If it is missing, damaged, of another version or GPU, or there is no GPU.
+        """
+        info = read_plan_info(path)
         if not torch.cuda.is_available():
             raise AdaptError(
                 f"engine {path} needs an NVIDIA GPU to run and this machine has none; copy it "
                 f"with {sidecar_path(path).name} to one, or choose runtime ort-cpu"
             )
-        trt = load_tensorrt(self.info["flavour"])
-        self._engine = _deserialise(trt, path, self.info["tensorrt_version"])
-        self._context = self._engine.create_execution_context()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        self.buffers = {name: self._buffer(name) for name in names}
+        trt = load_tensorrt(info["flavour"])
+        version = info["tensorrt_version"]
+        if trt.__version__ != version:
+            raise AdaptError(
+                f"engine {path} was built with {trt.__name__} {version}, {trt.__version__} is "
+                "installed; build it again with `adapt export`"
+            )
+        return cls(trt, path.read_bytes(), f"engine {path}")
 
     def _buffer(self, name: str) -> Tensor:
         dtype = DTYPES[self._engine.get_tensor_dtype(name).name.lower()]
@@ -71,17 +91,29 @@ class Plan:
             self.buffers[name].copy_(torch.from_numpy(array))
         torch.cuda.synchronize()
 
+    def feed_noise(self) -> None:
+        """Fill every floating-point buffer with normally distributed values."""
+        for buffer in self.buffers.values():
+            if buffer.is_floating_point():
+                buffer.normal_()
+        torch.cuda.synchronize()
+
     def run(self) -> None:
         """Run on the inputs last fed and wait for the outputs."""
         self._enqueue()
-        self._stream.synchronize()
+        self.stream.synchronize()
 
-    def capture(self) -> Callable[[], None]:
-        """Return :meth:`run` as one CUDA graph, free of launch overhead."""
+    def graph(self) -> torch.cuda.CUDAGraph:
+        """Return the run as one CUDA graph, free of launch overhead."""
         self.run()  # TensorRT allocates on the first run, which a graph cannot hold
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, stream=self.stream):
             self._enqueue()
+        return graph
+
+    def capture(self) -> Callable[[], None]:
+        """Return :meth:`run` as a replay of its CUDA graph."""
+        graph = self.graph()
 
         def call() -> None:
             graph.replay()
@@ -90,22 +122,16 @@ class Plan:
         return call
 
     def _enqueue(self) -> None:
-        self._context.execute_async_v3(self._stream.cuda_stream)
+        self._context.execute_async_v3(self.stream.cuda_stream)
 
 
-def _deserialise(trt: Any, path: Path, version: str) -> Any:
-    if trt.__version__ != version:
-        raise AdaptError(
-            f"engine {path} was built with {trt.__name__} {version}, {trt.__version__} is "
-            "installed; build it again with `adapt export`"
-        )
+def _deserialise(trt: Any, plan: bytes, name: str) -> Any:
     logger = logger_of(trt)
     logger.errors.clear()
     runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:  # TensorRT does not raise
         raise AdaptError(
-            f"engine {path} does not load on this GPU ({'; '.join(logger.errors)}); build it "
-            "again here with `adapt export`"
+            f"{name} does not load on this GPU ({'; '.join(logger.errors)}); build it again here"
         )
     return engine

@@ -246,7 +246,8 @@ class PlanRunner(Runner):
         self._shape = (header["batch"], 3, size.height, size.width)
         self._runtime = runtime
         self._artifact = artifact
-        self._plan = Plan(artifact)
+        self._version = content["tensorrt_version"]
+        self._plan = Plan.open(artifact)
 
     def infer(self, images: Array) -> list[ImageDetections]:
         """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
@@ -265,7 +266,7 @@ class PlanRunner(Runner):
         """Return runtime, version, device and threads (0: the GPU does the work)."""
         return {
             "runtime": self._runtime,
-            "version": self._plan.info["tensorrt_version"],
+            "version": self._version,
             "device": torch.cuda.get_device_name(),
             "threads": 0,
         }

@@ -25,6 +25,8 @@ CLASSES = {  # of the variables in these files
     "_engine": "ICudaEngine",
     "builder": "Builder",
     "config": "IBuilderConfig",
+    "own": "ITimingCache",
+    "shared": "ITimingCache",
     "error": "ParserError",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
