@@ -15,6 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from adapt.errors import AdaptError
+from adapt.runtime import Precision, Runtime
 
 if TYPE_CHECKING:
     from bench.pipeline import RunResult
@@ -82,6 +83,12 @@ InitOpt = Annotated[
 ]
 WeightsOpt = Annotated[
     Path | None, typer.Option("--weights", help="Weight file of the source backbone.")
+]
+BuildJobsOpt = Annotated[
+    int, typer.Option("--build-jobs", min=1, help="TensorRT engines that are built at once.")
+]
+UncertifiedOpt = Annotated[
+    bool, typer.Option("--uncertified", help="Use a cost table that `adapt costs certify` lacks.")
 ]
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one inference.")]
 
@@ -177,12 +184,24 @@ def profile_command(
     data: DataOpt = None,
     grid: Annotated[
         int,
-        typer.Option("--grid", min=1, help="Measure multiples of this width, interpolate others."),
+        typer.Option(
+            "--grid",
+            min=1,
+            help="1 measures every operation; 2 or more measure about an eighth of them, output "
+            "widths at multiples of this, and infer the others.",
+        ),
     ] = 1,
     runtime: Annotated[
-        Literal["ort-cpu"], typer.Option("--runtime", help="Runtime to measure.")
-    ] = "ort-cpu",
+        Runtime | None, typer.Option("--runtime", help="Runtime, not the recipe's.")
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option("--precision", help="Precision, not the recipe's.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Images per call, not the recipe's.")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
+    build_jobs: BuildJobsOpt = 1,
     shard: Annotated[
         str | None,
         typer.Option("--shard", help="Part i/N of the operations; a SLURM job array's by default."),
@@ -197,18 +216,19 @@ def profile_command(
     Example: `adapt profile recipes/bccd-cpu.toml --out runs/costs.sqlite`
     """
     from adapt.progress import console_stage
-    from bench.profiler import Shard
+    from bench.plan import Shard
     from bench.recipe_profile import plan_summary, profile_recipe
 
     loaded = _load_recipe(recipe, data)
     classes = len(loaded.split(loaded.data.train).class_names)
-    wanted = loaded.with_device(runtime, threads)
+    wanted = loaded.with_device(runtime, precision, batch, threads)
     part = Shard.parse(shard) if shard else Shard.from_environment()
+    how = part, grid, build_jobs
     if dry_run:
-        _show(plan_summary(wanted, classes, out, part, grid), as_json=as_json, title="plan")
+        _show(plan_summary(wanted, classes, out, *how), as_json=as_json, title="plan")
         return
     with console_stage("profile") as progress:
-        summary = profile_recipe(wanted, classes, out, shard=part, grid=grid, progress=progress)
+        summary = profile_recipe(wanted, classes, out, *how, progress=progress)
     _show(summary, as_json=as_json, title="profile")
 
 
@@ -258,8 +278,9 @@ def costs_certify_command(
     table: TableArg,
     data: DataOpt = None,
     detectors: Annotated[
-        int, typer.Option("--detectors", min=3, help="Random detectors to measure.")
+        int, typer.Option("--detectors", min=4, help="Random detectors to measure.")
     ] = 30,
+    build_jobs: BuildJobsOpt = 1,
     as_json: JsonOpt = False,
 ) -> None:
     """Measure random whole detectors and store how well the table predicts them.
@@ -270,13 +291,12 @@ def costs_certify_command(
     from adapt.progress import console_stage
     from bench.recipe_profile import certify_recipe
 
-    loaded = _load_recipe(recipe, data)
+    with CostTable.open(table) as opened:
+        device = opened.conditions.device_options()
+    loaded = _load_recipe(recipe, data).with_device(**device)
     classes = len(loaded.split(loaded.data.train).class_names)
-    with (
-        CostTable.open(table, writable=True) as opened,
-        console_stage("certify") as progress,
-    ):
-        found = certify_recipe(loaded, classes, opened, detectors, progress=progress)
+    with console_stage("certify") as progress:
+        found = certify_recipe(loaded, classes, table, detectors, build_jobs, progress=progress)
     _show(found, as_json=as_json, title="certificate")
 
 
@@ -290,9 +310,11 @@ def costs_merge_command(
 
     Example: `adapt costs merge a.sqlite b.sqlite --out costs.sqlite`
     """
+    from dataclasses import asdict
+
     from adapt.cost_merge import merge_tables
 
-    _show({"table": str(out), "rows": merge_tables(tables, out)}, as_json=as_json)
+    _show({"table": str(out), **asdict(merge_tables(tables, out))}, as_json=as_json)
 
 
 @app.command("search")
@@ -308,6 +330,7 @@ def search_command(
     init: InitOpt = None,
     weights: WeightsOpt = None,
     limit_steps: LimitOpt = None,
+    uncertified: UncertifiedOpt = False,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -329,7 +352,9 @@ def search_command(
         _show(estimate.to_dict(), as_json=as_json, title="estimate")
         return
     folder = out or Path("runs") / loaded.name / "search"
-    model, provenance = search_cost(loaded, train, costs)
+    model, provenance = search_cost(loaded, train, costs, uncertified=uncertified)
+    if loaded.search.cost == "latency":
+        _say_how_certain(costs)
     with console_stage("search") as progress:
         path = run_search(
             loaded,
@@ -348,6 +373,7 @@ def derive_command(
     supernet: Annotated[Path, typer.Argument(help="`supernet.pt` of a finished search.")],
     out: Annotated[Path | None, typer.Option("--out", help="Architecture file.")] = None,
     costs: CostsOpt = None,
+    uncertified: UncertifiedOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Derive one architecture from a search: the arg max of alpha and beta.
@@ -357,7 +383,19 @@ def derive_command(
     from search.derive import derive
 
     path = out or supernet.parent / "arch.json"
-    _show(derive(supernet, path, costs), as_json=as_json, title="derived")
+    found = derive(supernet, path, costs, uncertified=uncertified)
+    _say_how_certain(costs)
+    _show(found, as_json=as_json, title="derived")
+
+
+def _say_how_certain(costs: Path | None) -> None:
+    """Print on stderr how far a cost table can be trusted."""
+    from adapt.cost_table import CostTable
+    from search.costs import certificate_line
+
+    if costs:
+        with CostTable.open(costs) as table:
+            print(certificate_line(table), file=sys.stderr)
 
 
 @app.command("finetune")

@@ -1,15 +1,30 @@
 """How do the shards of a measurement become one cost table?"""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from adapt.artifacts import atomic_path
 from adapt.cost_table import CostTable, UnitCost
 from adapt.errors import AdaptError
 
 
-def merge_tables(paths: Sequence[Path], out: Path) -> int:
+@dataclass(frozen=True)
+class MergeSummary:
+    """What was merged.
+
+    Attributes:
+        rows: Rows of the new table.
+        slowest_machine: Share by which the slowest machine's anchor exceeds the fastest one's.
+    """
+
+    rows: int
+    slowest_machine: float
+
+
+def merge_tables(paths: Sequence[Path], out: Path) -> MergeSummary:
     """Write the rows of several tables into a new one; of a unit in two, the faster row.
 
     Args:
@@ -17,7 +32,7 @@ def merge_tables(paths: Sequence[Path], out: Path) -> int:
         out: Table to write; it appears when it is complete.
 
     Returns:
-        Number of rows.
+        How many rows, and how far apart the machines were.
 
     Raises:
         AdaptError: If there is no table, ``out`` exists, a table cannot be read, or two were
@@ -28,21 +43,29 @@ def merge_tables(paths: Sequence[Path], out: Path) -> int:
     if out.exists():
         raise AdaptError(f"cost table {out} already exists; choose another path with --out")
     with CostTable.open(paths[0]) as first:
-        conditions, rows = first.conditions, first.rows()
-    for path in paths[1:]:
+        conditions = first.conditions
+    rows: dict[str, UnitCost] = {}
+    runs: list[dict[str, Any]] = []
+    anchors = []
+    for path in paths:
         with CostTable.open(path) as table:
             _check_same(first, table)
             for key, cost in table.rows().items():
-                rows[key] = min(rows.get(key, cost), cost, key=_minimum)
+                rows[key] = min(rows.get(key, cost), cost, key=_better)
+            runs += table.runs
+            anchors.append(table.anchor_ms)
     with atomic_path(out) as temporary:
         temporary.unlink()
         with CostTable.create(temporary, conditions) as merged:
             merged.add_rows(rows)
-    return len(rows)
+            merged.store("runs", runs)
+            if known := [anchor for anchor in anchors if isfinite(anchor)]:
+                merged.store("anchor_ms", min(known))
+    return MergeSummary(len(rows), max(known) / min(known) - 1 if known else 0.0)
 
 
-def _minimum(cost: UnitCost) -> float:
-    return cost.min_ms
+def _better(cost: UnitCost) -> tuple[bool, float]:
+    return cost.interpolated, cost.min_ms  # what was measured comes first
 
 
 def _check_same(first: CostTable, other: CostTable) -> None:

@@ -7,27 +7,36 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from adapt.architecture import Architecture
 from adapt.artifacts import atomic_path, check_header, content_hash, header
 from adapt.detector import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.images import InputSize
-from adapt.units import Unit, detector_units, unit_key
+from adapt.units import Measurable, Unit, boundaries, detector_units, unit_key
 
 KIND = "cost-table"
+AnyUnit = TypeVar("AnyUnit", bound=Measurable)
+Note = Literal["certificate", "interpolation", "anchor_ms", "runs"]
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE cost (
     unit TEXT PRIMARY KEY,
     min_ms REAL NOT NULL, p10_ms REAL NOT NULL, p50_ms REAL NOT NULL, p90_ms REAL NOT NULL,
     samples INTEGER NOT NULL, rounds INTEGER NOT NULL, drifted INTEGER NOT NULL,
-    time REAL NOT NULL
+    clock_mhz REAL, temperature_c REAL, throttled TEXT NOT NULL, time REAL NOT NULL
 ) WITHOUT ROWID;
 """
-_COLUMNS = "min_ms, p10_ms, p50_ms, p90_ms, samples, rounds, drifted"
-_UPSERT = f"INSERT OR REPLACE INTO cost (unit, {_COLUMNS}, time) VALUES (?,?,?,?,?,?,?,?,?)"
+_FIELDS = (
+    *("min_ms", "p10_ms", "p50_ms", "p90_ms", "samples", "rounds", "drifted"),
+    *("clock_mhz", "temperature_c", "throttled"),
+)
+_COLUMNS = ", ".join(_FIELDS)
+_UPSERT = (
+    f"INSERT OR REPLACE INTO cost (unit, {_COLUMNS}, time) "
+    f"VALUES ({', '.join('?' * (len(_FIELDS) + 2))})"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,11 @@ class Conditions:
         width: Width of the detector's input in pixels.
         runtime_version: Version of the runtime's library.
         protocol: Version of the timing protocol.
+        cores: Processor cores the measurement could use.
+        governor: Frequency governor of the processor; empty where there is none.
+        driver: Version of the GPU's driver; empty for a processor.
+        cuda: CUDA version that the driver supports; empty for a processor.
+        power_limit_w: Power limit of the GPU in watts; 0 for a processor.
     """
 
     runtime: str
@@ -55,16 +69,36 @@ class Conditions:
     width: int
     runtime_version: str
     protocol: int
+    cores: int = 0
+    governor: str = ""
+    driver: str = ""
+    cuda: str = ""
+    power_limit_w: int = 0
 
     def __str__(self) -> str:
         return f"{self.runtime} {self.precision} batch {self.batch}"
 
+    def device_options(self) -> dict[str, Any]:
+        """Return what a recipe's device must be to fit: runtime, precision, batch, threads."""
+        options = {"runtime": self.runtime, "precision": self.precision, "batch": self.batch}
+        return {**options, "threads": self.threads or None}  # 0: a GPU does the work
+
 
 @dataclass(frozen=True)
 class UnitCost:
-    """Latency of one unit in milliseconds, over ``samples`` calls in ``rounds`` rounds.
+    """Latency of one unit between two light convolutions, over ``samples`` calls.
 
-    ``drifted`` counts the rounds in which the machine was slower than at its best.
+    Attributes:
+        min_ms: Minimum in milliseconds.
+        p10_ms: 10th percentile.
+        p50_ms: Median.
+        p90_ms: 90th percentile.
+        samples: Timed calls; 0 if the row was inferred from others.
+        rounds: Rounds they are spread over.
+        drifted: Rounds in which the machine was slower than at its best.
+        clock_mhz: Clock of the device, where it can be read.
+        temperature_c: Its temperature, where it can be read.
+        throttled: Why the device was slowed down; empty if it was not, or does not tell.
     """
 
     min_ms: float
@@ -74,6 +108,9 @@ class UnitCost:
     samples: int
     rounds: int
     drifted: int = 0
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttled: str = ""
 
     @property
     def interpolated(self) -> bool:
@@ -144,7 +181,7 @@ class CostTable:
         """Close the file."""
         self._connection.close()
 
-    def add(self, costs: Mapping[Unit, UnitCost]) -> None:
+    def add(self, costs: Mapping[Measurable, UnitCost]) -> None:
         """Store measured units in one transaction; a unit measured before is replaced."""
         self.add_rows({unit_key(unit): cost for unit, cost in costs.items()})
 
@@ -155,45 +192,79 @@ class CostTable:
         with _readable(self.path), self._connection:
             self._connection.executemany(_UPSERT, rows)
 
-    def store_certificate(
-        self, certificate: Mapping[str, Any], *, of: Literal["certificate", "interpolation"]
-    ) -> None:
-        """Store how well the table predicts whole detectors, or how well it interpolates."""
-        row = of, json.dumps(dict(certificate))
+    def store(self, of: Note, content: Any) -> None:
+        """Store JSON content beside the rows; a certificate is valid until a row changes."""
+        if of == "certificate":
+            content = {**content, "rows": self.hash}
+        row = of, json.dumps(content)
         with _readable(self.path), self._connection:
             self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
 
     @property
     def certificate(self) -> dict[str, Any] | None:
-        """How well the table predicts whole detectors; None if nobody has measured it."""
-        return self._stored("certificate")
+        """How well the table predicts whole detectors; None if nobody measured these rows."""
+        found = self._stored("certificate")
+        if found is None or found.pop("rows") != self.hash:
+            return None
+        return dict(found)
+
+    def corrected(self, predicted_ms: float) -> float:
+        """Return a detector's predicted latency with the certificate's affine correction.
+
+        Raises:
+            AdaptError: If the table has no certificate.
+        """
+        found = self.certificate
+        if found is None:
+            raise AdaptError(f"{self.path} has no certificate; `adapt costs certify` measures one")
+        return float(found["scale"] * predicted_ms + found["offset_ms"])
 
     @property
     def interpolation(self) -> dict[str, Any] | None:
-        """How well interpolated rows predict measured ones; None if nothing is interpolated."""
-        return self._stored("interpolation")
+        """How well inferred rows predict measured ones; None if nothing is inferred."""
+        found: dict[str, Any] | None = self._stored("interpolation")
+        return found
 
-    def _stored(self, key: str) -> dict[str, Any] | None:
+    @property
+    def anchor_ms(self) -> float:
+        """Fastest latency of the anchor in any run; infinite before the first."""
+        found = self._stored("anchor_ms")
+        return float("inf") if found is None else float(found)
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """When, on which machine and under which load rows were measured."""
+        return self._stored("runs") or []
+
+    def _stored(self, note: Note) -> Any:
         with _readable(self.path):
             query = "SELECT value FROM meta WHERE key = ?"
-            row = self._connection.execute(query, (key,)).fetchone()
-        return dict(json.loads(row[0])) if row else None
+            row = self._connection.execute(query, (note,)).fetchone()
+        return json.loads(row[0]) if row else None
 
     def rows(self) -> dict[str, UnitCost]:
         """Return all rows by :func:`adapt.units.unit_key`."""
         return {key: UnitCost(*values) for key, *values in self._rows()}
 
-    def find(self, unit: Unit) -> UnitCost | None:
+    def find(self, unit: Measurable) -> UnitCost | None:
         """Return the row of a unit, or None if it was not measured."""
         rows = self._rows("WHERE unit = ?", unit_key(unit))
         return UnitCost(*rows[0][1:]) if rows else None
 
     def lookup(self, unit: Unit) -> float:
-        """Return the latency of a unit in milliseconds (the minimum over all samples).
+        """Return the latency in milliseconds that a unit adds to a detector.
+
+        Units are measured between two light convolutions; half of what these cost at each of the
+        unit's boundaries is subtracted, so that in a sum over a network every boundary is taken out
+        once. Of all samples the minimum counts.
 
         Raises:
-            AdaptError: If the unit was not measured.
+            AdaptError: If the unit or one of its boundaries was not measured.
         """
+        ends = sum(self._minimum(boundary) for boundary in boundaries(unit))
+        return max(0.0, self._minimum(unit) - ends / 2)
+
+    def _minimum(self, unit: Measurable) -> float:
         cost = self.find(unit)
         if cost is None:
             raise AdaptError(
@@ -203,15 +274,15 @@ class CostTable:
             )
         return cost.min_ms
 
-    def missing(self, units: Iterable[Unit], *, interpolated_too: bool = False) -> list[Unit]:
+    def missing(self, units: Iterable[AnyUnit], *, inferred_too: bool = False) -> list[AnyUnit]:
         """Return the units that have no row, in order.
 
         Args:
             units: Units to look for.
-            interpolated_too: Whether units whose row was interpolated are missing as well.
+            inferred_too: Whether units whose row was inferred are missing as well.
         """
         rows = self.rows().items()
-        measured = {key for key, cost in rows if not (interpolated_too and cost.interpolated)}
+        measured = {key for key, cost in rows if not (inferred_too and cost.interpolated)}
         return [unit for unit in units if unit_key(unit) not in measured]
 
     def __len__(self) -> int:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adapt.artifacts import atomic_path, write_text
-from adapt.cost_table import CostTable
+from adapt.cost_table import CostTable, UnitCost
 from adapt.errors import AdaptError
+from adapt.units import Boundary, MBConvUnit, parse_key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,32 +21,63 @@ Panel = dict[tuple[int, int], float]  # (c_in, c_out) -> milliseconds
 
 
 def table_rows(table: CostTable) -> list[dict[str, Any]]:
-    """Return one dictionary per row: kind of unit, its fields, and what was measured."""
-    rows = []
-    for key, cost in sorted(table.rows().items()):
-        kind, *fields = key.split()
-        described = dict(field.split("=", 1) for field in fields)
-        rows.append({"kind": kind, **described, **asdict(cost)})
-    return rows
+    """Return one dictionary per row: kind of unit, its fields, its cost, and what was measured.
+
+    ``cost_ms`` is what the unit adds to a detector; the other columns include the two light
+    convolutions that it was measured between.
+    """
+    return [
+        {
+            **_described(key),
+            "cost_ms": _cost_ms(table, key, cost),
+            "inferred": cost.interpolated,
+            **asdict(cost),
+        }
+        for key, cost in sorted(table.rows().items())
+    ]
+
+
+def _described(key: str) -> dict[str, str]:
+    kind, *fields = key.split()
+    return {"kind": kind, **dict(field.split("=", 1) for field in fields)}
+
+
+def _cost_ms(table: CostTable, key: str, cost: UnitCost) -> float | None:
+    """Return what a row adds to a detector; None if a boundary is missing, as in a shard."""
+    unit = parse_key(key)
+    if isinstance(unit, Boundary):
+        return cost.min_ms
+    try:
+        return table.lookup(unit)
+    except AdaptError:
+        return None
 
 
 def summarise(table: CostTable) -> dict[str, Any]:
     """Return the conditions of a table, and per kind of unit how many rows and what range."""
-    per_kind: dict[str, list[float]] = defaultdict(list)
+    per_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in table_rows(table):
-        per_kind[row["kind"]].append(row["min_ms"])
-    ranges = {
-        kind: f"{len(costs)} rows, {min(costs):.3f} to {max(costs):.3f} ms"
-        for kind, costs in per_kind.items()
-    }
-    certificate = table.certificate or "none: `adapt costs certify` measures one"
+        per_kind[row["kind"]].append(row)
+    certificate = dict(table.certificate or {})
+    for listed in ("predicted_ms", "measured_ms"):
+        certificate.pop(listed, None)
     return {
         **asdict(table.conditions),
-        **ranges,
+        **{kind: _range(rows) for kind, rows in per_kind.items()},
+        "anchor_ms": table.anchor_ms,
+        "runs": len(table.runs),
         "hash": table.hash,
-        "certificate": certificate,
-        "interpolation": table.interpolation or "none: every row was measured",
+        "certificate": certificate or "none: `adapt costs certify` measures one",
+        "inference": table.interpolation or "none: every row was measured",
     }
+
+
+def _range(rows: list[dict[str, Any]]) -> str:
+    costs = [row["cost_ms"] for row in rows if row["cost_ms"] is not None] or [float("nan")]
+    inferred = sum(row["inferred"] for row in rows)
+    drifted = sum(2 * row["drifted"] > row["rounds"] for row in rows)
+    notes = [f"{inferred} inferred"] * bool(inferred) + [f"{drifted} drifted"] * bool(drifted)
+    return ", ".join([f"{len(rows)} rows", f"{min(costs):.3f} to {max(costs):.3f} ms", *notes])
 
 
 def write_csv(table: CostTable, path: Path) -> None:
@@ -84,27 +116,24 @@ def write_heat_map(table: CostTable, path: Path) -> None:
                 _draw(axes, panels[block, kernel])
             height, width, stride = block
             axes.set_title(f"{height}x{width} stride {stride}, kernel {kernel}", fontsize=10)
-    figure.suptitle(f"minimum latency in ms, {table.conditions} ({table.conditions.device})")
+    figure.suptitle(f"latency in ms, {table.conditions} ({table.conditions.device})")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
 
 def _panels(table: CostTable) -> dict[tuple[tuple[int, int, int], int], Panel]:
-    first = [
-        {k: v if k == "min_ms" else int(v) for k, v in row.items() if k in _NEEDED}
-        for row in table_rows(table)
-        if row["kind"] == "mbconv" and row["residual"] == "0"
-    ]
-    widest = max((row["expansion"] for row in first), default=0)
+    costs = {
+        unit: row["cost_ms"]
+        for row, key in zip(table_rows(table), sorted(table.rows()), strict=True)
+        if isinstance(unit := parse_key(key), MBConvUnit) and not unit.residual
+    }
+    widest = max((unit.expansion for unit in costs), default=0)
     panels: dict[tuple[tuple[int, int, int], int], Panel] = defaultdict(dict)
-    for row in first:
-        if row["expansion"] == widest:
-            block = row["height"], row["width"], row["stride"]
-            panels[block, row["kernel"]][row["c_in"], row["c_out"]] = row["min_ms"]
+    for unit, cost in costs.items():
+        if unit.expansion == widest and cost is not None:
+            block = unit.height, unit.width, unit.stride
+            panels[block, unit.kernel][unit.c_in, unit.c_out] = cost
     return dict(panels)
-
-
-_NEEDED = ("c_in", "c_out", "kernel", "expansion", "stride", "height", "width", "min_ms")
 
 
 def _draw(axes: "Axes", panel: Panel) -> None:

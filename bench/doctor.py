@@ -7,8 +7,8 @@ import torch
 
 from adapt.errors import AdaptError
 from adapt.weights import PUBLISHED, find_local_weights
-from bench.profiler import ANCHOR
-from bench.timing import device_description
+from bench.provenance import device_description
+from bench.target import ANCHOR
 from bench.unit_graphs import unit_model
 from export.engine import load_tensorrt, trt_flavours
 from export.runner import PROVIDERS, RUNTIMES, ort_session

@@ -20,9 +20,9 @@ from adapt.evaluate import Detections, Metrics, coco_results, detections_to_orig
 from adapt.images import InputSize, fit
 from adapt.progress import Progress, silent
 from adapt.units import detector_units, madds
-from bench.profiler import ANCHOR, ort_call
-from bench.timing import Anchor, Call, Latency, Protocol, device_description, measure
-from bench.unit_graphs import unit_model
+from bench.provenance import device_description
+from bench.target import ANCHOR, OrtTarget
+from bench.timing import Anchor, Latency, Protocol, Timer, measure, wall_timer
 from export.runner import ARTIFACTS, Runner, check_artifact, open_runner
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
@@ -215,12 +215,13 @@ def _latencies(
 ) -> dict[str, Latency]:
     """Time every runner on the first image of the split."""
     image = read_image(split.images[0])
-    calls: dict[str, Call] = {
-        name: runner.bind(_batch_of_one(fit(image, runner.size)[0]))
+    timers: dict[str, Timer] = {
+        name: wall_timer(runner.bind(_batch_of_one(fit(image, runner.size)[0])))
         for name, runner in runners.items()
     }
-    anchor = Anchor(ort_call(unit_model(ANCHOR), threads))
-    return measure(calls, protocol, anchor=anchor, seed=seed, progress=progress)
+    target = OrtTarget("ort-cpu", threads=threads)
+    anchor = Anchor(target.load(target.build(ANCHOR)))
+    return measure(timers, protocol, anchor=anchor, seed=seed, progress=progress)
 
 
 def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency: Latency) -> Entry:

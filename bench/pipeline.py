@@ -25,9 +25,9 @@ from adapt.errors import AdaptError
 from adapt.progress import Progress, Stage, silent_stage
 from adapt.weights import find_weights
 from bench.measure import DETECTOR_PROTOCOL, BenchResult, compare
-from bench.profiler import ort_cpu_conditions
-from bench.recipe_profile import profile_recipe
+from bench.recipe_profile import certify_recipe, profile_recipe, recipe_target
 from bench.report import write_report
+from bench.target import conditions
 from bench.timing import Protocol
 from export.graph import export_detector
 from search.bilevel import run_search
@@ -124,6 +124,13 @@ class Run:
 
     def _check(self) -> None:
         """Find now what would stop the run after hours."""
+        device = self.recipe.device
+        if (device.runtime, device.precision, device.batch) != ("ort-cpu", "fp32", 1):
+            raise AdaptError(
+                f"`adapt run` deploys to ort-cpu fp32 batch 1, recipe {self.recipe.name!r} asks "
+                f"for {device.runtime} {device.precision} batch {device.batch}; run profile, "
+                "search, derive, finetune and export one by one"
+            )
         make_folder(self.out)
         if self.train.class_names != self.test.class_names:
             raise AdaptError(
@@ -138,12 +145,13 @@ class Run:
     def _profile(self) -> Path:
         path, recipe = self.out / "costs.sqlite", self.recipe
         space, classes = recipe.space.load(), self.config.num_classes
-        conditions = ort_cpu_conditions(self.size, recipe.device.threads)
-        key = content_hash(
-            [space.hash, self.config.to_dict(), self.size.to_dict(), asdict(conditions)]
-        )
+        found = conditions(recipe_target(recipe, path), self.size)
+        key = content_hash([space.hash, self.config.to_dict(), self.size.to_dict(), asdict(found)])
         self._once(
             "profile", key, [path], lambda p: profile_recipe(recipe, classes, path, progress=p)
+        )
+        self._once(
+            "certify", key, [path], lambda p: certify_recipe(recipe, classes, path, progress=p)
         )
         return path
 

@@ -1,69 +1,36 @@
-"""How long does every unit of a search space take on this machine? (ONNX Runtime on its CPU)"""
+"""How long does every unit of a search space take on a target?"""
 
-import os
-import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from adapt.cost import space_units
 from adapt.cost_table import Conditions, CostTable, UnitCost
 from adapt.detector import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.images import InputSize
-from adapt.machine import processor_name
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
-from adapt.units import MBConvUnit, Rest, Unit, unit_key
+from adapt.units import Measurable, Unit, unit_key
 from bench.interpolate import interpolate
-from bench.timing import (
-    PROTOCOL,
-    Anchor,
-    Call,
-    Latency,
-    Protocol,
-    measure,
-)
-from bench.unit_graphs import random_inputs, unit_model
-from export.runner import bound_call, ort_session
+from bench.plan import WHOLE, ProfilePlan, Shard, plan, shuffled
+from bench.provenance import device_description
+from bench.target import Target, conditions
+from bench.timing import Latency, Protocol
+from bench.workers import Failure, Workers
 
-# About 20 ms a unit: a few thousand units take a minute or two. No immediate retries: a slow spell
-# outlasts them, so units that met one are measured again at the end.
-UNIT_PROTOCOL = Protocol(rounds=3, round_ms=3.0, retries=0)
-# Larger than a core's caches: a small one does not notice that others use up the memory bandwidth.
-ANCHOR = MBConvUnit(24, 24, 3, 6, 1, True, 64, 80)
-CHUNK = 24  # units whose sessions are open at once, so that their rounds interleave
+# A few thousand units take minutes. No immediate retries: a slow spell outlasts them, so units that
+# met one are measured again at the end.
+CPU_PROTOCOL = Protocol(rounds=3, round_ms=12.0, retries=0)
+# Fifty samples at least; each is the mean of ten or more runs of a CUDA graph.
+GPU_PROTOCOL = Protocol(rounds=5, round_ms=10.0, retries=2, warm_up_ms=200.0)
+CHUNK = 24  # units that are open at once, so that their rounds interleave
 CHUNK_SECONDS = 1.0  # about as much work as a kill may lose
-HELD_OUT = 40  # units off the grid that are measured to tell how well interpolation does
-REST_SECONDS = 5.0  # exporting the rest of the detector through torch.onnx
-
-
-@dataclass(frozen=True)
-class ProfilePlan:
-    """What there is to measure.
-
-    Attributes:
-        space: Distinct units of the space.
-        units: Those that are measured, because they lie on the grid and in the shard.
-        to_measure: Those of them that the table lacks.
-    """
-
-    space: tuple[Unit, ...]
-    units: tuple[Unit, ...]
-    to_measure: tuple[Unit, ...]
-
-    @property
-    def measured(self) -> int:
-        """Number of units that the table already holds."""
-        return len(self.units) - len(self.to_measure)
-
-    @property
-    def between(self) -> list[Unit]:
-        """Units that lie off the grid and are interpolated."""
-        on_grid = set(self.units)
-        return [unit for unit in self.space if unit not in on_grid]
+SPREAD = 0.1  # samples of a unit further apart than this are taken again on a GPU
+HELD_OUT = 60  # units that are inferred and measured too, to tell how well inference does
+REPEATS = 2  # how often units that met a slow machine are measured again
+ROW_BYTES = 200  # of a row in the SQLite file
 
 
 @dataclass(frozen=True)
@@ -73,10 +40,11 @@ class ProfileSummary:
     Attributes:
         table: The SQLite file.
         conditions: Under which conditions it was measured.
-        units: Distinct units of the space, all of which the table now holds.
-        measured: Units measured in this run.
-        interpolated: Units whose cost was interpolated.
-        drifted: Those of them that met a slow machine in most rounds, and again at the end.
+        units: Distinct units of the space.
+        measured: Rows measured in this run: units and boundaries.
+        inferred: Units whose cost was inferred in this run.
+        drifted: Rows that met a slow machine in most rounds, and again whenever they were repeated.
+        failed: Why each unit that could not be measured could not, by its key.
         seconds: Duration of this run.
     """
 
@@ -84,85 +52,35 @@ class ProfileSummary:
     conditions: Conditions
     units: int
     measured: int
-    interpolated: int
+    inferred: int
     drifted: int
+    failed: dict[str, str]
     seconds: float
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One of ``count`` parts of a measurement that several equal machines share, from 1."""
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Read ``2/4``.
-
-        Raises:
-            AdaptError: If the text has another form or the number lies outside.
-        """
-        number, _, count = text.partition("/")
-        if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
-            return cls(int(number), int(count))
-        raise AdaptError(f"--shard must be like 2/4, the second of four, got {text!r}")
-
-    @classmethod
-    def from_environment(cls) -> "Shard":
-        """Return this task's part in a SLURM job array, or the whole outside of one."""
-        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
-        if not all(name in os.environ for name in names):
-            return cls()
-        task, first, count = (int(os.environ[name]) for name in names)
-        return cls(task - first + 1, count)
-
-    def of(self, units: Sequence[Unit]) -> Sequence[Unit]:
-        """Return every ``count``-th unit, so that shards take about equally long."""
-        return units[self.number - 1 :: self.count]
-
-
-WHOLE = Shard()
-
-
-def plan(
-    space: SearchSpace,
-    detector: DetectorConfig,
-    size: InputSize,
-    table: CostTable | None = None,
-    shard: Shard = WHOLE,
-    grid: int = 1,
-) -> ProfilePlan:
-    """Plan a measurement.
-
-    Args:
-        space: The search space.
-        detector: The detector around the backbone.
-        size: Letterbox of the detector.
-        table: What was measured before.
-        shard: Part of the units to measure.
-        grid: Only widths that are multiples of this, and the ends of each range, are measured.
-    """
-    everything = space_units(space, detector, size)
-    units = shard.of(space_units(space.on_grid(grid), detector, size))
-    left = units if table is None else table.missing(units, interpolated_too=True)
-    return ProfilePlan(tuple(everything), tuple(units), tuple(left))
+def unit_protocol(target: Target) -> Protocol:
+    """Return how much is measured of each unit on a target."""
+    return GPU_PROTOCOL if target.isolated else CPU_PROTOCOL
 
 
 def estimate_seconds(
-    plan: ProfilePlan, *, threads: int = 1, sample: int = 12, seed: int = 0
+    work: ProfilePlan, target: Target, *, build_jobs: int = 1, sample: int = 12, seed: int = 0
 ) -> float:
-    """Return how long a plan will take, from measuring a few of its units for real."""
-    shuffled = _shuffled(plan.to_measure, seed)
-    chosen = [unit for unit in shuffled if not isinstance(unit, Rest)][:sample]
+    """Return how long a plan will take, from measuring a few of its units for real.
+
+    Raises:
+        AdaptError: If the target cannot measure on this machine.
+    """
+    chosen = shuffled(work.to_measure, seed)[:sample]
     if not chosen:
-        return REST_SECONDS * len(plan.to_measure)
-    timer = _UnitTimer(threads, UNIT_PROTOCOL, seed)
-    start = time.perf_counter()
-    timer.chunk(chosen)
-    per_unit = (time.perf_counter() - start) / len(chosen)
-    rest = any(isinstance(unit, Rest) for unit in plan.to_measure)
-    return per_unit * len(plan.to_measure) + REST_SECONDS * rest
+        return 0.0
+    target.check()
+    with Workers(target, unit_protocol(target), seed=seed, build_jobs=build_jobs) as workers:
+        workers.run({unit_key(chosen[0]): chosen[0]})  # not timed: starts processes
+        start = time.perf_counter()
+        workers.run({unit_key(unit): unit for unit in chosen})
+        each = (time.perf_counter() - start) / len(chosen)
+    return each * (len(work.to_measure) + min(HELD_OUT, len(work.to_infer)))
 
 
 def profile(
@@ -170,171 +88,178 @@ def profile(
     detector: DetectorConfig,
     size: InputSize,
     table_path: Path,
+    target: Target,
     *,
-    threads: int = 1,
-    protocol: Protocol = UNIT_PROTOCOL,
+    protocol: Protocol | None = None,
     seed: int = 0,
     shard: Shard = WHOLE,
     grid: int = 1,
+    build_jobs: int = 1,
     progress: Progress = silent,
 ) -> ProfileSummary:
     """Measure every unit of a space that the table lacks; a stopped run continues where it was.
 
-    Units that were measured while the machine was slow are measured once more at the end, and the
-    faster of both rows stays.
+    Rows that were measured while the machine was slow are measured again at the end, and the
+    faster of both stays.
 
     Args:
         space: The search space, thinned to its width grid.
         detector: The detector around the backbone.
         size: Letterbox of the detector.
         table_path: SQLite file; made if there is none.
-        threads: Threads ONNX Runtime computes with.
-        protocol: How much to measure of each unit.
+        target: Runtime, precision and device.
+        protocol: How much to measure of each unit; the target's usual if None.
         seed: Seed of the order of measurement.
         shard: Part of the units to measure.
-        grid: Only widths that are multiples of this, and the ends of each range, are measured; the
-            others are interpolated, and some of them measured to tell how well.
-        progress: Called with (units in the table, units of the space), then with those measured
-            again on top.
+        grid: 1 measures every unit; a larger one measures about an eighth of them and infers the
+            others, see :mod:`bench.interpolate`, and measures some of these to tell how well.
+        build_jobs: Engines that are built at once.
+        progress: Called with rows done and wanted, repeated ones on top.
 
     Raises:
-        AdaptError: If the table was measured under other conditions, or cannot be written.
+        AdaptError: If the target cannot measure here, or the table was measured under other
+            conditions or cannot be written.
     """
     start = time.perf_counter()
-    conditions = ort_cpu_conditions(size, threads)
-    with _open_or_create(table_path, conditions) as table:
+    found = conditions(target, size)
+    protocol = protocol or unit_protocol(target)
+    with _open_or_create(table_path, found) as table:
         work = plan(space, detector, size, table, shard, grid)
-        timer = _UnitTimer(threads, protocol, seed)
-        slow = _measure_into(table, work.to_measure, timer, work.measured, progress)
-        still_slow = _measure_into(table, slow, timer, len(work.units), progress)
-        filled = _interpolate_into(table, work, timer, seed) if shard == WHOLE else 0
+        with Workers(
+            target, protocol, seed=seed, build_jobs=build_jobs, anchor_ms=table.anchor_ms
+        ) as workers:
+            run = _Run(table, workers, progress)
+            if work.to_measure or work.to_infer:
+                run.remember(seed, shard, grid)
+            run.measure(work.to_measure, work.done)
+            inferred = run.infer(work, seed, grid) if shard == WHOLE else 0
     return ProfileSummary(
         table=table_path,
-        conditions=conditions,
+        conditions=found,
         units=len(work.space),
         measured=len(work.to_measure),
-        interpolated=filled,
-        drifted=len(still_slow),
+        inferred=inferred,
+        drifted=run.drifted,
+        failed=run.failed,
         seconds=time.perf_counter() - start,
     )
 
 
-def _interpolate_into(table: CostTable, work: ProfilePlan, timer: "_UnitTimer", seed: int) -> int:
-    """Fill in the units off the grid, measure some of them to tell how well; return how many."""
-    between = table.missing(work.between)
-    if not between:
-        return 0
-    on_grid = {unit: cost for unit in work.units if (cost := table.find(unit)) is not None}
-    guesses = interpolate(on_grid, between)
-    held_out = _shuffled(between, seed)[:HELD_OUT]
-    truth = {unit: cost for chunk in timer.chunks(held_out) for unit, cost in chunk.items()}
-    errors = [guesses[unit].min_ms / cost.min_ms - 1 for unit, cost in truth.items()]
-    table.add({**guesses, **truth})
-    found = {
-        "held_out": len(errors),
-        "mape": sum(map(abs, errors)) / len(errors),
-        "bias": sum(errors) / len(errors),
-        "worst": max(map(abs, errors)),
-    }
-    table.store_certificate(found, of="interpolation")
-    return len(between) - len(held_out)
-
-
-def _measure_into(
-    table: CostTable, units: Sequence[Unit], timer: "_UnitTimer", done: int, progress: Progress
-) -> list[Unit]:
-    """Measure units, keep the faster row of each, and return those that met a slow machine."""
-    total, slow = done + len(units), []
-    for costs in timer.chunks(units):
-        table.add({unit: _faster(table.find(unit), cost) for unit, cost in costs.items()})
-        slow += [unit for unit, cost in costs.items() if 2 * cost.drifted > cost.rounds]
-        done += len(costs)
-        progress(done, total, f"{len(slow)} met a slow machine")
-    return slow
-
-
-def _faster(before: UnitCost | None, now: UnitCost) -> UnitCost:
-    return before if before is not None and before.min_ms < now.min_ms else now
-
-
-def ort_cpu_conditions(size: InputSize, threads: int) -> Conditions:
-    """Return the conditions of a measurement with ONNX Runtime on this machine's CPU.
-
-    Raises:
-        AdaptError: If ``threads`` is not positive, or the input no letterbox.
-    """
-    if threads < 1:
-        raise AdaptError(f"threads must be at least 1, got {threads}; 1 measures most precisely")
-    if size != size.fixed():
-        fixed = size.fixed()
-        raise AdaptError(
-            f"units are measured at a fixed input size, got {size.resize} {size.height}x"
-            f"{size.width}; use the letterbox {fixed.height}x{fixed.width}"
-        )
-    return Conditions(
-        runtime="ort-cpu",
-        precision="fp32",
-        batch=1,
-        threads=threads,
-        device=processor_name(),
-        height=size.height,
-        width=size.width,
-        runtime_version=_onnxruntime_version(),
-        protocol=PROTOCOL,
-    )
-
-
-def _onnxruntime_version() -> str:
-    for name in ("onnxruntime-gpu", "onnxruntime"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    raise AdaptError("ONNX Runtime is not installed; run `pip install onnxruntime`")
-
-
-def _open_or_create(path: Path, conditions: Conditions) -> CostTable:
+def _open_or_create(path: Path, found: Conditions) -> CostTable:
     if not path.exists():
-        return CostTable.create(path, conditions)
+        return CostTable.create(path, found)
     table = CostTable.open(path, writable=True)
     try:
-        table.check_resumable(conditions)
+        table.check_resumable(found)
     except AdaptError:
         table.close()
         raise
     return table
 
 
-class _UnitTimer:
-    """Times units against one anchor."""
+@dataclass
+class _Run:
+    """One measurement into a table.
 
-    def __init__(self, threads: int, protocol: Protocol, seed: int) -> None:
-        self._threads = threads
-        self._protocol = protocol
-        self._seed = seed
-        self._anchor = Anchor(ort_call(unit_model(ANCHOR), threads))
-        for _ in range(10):
-            self._anchor.slowdown()
+    Attributes:
+        table: The table.
+        workers: What measures.
+        progress: What is told.
+        drifted: Rows that met a slow machine in their last measurement too.
+        failed: Why units have no row.
+    """
 
-    def chunks(self, units: Sequence[Unit]) -> Iterator[dict[Unit, UnitCost]]:
-        """Yield the costs of all units in random order, about :data:`CHUNK_SECONDS` at a time."""
-        left = _shuffled(units, self._seed)
+    table: CostTable
+    workers: Workers
+    progress: Progress
+    drifted: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def remember(self, seed: int, shard: Shard, grid: int) -> None:
+        """Store on which machine, when and under which load this run begins."""
+        described: dict[str, Any] = {
+            "time": time.time(),
+            "seed": seed,
+            "shard": f"{shard.number}/{shard.count}",
+            "grid": grid,
+            **device_description(),
+        }
+        self.table.store("runs", [*self.table.runs, described])
+
+    def measure(self, units: Sequence[Measurable], done: int) -> None:
+        """Measure units, and then those again that met a slow machine."""
+        for _ in range(1 + REPEATS):
+            slow = self._once(units, done)
+            units, done = slow, done + len(units)
+        self.drifted += len(units)
+
+    def _once(self, units: Sequence[Measurable], done: int) -> list[Measurable]:
+        total, slow = done + len(units), []
+        for chunk in self._chunks(units):
+            found = self.workers.run({unit_key(unit): unit for unit in chunk})
+            rows: dict[Measurable, UnitCost] = {}
+            for unit in chunk:
+                result = found[unit_key(unit)]
+                if isinstance(result, Failure):
+                    self.failed[unit_key(unit)] = result.reason
+                    continue
+                rows[unit] = _faster(self.table.find(unit), _row(result))
+                if self._unsteady(result):
+                    slow.append(unit)
+            self.table.add(rows)
+            self.table.store("anchor_ms", self.workers.anchor_ms)
+            done += len(chunk)
+            self.progress(done, total, f"{len(slow)} met a slow machine")
+        return slow
+
+    def _chunks(self, units: Sequence[Measurable]) -> Iterator[list[Measurable]]:
+        """Yield units in random order, about :data:`CHUNK_SECONDS` of work at a time."""
+        left = shuffled(units, self.workers.seed)
         size = CHUNK // 2
         while left:
             chunk, left = left[:size], left[size:]
             start = time.perf_counter()
-            yield self.chunk(chunk)
+            yield chunk
             per_unit = (time.perf_counter() - start) / len(chunk)
             size = min(CHUNK, max(1, round(CHUNK_SECONDS / per_unit)))
 
-    def chunk(self, units: Sequence[Unit]) -> dict[Unit, UnitCost]:
-        """Return the costs of units, measured in interleaved rounds."""
-        calls = {unit_key(unit): ort_call(unit_model(unit), self._threads) for unit in units}
-        latencies = measure(calls, self._protocol, anchor=self._anchor, seed=self._seed)
-        return {unit: _unit_cost(latencies[unit_key(unit)]) for unit in units}
+    def _unsteady(self, latency: Latency) -> bool:
+        apart = self.workers.target.isolated and latency.spread > SPREAD
+        return apart or 2 * latency.drifted > latency.rounds
+
+    def infer(self, work: ProfilePlan, seed: int, grid: int) -> int:
+        """Fill in the units off the design, measure some of them to tell how well; count them."""
+        if not work.to_infer or self.failed:
+            return 0
+        rows = self.table.rows()
+        known = {unit: rows[unit_key(unit)] for unit in work.on_design}
+        guesses = interpolate(known, work.space, grid)
+        held_out = shuffled(work.to_infer, seed)[:HELD_OUT]
+        self.measure(held_out, len(work.wanted))
+        guesses = {unit: cost for unit, cost in guesses.items() if unit in set(work.to_infer)}
+        self.table.add({u: c for u, c in guesses.items() if u not in set(held_out)})
+        self.table.store("interpolation", self._errors(guesses, held_out))
+        return len(guesses) - len(held_out)
+
+    def _errors(self, guesses: dict[Unit, UnitCost], held_out: Sequence[Unit]) -> dict[str, Any]:
+        """Return how far inferred costs are from measured ones, as shares of these."""
+        errors = []
+        for unit in held_out:
+            truth = self.table.lookup(unit)
+            found = self.table.find(unit)
+            assert found is not None
+            errors.append((guesses[unit].min_ms - found.min_ms) / truth)
+        sizes = sorted(map(abs, errors))
+        return {
+            "held_out": len(errors),
+            "mape": sum(sizes) / len(sizes),
+            "bias": sum(errors) / len(errors),
+            "p90": sizes[int(0.9 * (len(sizes) - 1))],
+            "worst": sizes[-1],
+        }
 
 
-def _unit_cost(latency: Latency) -> UnitCost:
+def _row(latency: Latency) -> UnitCost:
     return UnitCost(
         min_ms=latency.min_ms,
         p10_ms=latency.p10_ms,
@@ -343,13 +268,13 @@ def _unit_cost(latency: Latency) -> UnitCost:
         samples=latency.samples,
         rounds=latency.rounds,
         drifted=latency.drifted,
+        clock_mhz=latency.state.clock_mhz,
+        temperature_c=latency.state.temperature_c,
+        throttled=latency.state.throttled,
     )
 
 
-def _shuffled(units: Sequence[Unit], seed: int) -> list[Unit]:
-    return random.Random(seed).sample(list(units), len(units))
-
-
-def ort_call(model: bytes, threads: int) -> Call:
-    """Return a call that runs a model on random inputs with ONNX Runtime on the CPU."""
-    return bound_call(ort_session("ort-cpu", model, threads), random_inputs(model), "ort-cpu")
+def _faster(before: UnitCost | None, now: UnitCost) -> UnitCost:
+    if before is None or before.interpolated or now.min_ms <= before.min_ms:
+        return now
+    return replace(before, drifted=min(before.drifted, now.drifted))

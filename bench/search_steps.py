@@ -19,7 +19,7 @@ import torch
 import typer
 
 from adapt.coco import load_split
-from bench.timing import device_description
+from bench.provenance import device_description
 from search.bilevel import BilevelSearch
 from search.costs import madds_cost
 from search.recipe import Recipe

@@ -5,25 +5,21 @@ machine meets everyone. An anchor whose latency is known is timed beside every s
 anchor is slow, the machine is, and the sample is taken again.
 """
 
-import os
-import platform
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from adapt.machine import processor_name
 from adapt.progress import Progress, silent
+from bench.provenance import UNKNOWN_STATE, DeviceState
 
-PROTOCOL = 1  # raise when a change makes old and new measurements incomparable
+PROTOCOL = 2  # raise when a change makes old and new measurements incomparable
 WARM_UP = 3  # the first calls allocate memory: page faults made them twice as slow
 RELIABLE = 0.1  # share of the median by which the medians of the rounds may differ
 Call = Callable[[], object]
-Clock = Callable[[], float]
+Timer = Callable[[], float]  # runs once and returns milliseconds
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,8 @@ class Latency:
         p50_range_ms: Smallest and largest median of a round.
         samples: Timed calls.
         rounds: Rounds the calls are spread over.
-        drifted: Rounds whose calls count although the anchor stayed slow.
+        drifted: Rounds whose calls count although the anchor stayed slow or the device throttled.
+        state: Clock, temperature and throttling of the device after the last sample.
     """
 
     min_ms: float
@@ -55,6 +52,7 @@ class Latency:
     samples: int
     rounds: int
     drifted: int
+    state: DeviceState = UNKNOWN_STATE
 
     @property
     def reliable(self) -> bool:
@@ -62,8 +60,18 @@ class Latency:
         low, high = self.p50_range_ms
         return high - low <= RELIABLE * self.p50_ms
 
+    @property
+    def spread(self) -> float:
+        """How far apart the samples are: p90 / p10 - 1."""
+        return self.p90_ms / self.p10_ms - 1
+
     @classmethod
-    def of(cls, rounds: Sequence[Sequence[float]], drifted: int = 0) -> "Latency":
+    def of(
+        cls,
+        rounds: Sequence[Sequence[float]],
+        drifted: int = 0,
+        state: DeviceState = UNKNOWN_STATE,
+    ) -> "Latency":
         """Summarise samples in milliseconds, given by round."""
         samples = np.concatenate(rounds)
         medians = [float(np.median(taken)) for taken in rounds]
@@ -80,6 +88,7 @@ class Latency:
             samples=len(samples),
             rounds=len(rounds),
             drifted=drifted,
+            state=state,
         )
 
 
@@ -92,12 +101,14 @@ class Protocol:
         round_ms: Calls of a candidate in one round go on for this long, at least two.
         drift: A round counts as drifted when the anchor exceeds its best by this share.
         retries: How often a drifted round is taken again.
+        warm_up_ms: The anchor runs for this long first, so that clocks have settled.
     """
 
     rounds: int = 5
     round_ms: float = 100.0
-    drift: float = 0.05
+    drift: float = 0.02
     retries: int = 2
+    warm_up_ms: float = 20.0
 
     def __post_init__(self) -> None:
         assert self.rounds >= 1, self.rounds
@@ -111,22 +122,32 @@ class Anchor:
     Keep one anchor for a whole measurement: ``best_ms`` is what it is compared with.
 
     Attributes:
-        call: The call.
-        calls: Timed calls per check, of which the fastest counts.
-        clock: Time in seconds.
-        best_ms: Fastest call so far.
+        timer: Times the call.
+        calls: Most calls per check. On a shared machine slow spells of a few milliseconds come all
+            the time; only a spell that outlasts these calls is a slow machine.
+        best_ms: Fastest call so far, in an earlier measurement under the same conditions too.
     """
 
-    call: Call
-    calls: int = 3
-    clock: Clock = time.perf_counter
-    best_ms: float = field(default=float("inf"), init=False)
+    timer: Timer
+    calls: int = 12
+    best_ms: float = field(default=float("inf"))
 
-    def slowdown(self) -> float:
-        """Time the anchor now and return by which share it exceeds its best."""
-        now_ms = min(_time_ms(self.call, self.clock) for _ in range(self.calls))
-        self.best_ms = min(self.best_ms, now_ms)
-        return now_ms / self.best_ms - 1
+    def slow(self, drift: float) -> bool:
+        """Return whether every call now exceeds the best by more than the share ``drift``."""
+        for _ in range(self.calls):
+            now_ms = self.timer()
+            self.best_ms = min(self.best_ms, now_ms)
+            if now_ms <= self.best_ms * (1 + drift):
+                return False
+        return True
+
+    def warm_up(self, milliseconds: float) -> None:
+        """Run the anchor for so long."""
+        spent = 0.0
+        while spent < milliseconds:
+            taken = self.timer()
+            self.best_ms = min(self.best_ms, taken)
+            spent += taken
 
 
 @dataclass
@@ -135,15 +156,27 @@ class _Samples:
 
     rounds: list[list[float]] = field(default_factory=list)
     drifted: int = 0
+    state: DeviceState = UNKNOWN_STATE
+
+
+def wall_timer(call: Call, clock: Callable[[], float] = time.perf_counter) -> Timer:
+    """Return a timer of a call that returns when its work is done."""
+
+    def run() -> float:
+        start = clock()
+        call()
+        return (clock() - start) * 1000
+
+    return run
 
 
 def measure(
-    candidates: Mapping[str, Call],
+    candidates: Mapping[str, Timer],
     protocol: Protocol,
     *,
     anchor: Anchor | None = None,
     seed: int = 0,
-    clock: Clock = time.perf_counter,
+    state: Callable[[], DeviceState] = lambda: UNKNOWN_STATE,
     progress: Progress = silent,
 ) -> dict[str, Latency]:
     """Time all candidates in interleaved rounds.
@@ -153,20 +186,22 @@ def measure(
         protocol: How much to measure.
         anchor: Timed after every sample; without one, drift is not seen.
         seed: Seed of the orders.
-        clock: Time in seconds.
+        state: Reads clock, temperature and throttling, after every sample.
         progress: Called with (done, total) after every sample.
 
     Returns:
         The latency of each candidate, in the order of ``candidates``.
     """
     samples = {name: _Samples() for name in candidates}
-    for call in candidates.values():
+    for timer in candidates.values():
         for _ in range(WARM_UP):
-            call()
+            timer()
+    if anchor is not None:
+        anchor.warm_up(protocol.warm_up_ms)
     for done, name in enumerate(_schedule(list(candidates), protocol.rounds, seed), start=1):
-        _sample_round(candidates[name], protocol, anchor, clock, samples[name])
+        _sample_round(candidates[name], protocol, anchor, state, samples[name])
         progress(done, protocol.rounds * len(candidates))
-    return {name: Latency.of(taken.rounds, taken.drifted) for name, taken in samples.items()}
+    return {name: Latency.of(s.rounds, s.drifted, s.state) for name, s in samples.items()}
 
 
 def _schedule(names: list[str], rounds: int, seed: int) -> list[str]:
@@ -175,50 +210,26 @@ def _schedule(names: list[str], rounds: int, seed: int) -> list[str]:
 
 
 def _sample_round(
-    call: Call, protocol: Protocol, anchor: Anchor | None, clock: Clock, into: _Samples
+    timer: Timer,
+    protocol: Protocol,
+    anchor: Anchor | None,
+    state: Callable[[], DeviceState],
+    into: _Samples,
 ) -> None:
     for _ in range(1 + protocol.retries):
-        taken = _repeat(call, protocol.round_ms, clock)
-        drifted = anchor is not None and anchor.slowdown() > protocol.drift
+        taken = _repeat(timer, protocol.round_ms)
+        slow = anchor is not None and anchor.slow(protocol.drift)
+        into.state = state()
+        drifted = slow or bool(into.state.throttled)
         if not drifted:
             break
     into.rounds.append(taken)
     into.drifted += drifted
 
 
-def _repeat(call: Call, budget_ms: float, clock: Clock) -> list[float]:
-    call()  # not timed: its data had left the caches
+def _repeat(timer: Timer, budget_ms: float) -> list[float]:
+    timer()  # does not count: its data had left the caches
     taken: list[float] = []
     while len(taken) < 2 or sum(taken) < budget_ms:
-        taken.append(_time_ms(call, clock))
+        taken.append(timer())
     return taken
-
-
-def _time_ms(call: Call, clock: Clock) -> float:
-    start = clock()
-    call()
-    return (clock() - start) * 1000
-
-
-def device_description() -> dict[str, Any]:
-    """Return what of this machine influences a latency; unknown values are left out."""
-    description = {
-        "device": processor_name(),
-        "cores": os.cpu_count(),
-        "usable_cores": _usable_cores(),
-        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(terse=True),
-    }
-    return {name: value for name, value in description.items() if value is not None}
-
-
-def _usable_cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-
-
-def _first_line(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return None

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adapt.architecture import Architecture
 from adapt.artifacts import file_hash
 from adapt.coco import CocoSplit
@@ -41,12 +43,12 @@ def check_table(recipe: Recipe, table: CostTable) -> None:
     size = recipe.input.fixed()
     table.check(
         runtime=recipe.device.runtime,
-        precision="fp32",
-        batch=1,
+        precision=recipe.device.precision,
+        batch=recipe.device.batch,
         size=size,
-        device=recipe.device.name or processor_name(),
+        device=recipe.device.name or _own_device(recipe),
     )
-    if table.conditions.threads != recipe.device.threads:
+    if table.conditions.threads not in (0, recipe.device.threads):  # 0: a GPU does the work
         raise AdaptError(
             f"{table.path} was measured with {table.conditions.threads} threads, recipe "
             f"{recipe.name!r} asks for {recipe.device.threads}; run `adapt profile` with this "
@@ -54,8 +56,41 @@ def check_table(recipe: Recipe, table: CostTable) -> None:
         )
 
 
+def _own_device(recipe: Recipe) -> str | None:
+    """Return this machine's processor; a table of a GPU may be used on another machine."""
+    on_gpu = recipe.device.runtime in ("ort-cuda", "tensorrt", "tensorrt-rtx")
+    return None if on_gpu or torch.cuda.is_available() else processor_name()
+
+
+def check_certificate(table: CostTable) -> None:
+    """Check that somebody measured how well a table predicts whole detectors.
+
+    Raises:
+        AdaptError: With the command that does.
+    """
+    if table.certificate is None:
+        raise AdaptError(
+            f"{table.path} has no certificate for its present rows, so nobody knows how well it "
+            f"predicts detectors; run `adapt costs certify RECIPE {table.path}`, or pass "
+            "--uncertified to use it as it is"
+        )
+
+
+def certificate_line(table: CostTable) -> str:
+    """Return in one line how far a table can be trusted."""
+    found = table.certificate
+    if found is None:
+        return f"{table.path}: not certified"
+    return (
+        f"{table.path} ({table.conditions}, {table.conditions.device}): over "
+        f"{found['detectors']} random detectors MAPE {found['mape']:.1%}, bias "
+        f"{found['bias']:+.1%}, worst {found['worst']:.1%}, Kendall tau "
+        f"{found['kendall_tau']:.2f}; {found['mape_corrected']:.1%} after correction"
+    )
+
+
 def search_cost(
-    recipe: Recipe, train: CocoSplit, costs: Path | None
+    recipe: Recipe, train: CocoSplit, costs: Path | None, *, uncertified: bool = False
 ) -> tuple[CostModel, dict[str, Any]]:
     """Return the cost model of a search, and what identifies its inputs.
 
@@ -63,9 +98,10 @@ def search_cost(
         recipe: The run.
         train: Training images.
         costs: Cost table; needed for ``cost = "latency"``.
+        uncertified: Whether a table without a certificate will do.
 
     Raises:
-        AdaptError: If the table is missing or does not fit.
+        AdaptError: If the table is missing, does not fit or has no certificate.
     """
     classes = len(train.class_names)
     provenance: dict[str, Any] = {"annotations_sha256": file_hash(train.annotations)}
@@ -77,17 +113,25 @@ def search_cost(
             "pass it with --costs"
         )
     with CostTable.open(costs) as table:
+        if not uncertified:
+            check_certificate(table)
         return latency_cost(recipe, classes, table), {**provenance, "costs": table.hash}
 
 
 def costs_of(
     architecture: Architecture, recipe: Recipe, num_classes: int, table: CostTable | None = None
 ) -> dict[str, float]:
-    """Return the MAdds of a detector, and its latency where a table is given."""
+    """Return the MAdds of a detector, and its latency where a table is given.
+
+    ``predicted_ms`` is the sum of the table's rows; ``corrected_ms`` takes out what the table's
+    certificate found to be wrong with such sums.
+    """
     config = recipe.detector_config(num_classes)
     costs = {"madds": detector_cost(architecture, config, recipe.measured_size(), madds)}
     if table:
         check_table(recipe, table)
         size = recipe.input.fixed()
         costs["predicted_ms"] = predict_latency(table, architecture, config, size)
+        if table.certificate:
+            costs["corrected_ms"] = table.corrected(costs["predicted_ms"])
     return costs

@@ -8,7 +8,7 @@ from adapt.errors import AdaptError
 from adapt.space import SearchSpace
 from adapt.supernet import Supernet
 from search.checkpoint import read_checkpoint
-from search.costs import costs_of
+from search.costs import check_certificate, costs_of
 from search.recipe import Recipe
 
 
@@ -35,25 +35,30 @@ def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
     return supernet, recipe, content
 
 
-def derive(searched: Path, out: Path, costs: Path | None = None) -> dict[str, Any]:
+def derive(
+    searched: Path, out: Path, costs: Path | None = None, *, uncertified: bool = False
+) -> dict[str, Any]:
     """Write the arg max network of a finished search (paper section III-B) to ``out``.
 
     Args:
         searched: ``supernet.pt``.
         out: Architecture file to write.
         costs: Cost table that predicts the latency of the network.
+        uncertified: Whether a table without a certificate will do.
 
     Returns:
         The network, what it costs, and what the search expected.
 
     Raises:
-        AdaptError: If the search is unfinished, or the table does not fit.
+        AdaptError: If the search is unfinished, or the table does not fit or has no certificate.
     """
     supernet, recipe, content = load_searched(searched)
     architecture = supernet.argmax()
     classes = content["num_classes"]
     if costs:
         with CostTable.open(costs) as table:
+            if not uncertified:
+                check_certificate(table)
             found = costs_of(architecture, recipe, classes, table)
     else:
         found = costs_of(architecture, recipe, classes)

@@ -19,11 +19,11 @@ from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.images import InputSize
 from adapt.mapping import MappingMode
 from adapt.masks import GateNorm, Gates, MaskKind
+from adapt.runtime import Precision, Runtime
 from adapt.space import SearchSpace
 
 PRESETS = Path(__file__).parent / "recipes"
 CostKind = Literal["madds", "latency"]
-Runtime = Literal["ort-cpu"]
 Init = Literal["imagenet", "scratch"]
 
 
@@ -219,6 +219,8 @@ class DeviceRecipe:
         name: Model name of the processor or GPU, as ``adapt doctor`` prints it; a cost table of
             another one is refused. Empty means this machine's; name it to search elsewhere than
             where the table was measured.
+        precision: Precision of weights and feature maps.
+        batch: Images per call.
         threads: Threads of a CPU runtime.
         rounds: Rounds of the final benchmark.
     """
@@ -226,12 +228,14 @@ class DeviceRecipe:
     __pydantic_config__ = FORBID_UNKNOWN
     runtime: Runtime = "ort-cpu"
     name: str = ""
+    precision: Precision = "fp32"
+    batch: int = 1
     threads: int = 1
     rounds: int = 10
 
     def __post_init__(self) -> None:
-        _check_positive("threads", self.threads)
-        _check_positive("rounds", self.rounds)
+        for name in ("batch", "threads", "rounds"):
+            _check_positive(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -353,11 +357,19 @@ class Recipe:
         """Return the recipe with another ``search.cost``, if one is given."""
         return replace(self, search=replace(self.search, cost=cost or self.search.cost))
 
-    def with_device(self, runtime: Runtime | None, threads: int | None) -> "Recipe":
-        """Return the recipe for another runtime or number of threads, if given."""
+    def with_device(
+        self,
+        runtime: Runtime | None = None,
+        precision: Precision | None = None,
+        batch: int | None = None,
+        threads: int | None = None,
+    ) -> "Recipe":
+        """Return the recipe for another runtime, precision, batch or number of threads."""
         device = replace(
             self.device,
             runtime=runtime or self.device.runtime,
+            precision=precision or self.device.precision,
+            batch=batch or self.device.batch,
             threads=threads or self.device.threads,
         )
         return replace(self, device=device)
