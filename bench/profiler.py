@@ -29,7 +29,7 @@ CHUNK = 24  # units that are open at once, so that their rounds interleave
 CHUNK_SECONDS = 1.0  # about as much work as a kill may lose
 SPREAD = 0.1  # samples of a unit further apart than this are taken again on a GPU
 HELD_OUT = 60  # units that are inferred and measured too, to tell how well inference does
-REPEATS = 2  # how often units that met a slow machine are measured again
+REPEATS = 4  # how often a unit that met a slow machine is measured again, at most
 ROW_BYTES = 200  # of a row in the SQLite file
 
 
@@ -187,11 +187,20 @@ class _Run:
         self.table.store("runs", [*self.table.runs, described])
 
     def measure(self, units: Sequence[Measurable], done: int) -> None:
-        """Measure units, and then those again that met a slow machine."""
-        for _ in range(1 + REPEATS):
-            slow = self._once(units, done)
-            units, done = slow, done + len(units)
-        self.drifted += len(units)
+        """Measure units, and then those again that met a slow machine.
+
+        Repeating at most doubles the work: a machine that stays slow is not worth more.
+        """
+        slow, left = self._once(units, done), len(units)
+        done += len(units)
+        for _ in range(REPEATS):
+            left -= len(slow)
+            if not slow or left < 0:
+                break
+            again = slow
+            slow = self._once(again, done)
+            done += len(again)
+        self.drifted += len(slow)
 
     def _once(self, units: Sequence[Measurable], done: int) -> list[Measurable]:
         total, slow = done + len(units), []

@@ -15,10 +15,10 @@ from adapt.detector import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.images import InputSize
 from adapt.space import BlockSpace, SearchSpace
-from adapt.units import Lateral, MBConvUnit, detector_units, unit_key
+from adapt.units import Boundary, Lateral, MBConvUnit, boundaries, detector_units, unit_key
 
 CONDITIONS = Conditions("ort-cpu", "fp32", 1, 1, "a CPU", 64, 96, "1.0", 1)
-COST = UnitCost(1.5, 1.6, 1.7, 1.9, samples=30, rounds=3)
+COST = UnitCost(1.5, 1.6, 1.7, 1.9, 30, 3, clock_mhz=1410.0, temperature_c=60.0, throttled="cap")
 UNIT = Lateral(16, 8, 8, 12)
 DETECTOR = DetectorConfig(num_classes=3, fpn_width=16, head_depth=1)
 SIZE = InputSize(64, 96)
@@ -35,7 +35,7 @@ def test_a_row_survives_closing_and_opening(table):
     table.close()
     with CostTable.open(table.path) as again:
         assert again.find(UNIT) == COST
-        assert again.lookup(UNIT) == 1.5
+        assert again.rows() == {unit_key(UNIT): COST}
         assert again.conditions == CONDITIONS
 
 
@@ -43,7 +43,60 @@ def test_adding_a_unit_again_replaces_its_row(table):
     table.add({UNIT: COST})
     table.add({UNIT: replace(COST, min_ms=1.0)})
     assert len(table) == 1
-    assert table.lookup(UNIT) == 1.0
+    assert table.find(UNIT).min_ms == 1.0
+
+
+def test_lookup_takes_half_of_what_boundaries_cost_out_of_a_unit(table):
+    before, after = Boundary(16, 8, 12), Boundary(8, 8, 12)
+    costs = {UNIT: 1.5, before: 0.5, after: 0.3}
+    table.add({unit: replace(COST, min_ms=ms) for unit, ms in costs.items()})
+    assert table.lookup(UNIT) == pytest.approx(1.5 - (0.5 + 0.3) / 2)
+
+
+def test_a_unit_never_costs_less_than_nothing(table):
+    table.add({UNIT: COST, **{end: replace(COST, min_ms=9.0) for end in boundaries(UNIT)}})
+    assert table.lookup(UNIT) == 0
+
+
+def test_lookup_needs_the_boundaries(table):
+    table.add({UNIT: COST})
+    with pytest.raises(AdaptError, match="no row for 'boundary channels=16 height=8 width=12'"):
+        table.lookup(UNIT)
+
+
+CERTIFICATE = {"mape": 0.02, "scale": 1.1, "offset_ms": 0.5}
+
+
+def test_a_certificate_corrects_predictions(table):
+    with pytest.raises(AdaptError, match=r"has no certificate; `adapt costs certify`"):
+        table.corrected(10.0)
+    table.store("certificate", CERTIFICATE)
+    assert table.certificate == CERTIFICATE
+    assert table.corrected(10.0) == pytest.approx(11.5)
+
+
+def test_a_certificate_is_void_once_a_row_changes(table):
+    table.add({UNIT: COST})
+    table.store("certificate", CERTIFICATE)
+    table.add({UNIT: replace(COST, min_ms=1.4)})
+    assert table.certificate is None
+    table.store("certificate", CERTIFICATE)
+    assert table.certificate == CERTIFICATE
+
+
+def test_notes_outlive_the_process(table):
+    table.store("runs", [{"seed": 1}])
+    table.store("anchor_ms", 0.25)
+    table.close()
+    with CostTable.open(table.path) as again:
+        assert (again.runs, again.anchor_ms) == ([{"seed": 1}], 0.25)
+        assert again.interpolation is None
+
+
+def test_inferred_rows_are_missing_where_measured_ones_are_asked_for(table):
+    table.add({UNIT: replace(COST, samples=0, rounds=0)})
+    assert table.missing([UNIT]) == []
+    assert table.missing([UNIT], inferred_too=True) == [UNIT]
 
 
 def test_missing_keeps_the_order_of_what_was_not_measured(table):
@@ -182,10 +235,12 @@ def test_a_killed_writer_leaves_what_it_added(tmp_path):
 
 def test_prediction_is_the_sum_over_the_units(table):
     units = list(detector_units(mobilenet_v2(), DETECTOR, SIZE))
-    table.add({unit: replace(COST, min_ms=2.0**-k) for k, unit in enumerate(dict.fromkeys(units))})
+    ends = {end: replace(COST, min_ms=0.0) for unit in units for end in boundaries(unit)}
+    costs = {unit: replace(COST, min_ms=2.0**-k) for k, unit in enumerate(dict.fromkeys(units))}
+    table.add({**costs, **ends})
     expected = sum(table.lookup(unit) for unit in units)
     assert predict_latency(table, mobilenet_v2(), DETECTOR, SIZE) == expected
-    assert len(units) > len(table)  # repeated operations count each time
+    assert len(units) > len(costs)  # repeated operations count each time
 
 
 def test_searchable_mbconvs_of_the_paper_space_are_13284():

@@ -17,12 +17,16 @@ from adapt.images import InputSize
 from adapt.space import Operation, SearchSpace
 from adapt.units import (
     P6,
+    Boundary,
     Lateral,
     MBConvUnit,
     Rest,
     Stem,
+    boundaries,
     detector_units,
     madds,
+    parse_key,
+    pyramid_sizes,
     rest_unit,
     unit_key,
 )
@@ -106,6 +110,49 @@ def test_key_names_every_field_of_a_unit() -> None:
     unit = MBConvUnit(16, 24, 3, 6, 2, False, 400, 544)
     fields = "c_in=16 c_out=24 kernel=3 expansion=6 stride=2 residual=0 height=400 width=544"
     assert unit_key(unit) == f"mbconv {fields}"
+
+
+EVERY_KIND = {
+    Stem(32, 63, 96): "stem c_out=32 height=63 width=96",
+    Lateral(96, 64, 4, 6): "lateral c_in=96 c_out=64 height=4 width=6",
+    P6(320, 64, 2, 3): "p6 c_in=320 c_out=64 height=2 width=3",
+    Boundary(24, 16, 24): "boundary channels=24 height=16 width=24",
+    rest_unit(DetectorConfig(3, fpn_width=64), InputSize(64, 96)): (
+        "rest fpn_width=64 head_depth=4 num_classes=3 anchor_size=32 score_threshold=0.05 "
+        "nms_threshold=0.5 candidates=1000 nms_candidates=1000 detections=100 height=64 width=96"
+    ),
+}
+
+
+@pytest.mark.parametrize("unit", EVERY_KIND, ids=lambda unit: type(unit).__name__)
+def test_keys_are_frozen_and_tell_which_unit_it_is(unit: Any) -> None:
+    assert unit_key(unit) == EVERY_KIND[unit]
+    assert parse_key(EVERY_KIND[unit]) == unit
+
+
+def test_a_residual_survives_its_key() -> None:
+    unit = MBConvUnit(8, 8, 3, 6, 1, True, 4, 5)
+    assert parse_key(unit_key(unit)) == unit
+
+
+def test_a_foreign_key_is_no_unit() -> None:
+    with pytest.raises(ValueError, match="no unit has the key 'dense c=1'"):
+        parse_key("dense c=1")
+
+
+@pytest.mark.parametrize("size", [InputSize(320, 320), InputSize(72, 104)])
+def test_in_a_detector_every_boundary_has_one_writer(size: InputSize) -> None:
+    """What one unit writes is a boundary that others read; laterals branch off."""
+    config = DetectorConfig(3, fpn_width=24)
+    backbone, pyramid = [], []
+    for unit in detector_units(mobilenet_v2(), config, size):
+        (pyramid if isinstance(unit, Lateral | P6 | Rest) else backbone).append(unit)
+    ends = [boundaries(unit) for unit in backbone]
+    assert [e[-1] for e in ends[:-1]] == [e[0] for e in ends[1:]]
+    *branches, rest = map(boundaries, pyramid)
+    assert all(branch[0] in [e[-1] for e in ends] for branch in branches)
+    assert [branch[-1] for branch in branches] == rest
+    assert [(e.height, e.width) for e in rest] == pyramid_sizes(size.height, size.width)[:4]
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,30 @@
 import random
 
 import pytest
-from test_bench_profiler import DETECTOR, QUICK, SIZE, SPACE
+import simulated_device
+from profile_parts import DETECTOR, ORT, SIZE, SPACE, profiled
+from simulated_device import Simulated
 
 from adapt.cost_table import CostTable
 from adapt.errors import AdaptError
 from bench.certify import Certificate, certify, random_architecture
 from bench.cost_report import summarise, table_rows, write_csv, write_heat_map
-from bench.profiler import Shard, profile
 from bench.timing import Protocol
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     path = tmp_path_factory.mktemp("certify") / "costs.sqlite"
-    profile(SPACE, DETECTOR, SIZE, path, protocol=QUICK)
+    profiled(path)
     with CostTable.open(path, writable=True) as table:
+        yield table
+
+
+@pytest.fixture
+def simulated(tmp_path):
+    simulated_device.reset()
+    profiled(tmp_path / "costs", Simulated())
+    with CostTable.open(tmp_path / "costs", writable=True) as table:
         yield table
 
 
@@ -32,22 +41,45 @@ def test_affine_error_is_taken_out_by_the_correction():
     assert found.bias == pytest.approx(-found.mape)
 
 
+def test_no_detector_is_corrected_by_a_line_through_itself():
+    found = Certificate.of([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 8.0], drifted=0, seed=0)
+    # The last one, corrected by the exact line through the others, stays at 4 instead of 8.
+    assert found.mape_corrected > 0.5 / 4
+
+
 def test_reversed_order_has_tau_minus_one():
     assert Certificate.of([3, 2, 1], [1, 2, 3], drifted=0, seed=0).kendall_tau == -1
 
 
 def test_certificate_of_real_detectors_is_stored_in_the_table(table):
     found = certify(
-        table, SPACE, DETECTOR, SIZE, detectors=3, protocol=Protocol(rounds=2, round_ms=2.0)
+        table, SPACE, DETECTOR, SIZE, ORT, detectors=4, protocol=Protocol(rounds=2, round_ms=2.0)
     )
-    assert table.certificate == found.to_dict()
-    assert found.detectors == 3
-    assert summarise(table)["certificate"]["detectors"] == 3
+    assert summarise(table)["certificate"]["detectors"] == found.detectors == 4
+    assert found.kendall_tau <= 1
+    assert table.corrected(found.predicted_ms[0]) == pytest.approx(
+        found.scale * found.predicted_ms[0] + found.offset_ms
+    )
+
+
+def test_a_table_of_true_costs_predicts_without_error(simulated):
+    found = certify(simulated, SPACE, DETECTOR, SIZE, Simulated())
+    assert found.detectors == 30
+    assert (found.worst, found.drifted) == (pytest.approx(0, abs=1e-9), 0)
+    assert found.kendall_tau == pytest.approx(1)
+    assert len(set(found.measured_ms)) > 20
 
 
 def test_too_few_detectors_are_refused(table):
-    with pytest.raises(AdaptError, match="at least 3 detectors, got 2"):
-        certify(table, SPACE, DETECTOR, SIZE, detectors=2)
+    with pytest.raises(AdaptError, match="at least 4 detectors, got 3"):
+        certify(table, SPACE, DETECTOR, SIZE, ORT, detectors=3)
+
+
+def test_a_detector_that_cannot_be_measured_leaves_the_table_uncertified(simulated):
+    device = Simulated(isolated=True, faults=(("build detector", "error"),))
+    with pytest.raises(AdaptError, match=r"could not be measured: CUDA error.*--detectors"):
+        certify(simulated, SPACE, DETECTOR, SIZE, device, detectors=4)
+    assert simulated.certificate is None
 
 
 def test_random_architectures_fit_their_space_and_differ():
@@ -63,20 +95,3 @@ def test_csv_and_heat_map_show_every_row(table, tmp_path):
     write_heat_map(table, tmp_path / "costs.png")
     assert len((tmp_path / "costs.csv").read_text().splitlines()) == len(table_rows(table)) + 1
     assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
-def test_malformed_shard_is_refused(text):
-    with pytest.raises(AdaptError, match="--shard must be like 2/4"):
-        Shard.parse(text)
-
-
-def test_shards_partition_the_units():
-    parts = [Shard(number, 4).of(range(10)) for number in (1, 2, 3, 4)]
-    assert sorted(unit for part in parts for unit in part) == list(range(10))
-
-
-def test_slurm_task_measures_its_part(monkeypatch):
-    for name, value in (("ID", 7), ("MIN", 5), ("COUNT", 4)):
-        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-    assert Shard.from_environment() == Shard(3, 4)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from adapt.architecture import Architecture, Block, mobilenet_v2
@@ -119,8 +120,10 @@ def test_shards_of_a_profile_merge_into_a_table_that_shows_itself(
     for number, part in enumerate(parts, 1):
         ok("profile", recipe, "--shard", f"{number}/2", "--out", part)
     merged = ok("costs", "merge", *parts, "--out", tmp_path / "all.sqlite")
-    again = ok("profile", recipe, "--out", tmp_path / "all.sqlite")
-    assert (again["units"], again["measured_now"]) == (merged["rows"], 0)
+    planned = ok("profile", recipe, "--out", tmp_path / "all.sqlite", "--dry-run")
+    assert planned["to_measure"] == planned["estimated_seconds"] == 0
+    assert planned["distinct_units"] + planned["boundaries"] == merged["rows"]
+    assert merged["slowest_machine"] >= 0
     shown = ok("costs", "show", tmp_path / "all.sqlite", "--plot", tmp_path / "all.png")
     assert shown["runtime"] == "ort-cpu"
     assert run("costs", "export", parts[0], "--out", tmp_path / "a.csv").exit_code == 0
@@ -137,8 +140,42 @@ def test_run_refuses_a_folder_of_another_recipe(recipe: Path, tmp_path: Path) ->
 
 def test_profile_dry_run_measures_nothing_but_a_sample(recipe: Path, tmp_path: Path) -> None:
     planned = ok("profile", recipe, "--out", tmp_path / "costs.sqlite", "--dry-run")
-    assert planned["to_measure"] == planned["distinct_units"]
-    assert not (tmp_path / "costs.sqlite").exists()
+    assert planned["to_measure"] == planned["distinct_units"] + planned["boundaries"]
+    assert planned["estimated_seconds"] > 0
+    assert not list(tmp_path.glob("*.sqlite*"))
+
+
+def test_dry_run_for_a_gpu_elsewhere_says_that_the_time_is_unknown(recipe: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    gpu = ("--runtime", "tensorrt-rtx", "--precision", "fp16", "--batch", 2)
+    planned = ok("profile", recipe, *gpu, "--grid", 2, "--dry-run")
+    assert planned["estimated_seconds"].startswith("unknown: ")
+    assert planned["to_measure"] > 0
+    result = run("profile", recipe, *gpu)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_search_wants_a_certificate_or_to_be_told_otherwise(recipe: Path, tmp_path: Path) -> None:
+    table, out = tmp_path / "costs.sqlite", tmp_path / "out"
+    profiled = ok("profile", recipe, "--precision", "int8", "--out", table)
+    assert (profiled["conditions"], profiled["inferred_now"]) == ("ort-cpu int8 batch 1", 0)
+    recipe.write_text(recipe.read_text().replace("[device]", '[device]\nprecision = "int8"'))
+    search = ("search", recipe, "--cost", "latency", "--costs", table, "--out", out)
+    refused = run(*search, "--limit-steps", 1)
+    assert refused.exit_code == 1
+    assert "has no certificate for its present rows" in refused.stderr
+    told = run(*search, "--limit-steps", 1, "--uncertified")
+    assert told.exit_code == 0
+    assert "costs.sqlite: not certified" in told.stderr
+    derive = ("derive", out / "supernet.pt", "--costs", table)
+    assert "pass --uncertified" in run(*derive).stderr
+    certificate = ok("costs", "certify", recipe, table, "--detectors", 4)
+    assert certificate["detectors"] == 4
+    derived = run(*derive, "--json")
+    assert "over 4 random detectors MAPE" in derived.stderr
+    assert {"predicted_ms", "corrected_ms"} <= set(json.loads(derived.stdout))
 
 
 @pytest.mark.parametrize("command", ["search", "finetune", "run"])
@@ -199,6 +236,13 @@ BAD: list[tuple[Callable[[Path, Path], list[object]], int, str]] = [
     (lambda r, t: ["demo", "--out", "/proc/x"], 1, "cannot write"),
     (lambda r, t: ["run", r, "--out", "/proc/x"], 1, "cannot write"),
     (lambda r, t: ["profile", r, "--out", "/proc/x/costs.sqlite"], 1, "cannot write"),
+    (lambda r, t: ["profile", r, "--out", r], 1, "not a readable cost table"),
+    (lambda r, t: ["profile", r, "--shard", "5/4"], 1, "--shard must be like 2/4"),
+    (lambda r, t: ["profile", r, "--grid", "0"], 2, "grid"),
+    (lambda r, t: ["profile", r, "--runtime", "tflite"], 2, "tflite"),
+    (lambda r, t: ["costs", "show", t / "no.sqlite"], 1, "does not exist"),
+    (lambda r, t: ["costs", "certify", r, t / "no.sqlite"], 1, "does not exist"),
+    (lambda r, t: ["costs", "merge", t / "no.sqlite", "--out", t / "a"], 1, "does not exist"),
     (lambda r, t: ["weights", "vgg16"], 1, "unknown source backbone 'vgg16'"),
 ]
 
@@ -297,6 +341,6 @@ def test_table_of_another_processor_is_refused_when_the_recipe_names_one(
     table = tmp_path / "costs.sqlite"
     ok("profile", recipe, "--out", table)
     recipe.write_text(recipe.read_text().replace("[device]", '[device]\nname = "Jetson Orin"'))
-    result = run("search", recipe, "--cost", "latency", "--costs", table)
+    result = run("search", recipe, "--cost", "latency", "--costs", table, "--uncertified")
     assert result.exit_code == 1
     assert "(Jetson Orin)" in result.stderr
