@@ -204,6 +204,7 @@ class _Run:
 
     def _once(self, units: Sequence[Measurable], done: int) -> list[Measurable]:
         total, slow = done + len(units), []
+        anchor_ms: dict[Measurable, float] = {}  # its best, when each unit was measured
         for chunk in self._chunks(units):
             found = self.workers.run({unit_key(unit): unit for unit in chunk})
             rows: dict[Measurable, UnitCost] = {}
@@ -213,13 +214,17 @@ class _Run:
                     self.failed[unit_key(unit)] = result.reason
                     continue
                 rows[unit] = _faster(self.table.find(unit), _row(result))
+                anchor_ms[unit] = result.anchor_ms
                 if self._unsteady(result):
                     slow.append(unit)
             self.table.add(rows)
             self.table.store("anchor_ms", self.workers.anchor_ms)
             done += len(chunk)
             self.progress(done, total, f"{len(slow)} met a slow machine")
-        return slow
+        # A slow machine goes unnoticed until the anchor has seen a fast one.
+        limit = self.workers.anchor_ms * (1 + self.workers.protocol.drift)
+        unnoticed = [unit for unit, best in anchor_ms.items() if best > limit]
+        return list(dict.fromkeys([*slow, *unnoticed]))
 
     def _chunks(self, units: Sequence[Measurable]) -> Iterator[list[Measurable]]:
         """Yield units in random order, about :data:`CHUNK_SECONDS` of work at a time."""

@@ -39,6 +39,8 @@ class Latency:
         rounds: Rounds the calls are spread over.
         drifted: Rounds whose calls count although the anchor stayed slow or the device throttled.
         state: Clock, temperature and throttling of the device after the last sample.
+        anchor_ms: Lowest best of the anchor by which a round did not count as drifted; infinite
+            without such a round. If the anchor proves to be faster later, the machine was slow.
     """
 
     min_ms: float
@@ -53,6 +55,7 @@ class Latency:
     rounds: int
     drifted: int
     state: DeviceState = UNKNOWN_STATE
+    anchor_ms: float = float("inf")
 
     @property
     def reliable(self) -> bool:
@@ -71,6 +74,7 @@ class Latency:
         rounds: Sequence[Sequence[float]],
         drifted: int = 0,
         state: DeviceState = UNKNOWN_STATE,
+        anchor_ms: float = float("inf"),
     ) -> "Latency":
         """Summarise samples in milliseconds, given by round."""
         samples = np.concatenate(rounds)
@@ -89,6 +93,7 @@ class Latency:
             rounds=len(rounds),
             drifted=drifted,
             state=state,
+            anchor_ms=anchor_ms,
         )
 
 
@@ -157,6 +162,10 @@ class _Samples:
     rounds: list[list[float]] = field(default_factory=list)
     drifted: int = 0
     state: DeviceState = UNKNOWN_STATE
+    anchor_ms: float = float("inf")
+
+    def latency(self) -> Latency:
+        return Latency.of(self.rounds, self.drifted, self.state, self.anchor_ms)
 
 
 def wall_timer(call: Call, clock: Callable[[], float] = time.perf_counter) -> Timer:
@@ -201,7 +210,7 @@ def measure(
     for done, name in enumerate(_schedule(list(candidates), protocol.rounds, seed), start=1):
         _sample_round(candidates[name], protocol, anchor, state, samples[name])
         progress(done, protocol.rounds * len(candidates))
-    return {name: Latency.of(s.rounds, s.drifted, s.state) for name, s in samples.items()}
+    return {name: found.latency() for name, found in samples.items()}
 
 
 def _schedule(names: list[str], rounds: int, seed: int) -> list[str]:
@@ -225,6 +234,8 @@ def _sample_round(
             break
     into.rounds.append(taken)
     into.drifted += drifted
+    if anchor is not None and not drifted:
+        into.anchor_ms = min(into.anchor_ms, anchor.best_ms)
 
 
 def _repeat(timer: Timer, budget_ms: float) -> list[float]:

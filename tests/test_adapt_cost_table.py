@@ -106,6 +106,7 @@ def test_missing_keeps_the_order_of_what_was_not_measured(table):
 
 
 def test_lookup_of_a_missing_unit_says_which_and_how_to_measure_it(table):
+    table.add({end: COST for end in boundaries(UNIT)})
     with pytest.raises(AdaptError, match=rf"costs\.sqlite.*{unit_key(UNIT)}.*adapt profile"):
         table.lookup(UNIT)
 

@@ -140,7 +140,7 @@ def test_a_foreign_key_is_no_unit() -> None:
         parse_key("dense c=1")
 
 
-@pytest.mark.parametrize("size", [InputSize(320, 320), InputSize(72, 104)])
+@pytest.mark.parametrize("size", [InputSize(320, 320), InputSize(72, 104, "shortest-edge")])
 def test_in_a_detector_every_boundary_has_one_writer(size: InputSize) -> None:
     """What one unit writes is a boundary that others read; laterals branch off."""
     config = DetectorConfig(3, fpn_width=24)

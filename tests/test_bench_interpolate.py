@@ -40,7 +40,7 @@ def measure(units, of=jagged):
 def test_a_sum_of_its_parts_is_recovered_however_jagged(grid):
     units = [unit for unit in UNITS if grid == 2 or unit.c_out % 8 == 0]
     found = interpolate(measure(measured_units(units, grid)), units, grid)
-    assert len(found) > 0.7 * len(units)
+    assert len(found) > 0.6 * len(units)
     for unit, inferred in found.items():
         assert inferred.min_ms == pytest.approx(jagged(unit))
         assert inferred.p90_ms == pytest.approx(jagged(unit) + 3)

@@ -37,13 +37,14 @@ def costs_in(path, units):
         return {unit: table.lookup(unit) for unit in units}
 
 
-class TestOnThisProcessor:
-    @pytest.fixture(scope="class")
-    def real(self, tmp_path_factory):
-        """The tiny space, measured for real."""
-        path = tmp_path_factory.mktemp("profile") / "costs.sqlite"
-        return path, profiled(path)
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The tiny space, measured for real."""
+    path = tmp_path_factory.mktemp("profile") / "costs.sqlite"
+    return path, profiled(path)
 
+
+class TestOnThisProcessor:
     def test_every_unit_and_boundary_is_measured_once(self, real):
         path, summary = real
         assert (summary.units, summary.measured) == (len(UNITS), len(MEASURABLE))
@@ -240,13 +241,9 @@ class TestInProcessesOfTheirOwn:
         good = [unit for unit in UNITS if unit not in (bad, worse)]
         errors = relative_errors(costs_in(tmp_path / "costs", good))
         assert max(map(abs, errors.values())) < 1e-9
-
-    def test_the_next_run_measures_what_failed(self, tmp_path):
-        fault = (f"build {unit_key(UNITS[3])}", "crash")
-        profiled(tmp_path / "costs", Simulated(isolated=True, faults=(fault,)))
-        summary = profiled(tmp_path / "costs", Simulated(isolated=True))
-        assert (summary.measured, summary.failed) == (1, {})
-        assert costs_in(tmp_path / "costs", UNITS)[UNITS[3]] == pytest.approx(true_ms(UNITS[3]))
+        again = profiled(tmp_path / "costs", Simulated(isolated=True))
+        assert (again.measured, again.failed) == (2, {})
+        assert costs_in(tmp_path / "costs", UNITS)[bad] == pytest.approx(true_ms(bad))
 
 
 KILLED = """
@@ -296,7 +293,7 @@ def test_random_kills_lose_nothing_that_was_reported(tmp_path, kills):
     command = [sys.executable, "-c", KILLED.format(path=here), str(path), str(kills)]
     run = subprocess.run(command, check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) > 100
+    assert int(run.stdout) > 30
     space = SearchSpace.load("mobilenet_v2")
     work = plan(space, DETECTOR, SIZE)
     with CostTable.open(path) as table:

@@ -135,6 +135,16 @@ def test_the_warm_up_of_the_anchor_lasts_as_long_as_asked(machine):
     assert len(machine.calls) == 4
 
 
+def test_a_latency_remembers_by_which_best_of_the_anchor_its_rounds_were_good(machine):
+    # The machine is slow until after the first of two rounds: nobody can know then.
+    anchor = Anchor(costs(machine, [2.0, 2.0, 1.0, 1.0]), calls=1)
+    protocol = Protocol(rounds=1, round_ms=1, warm_up_ms=1)
+    early = measure({"a": machine.timer("a", lambda: 10.0)}, protocol, anchor=anchor)["a"]
+    late = measure({"a": machine.timer("a", lambda: 10.0)}, protocol, anchor=anchor)["a"]
+    assert (early.drifted, late.drifted) == (0, 0)
+    assert (early.anchor_ms, late.anchor_ms) == (pytest.approx(2.0), pytest.approx(1.0))
+
+
 @pytest.mark.parametrize(("second", "reliable"), [(10.0, True), (10.9, True), (11.5, False)])
 def test_rounds_that_disagree_are_unreliable(second, reliable):
     assert Latency.of([[10.0] * 5, [second] * 5]).reliable is reliable
