@@ -115,7 +115,7 @@ def certify(
     target: Target,
     *,
     detectors: int = DETECTORS,
-    protocol: Protocol = WHOLE_PROTOCOL,
+    protocol: Protocol | None = None,
     seed: int = 0,
     build_jobs: int = 1,
     progress: Progress = silent,
@@ -129,7 +129,7 @@ def certify(
         size: Letterbox of the detector.
         target: What the table was measured on.
         detectors: How many, at least 4.
-        protocol: How much to measure of each; its rounds interleave all detectors.
+        protocol: How much to measure of each; :data:`WHOLE_PROTOCOL` if None.
         seed: Seed of the detectors and of the order of measurement.
         build_jobs: Engines that are built at once.
         progress: Told after every round.
@@ -143,6 +143,7 @@ def certify(
     chance = random.Random(seed)
     networks = [random_architecture(space, chance) for _ in range(detectors)]
     predicted = [predict_latency(table, network, detector, size) for network in networks]
+    protocol = protocol or WHOLE_PROTOCOL
     subjects = {str(i): WholeDetector(net, detector, size) for i, net in enumerate(networks)}
     with Workers(
         target, protocol, seed=seed, build_jobs=build_jobs, anchor_ms=table.anchor_ms

@@ -129,7 +129,8 @@ def build_plan(
         name: What the model is called in errors.
         flavour: ``tensorrt`` or ``tensorrt_rtx``; by default the first that is installed.
         timing_cache: File of tactic timings that several builds share; made if there is none. What
-            TensorRT timed once it does not time again, so equal layers get equal tactics.
+            TensorRT timed once it does not time again, so equal layers get equal tactics. Unused by
+            TensorRT-RTX, which chooses tactics when the engine runs.
 
     Raises:
         AdaptError: If TensorRT is missing or refuses the network, with TensorRT's own reasons.
@@ -142,6 +143,8 @@ def build_plan(
     _parse(trt, network, model, name)
     config = builder.create_builder_config()
     target = _set_target(trt, config)
+    if trt.__name__ == "tensorrt_rtx":
+        timing_cache = None
     if timing_cache:
         config.set_timing_cache(config.create_timing_cache(_read_cache(timing_cache)), False)
     plan = builder.build_serialized_network(network, config)
@@ -161,8 +164,6 @@ def _read_cache(path: Path) -> bytes:
 def _share_cache(config: Any, path: Path) -> None:
     """Add what this build timed to the file, which other processes may have changed meanwhile."""
     own = config.get_timing_cache()
-    if own is None:  # TensorRT-RTX tunes when the engine runs and keeps no such cache
-        return
     with FileLock(f"{path}.lock"):
         shared = config.create_timing_cache(_read_cache(path))
         shared.combine(own, False)

@@ -64,10 +64,11 @@ def test_ort_takes_longer_for_more_images():
 @needs_rtx
 @pytest.mark.parametrize("subject", SUBJECTS, ids=kinds)
 def test_engines_of_every_kind_of_subject_are_built(subject, tmp_path):
-    target = open_target("tensorrt-rtx", precision="fp16", timing_cache=tmp_path / "timing-cache")
+    cache = tmp_path / "timing-cache"  # TensorRT-RTX has none
+    target = open_target("tensorrt-rtx", precision="fp16", timing_cache=cache)
     built = target.build(subject)
     assert len(built) > 1000
-    assert (tmp_path / "timing-cache").stat().st_size > 0
+    assert not cache.exists()
     assert target.version()[0].isdigit()
 
 

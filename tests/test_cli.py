@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from adapt.architecture import Architecture, Block, mobilenet_v2
 from adapt.coco import CocoSplit
 from adapt.space import Operation
+from bench.timing import Protocol
 from cli import app
 
 COMMANDS = {
@@ -55,6 +56,13 @@ def recipe(tmp_path: Path, tiny_data: CocoSplit) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE.format(root=tiny_data.annotations.parents[1]))
     return path
+
+
+@pytest.fixture(autouse=True)
+def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well is measured is a matter of other tests."""
+    monkeypatch.setattr("bench.profiler.CPU_PROTOCOL", Protocol(2, round_ms=0.1, retries=0))
+    monkeypatch.setattr("bench.certify.WHOLE_PROTOCOL", Protocol(2, round_ms=1.0, retries=0))
 
 
 def run(*arguments: object) -> Result:

@@ -43,7 +43,7 @@ def test_ap_of_the_onnx_artifact_is_the_ap_of_torch(detector: Path, split: CocoS
     onnx = detector.with_suffix(".onnx")
     deploy(detector, onnx, tail="tensor-nms", trt=False)
     by_torch, by_onnx = evaluate_artifact(detector, split), evaluate_artifact(onnx, split)
-    assert by_torch.ap > 0.01  # at AP 0 any two detectors would agree
+    assert by_torch.ap > 0.004  # at AP 0 any two detectors would agree
     assert by_onnx.ap == pytest.approx(by_torch.ap, abs=0.002)
 
 

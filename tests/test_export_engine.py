@@ -13,7 +13,7 @@ import export.engine
 import export.plan
 from adapt.artifacts import file_hash
 from adapt.errors import AdaptError
-from export.engine import build_engine, trt_flavours
+from export.engine import _share_cache, build_engine, trt_flavours
 from export.graph import export_rest
 
 HERE = Path(__file__).parent
@@ -148,3 +148,36 @@ def test_truncated_onnx_is_explained(detector_onnx, tmp_path):
     (tmp_path / "half.onnx").write_bytes(detector_onnx.read_bytes()[:5000])
     with pytest.raises(AdaptError, match=r"half.onnx is not a readable ONNX file"):
         build_engine(tmp_path / "half.onnx", tmp_path / "x.plan")
+
+
+class FakeCache:
+    """A timing cache as TensorRT's: joined with others, then written."""
+
+    def __init__(self, content):
+        self.timings = set(bytes(content))
+
+    def combine(self, other, ignore_mismatch):
+        assert ignore_mismatch is False
+        self.timings |= other.timings
+        return True
+
+    def serialize(self):
+        return memoryview(bytes(sorted(self.timings)))
+
+
+class FakeConfig:
+    def __init__(self, timed):
+        self._own = FakeCache(timed)
+
+    def create_timing_cache(self, content):
+        return FakeCache(content)
+
+    def get_timing_cache(self):
+        return self._own
+
+
+def test_builds_add_what_they_timed_to_the_shared_cache(tmp_path):
+    path = tmp_path / "timing-cache"
+    for timed in (b"ab", b"bc", b"d"):
+        _share_cache(FakeConfig(timed), path)
+    assert path.read_bytes() == b"abcd"
