@@ -473,6 +473,26 @@ def export_command(
         Literal["tensor-nms", "none"],
         typer.Option("--tail", help="End in detections, or in raw heads."),
     ] = "tensor-nms",
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="What follows the heads is always fp32.")
+    ] = "fp32",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per inference.")] = 1,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option("--calibration", help="Images, or folders of them, that int8 is fitted to."),
+    ] = None,
+    verify: Annotated[
+        list[Path] | None,
+        typer.Option("--verify", help="Images, or folders, to compare with PyTorch's detections."),
+    ] = None,
+    ap_gate: Annotated[
+        float | None,
+        typer.Option("--ap-gate", help="Fail if AP drops by more points of 100; needs --data."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Data set that --ap-gate evaluates on.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Its split.")] = "val",
     as_json: JsonOpt = False,
 ) -> None:
     """Export a detector to ONNX, decoding and NMS inside, and to a TensorRT engine.
@@ -480,12 +500,61 @@ def export_command(
     Example: `adapt export runs/bccd/derived.safetensors --trt`
     """
     from adapt.progress import console_stage
-    from export.deploy import deploy
+    from bench.gate import deploy_within
 
     path = out or detector.with_suffix(".onnx")
     with console_stage("export") as progress:
-        summary = deploy(detector, path, tail=tail, trt=trt, progress=progress)
+        summary = deploy_within(
+            detector,
+            path,
+            gate=ap_gate,
+            data=data,
+            split=split,
+            tail=tail,
+            trt=trt,
+            precision=precision,
+            batch=batch,
+            calibration=calibration or (),
+            verify=verify or (),
+            progress=progress,
+        )
     _show(summary, as_json=as_json, title="export")
+
+
+@app.command("predict")
+def predict_command(
+    artifact: Annotated[Path, typer.Argument(help="Detector (.safetensors), ONNX file or engine.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path(
+        "runs/predictions"
+    ),
+    score: Annotated[
+        float, typer.Option("--score", min=0, max=1, help="Lowest score that is drawn.")
+    ] = 0.3,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="Runtime; the file's usual one if empty.")
+    ] = None,
+    threads: ThreadsOpt = 1,
+    as_json: JsonOpt = False,
+) -> None:
+    """Draw what a detector finds in images, and write it as COCO JSON.
+
+    Example: `adapt predict runs/bccd/derived.onnx photos/ --out runs/predictions`
+    """
+    from adapt.images import find_images
+    from adapt.progress import console_stage
+    from bench.measure import usual_runtime
+    from export.predict import predict
+    from export.runner import open_runner
+
+    found = find_images(images)
+    with (
+        open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner,
+        console_stage("predict") as progress,
+    ):
+        content = predict(runner, found, out, score_threshold=score, progress=progress)
+    summary = {"images": len(found), "detections": len(content["annotations"]), "out": str(out)}
+    _show(summary, as_json=as_json)
 
 
 @app.command("bench")

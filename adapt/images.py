@@ -1,17 +1,20 @@
 """How does an image become the detector's input, the same way in training and deployment?"""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 # Near the ImageNet mean, so the padded area is near zero after normalisation.
 PADDING = 114
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # of files that folders are searched for
 
 
 @dataclass(frozen=True)
@@ -85,3 +88,40 @@ def fit(image: Image.Image, size: InputSize) -> tuple[Tensor, tuple[float, float
     canvas = torch.full((3, size.height, size.width), PADDING, dtype=torch.uint8)
     canvas[:, :height, :width] = pixels
     return canvas, factors
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return image files: those given, and those in given folders and below, in order.
+
+    Raises:
+        AdaptError: If a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise AdaptError(
+                    f"folder {path} holds no image; files must end in {', '.join(sorted(SUFFIXES))}"
+                )
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise AdaptError(f"image {path} does not exist; pass image files or folders of them")
+    return found
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode an image as RGB, turned as its EXIF data say: what a viewer shows.
+
+    Raises:
+        AdaptError: If the file is missing, damaged, or no image.
+    """
+    try:
+        with Image.open(path) as file:
+            # Via RGBA, because a palette with transparency has no direct way to RGB.
+            stored = file.convert("RGBA") if file.mode == "P" else file
+            return ImageOps.exif_transpose(stored).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise AdaptError(f"{path} is no readable image ({error}); remove or replace it") from error

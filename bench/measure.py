@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor, from_numpy
+from torch import from_numpy
 
 from adapt.artifacts import library_versions, make_folder, write_text
 from adapt.coco import CocoImage, CocoSplit, read_image
@@ -23,7 +21,7 @@ from adapt.units import detector_units, madds
 from bench.provenance import device_description
 from bench.target import ANCHOR, OrtTarget
 from bench.timing import Anchor, Latency, Protocol, Timer, measure, wall_timer
-from export.runner import ARTIFACTS, Runner, check_artifact, open_runner
+from export.runner import ARTIFACTS, Runner, batch_of_one, check_artifact, open_runner
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
 Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
@@ -195,14 +193,9 @@ def _list(names: tuple[str, ...], most: int = 5) -> str:
 
 def _detect(runner: Runner, image: CocoImage, size: InputSize) -> Detections:
     pixels, factors = fit(read_image(image), size)
-    ((boxes, scores, labels),) = runner.infer(_batch_of_one(pixels))
+    ((boxes, scores, labels),) = runner.infer(batch_of_one(pixels))
     original = detections_to_original(from_numpy(boxes), factors, image.width, image.height)
     return Detections(image.id, original, scores, labels)
-
-
-def _batch_of_one(pixels: Tensor) -> NDArray[np.float32]:
-    """Return uint8 ``Tensor[3, H, W]`` as float32 ``[1, 3, H, W]`` in [0, 1]."""
-    return pixels.numpy()[None].astype(np.float32) / np.float32(255)
 
 
 def _latencies(
@@ -216,7 +209,7 @@ def _latencies(
     """Time every runner on the first image of the split."""
     image = read_image(split.images[0])
     timers: dict[str, Timer] = {
-        name: wall_timer(runner.bind(_batch_of_one(fit(image, runner.size)[0])))
+        name: wall_timer(runner.bind(batch_of_one(fit(image, runner.size)[0])))
         for name, runner in runners.items()
     }
     target = OrtTarget("ort-cpu", threads=threads)

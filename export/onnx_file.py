@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from adapt.artifacts import atomic_path, check_header
+from adapt.artifacts import atomic_path, check_header, make_folder
 from adapt.errors import AdaptError
 
 HEADER = "adapt"  # key of the description in the file's metadata
@@ -44,11 +44,21 @@ def write_onnx(
     Raises:
         AdaptError: If the file cannot be written.
     """
+    make_folder(path.parent)  # before the seconds of the exporter
+    model = trace(fused(network), example, names, opset)
+    _strip(model)
+    return save_onnx(model, description, path)
+
+
+def save_onnx(model: onnx.ModelProto, description: Mapping[str, Any], path: Path) -> Path:
+    """Check a model and write it with its description; same model, same bytes.
+
+    Raises:
+        AdaptError: If the file cannot be written.
+    """
+    onnx.helper.set_model_props(model, {HEADER: json.dumps(description, sort_keys=True)})
+    onnx.checker.check_model(model, full_check=True)
     with atomic_path(path) as temporary:
-        model = trace(fused(network), example, names, opset)
-        _strip(model)
-        onnx.helper.set_model_props(model, {HEADER: json.dumps(description, sort_keys=True)})
-        onnx.checker.check_model(model, full_check=True)
         temporary.write_bytes(model.SerializeToString(deterministic=True))
     return path
 

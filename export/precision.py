@@ -19,7 +19,7 @@ FloatPrecision = Literal["fp32", "fp16"]  # what a network is exported in; int8 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 SCALE = 0.05  # of activations nobody calibrated: int8 then spans -6.35 to 6.35, more than ReLU6
-_LARGEST = 127  # of symmetric int8; -128 has no positive counterpart
+LARGEST = 127  # of symmetric int8; -128 has no positive counterpart
 Steps = dict[str, NDArray[np.float32]]  # tensor name to what one step of int8 is worth
 
 
@@ -92,7 +92,7 @@ def _weight_steps(graph: onnx.GraphProto, names: set[str]) -> Steps:
     for tensor in graph.initializer:
         if tensor.name in names:
             largest = np.abs(numpy_helper.to_array(tensor)).max((1, 2, 3))
-            steps[tensor.name] = np.where(largest > 0, largest / _LARGEST, 1).astype(np.float32)
+            steps[tensor.name] = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
     assert len(steps) == len(names), "the weights of a convolution are no constant"
     return steps
 

@@ -272,6 +272,11 @@ class PlanRunner(Runner):
         }
 
 
+def batch_of_one(pixels: Tensor) -> NDArray[np.float32]:
+    """Return uint8 ``Tensor[3, H, W]`` as float32 ``[1, 3, H, W]`` in [0, 1]."""
+    return pixels.numpy()[None].astype(np.float32) / np.float32(255)
+
+
 def check_shape(images: Array, wanted: tuple[int, ...], artifact: Path) -> None:
     """Check that images fit a file with fixed shapes.
 

@@ -21,7 +21,7 @@ from cli import app
 
 COMMANDS = {
     *("doctor", "weights", "profile", "search", "derive", "finetune"),
-    *("eval", "export", "bench", "run", "demo"),
+    *("eval", "export", "predict", "bench", "run", "demo"),
 }
 RECIPE = """
 name = "tiny"
@@ -238,6 +238,9 @@ BAD: list[tuple[Callable[[Path, Path], list[object]], int, str]] = [
     (lambda r, t: ["finetune", r, "--arch", "mobilenet_v2", "--init", "magic"], 2, "magic"),
     (lambda r, t: ["export", t / "no.safetensors"], 1, "does not exist"),
     (lambda r, t: ["export", r], 1, "not a readable safetensors file"),
+    (lambda r, t: ["export", t / "no.safetensors", "--ap-gate", "1"], 1, "with --data"),
+    (lambda r, t: ["predict", t / "no.onnx", t], 1, "holds no image"),
+    (lambda r, t: ["predict", t / "no.onnx", r], 1, "does not exist"),
     (lambda r, t: ["eval", t / "no.onnx", "--data", root_of(r)], 1, "does not exist"),
     (lambda r, t: ["bench", r, "--data", root_of(r)], 1, ".onnx"),
     (lambda r, t: ["data", "check", t], 1, "split"),

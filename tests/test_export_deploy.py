@@ -1,0 +1,149 @@
+"""Every precision of a deployed detector, on image files."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from export_parts import INFO, SIZE, saved
+from PIL import Image
+
+from adapt.errors import AdaptError
+from adapt.images import find_images, open_image
+from export.deploy import deploy
+from export.graph import read_onnx_info
+from export.predict import predict
+from export.runner import open_runner
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    return saved(tmp_path_factory.getbasetemp() / "exported")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Noise of several sizes, one of them turned by its EXIF data."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate([(128, 160), (100, 90), (64, 200)]):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    turned = Image.fromarray(rng.integers(0, 256, (60, 120, 3), dtype=np.uint8))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "turned.jpg", exif=exif)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployed(detector, photos, tmp_path_factory):
+    """Path and summary by precision."""
+    folder = tmp_path_factory.mktemp("deployed")
+    options = {"tail": "tensor-nms", "trt": False, "calibration": [photos], "verify": [photos]}
+    paths = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8")}
+    return {
+        name: (path, deploy(detector, path, precision=name, **options))
+        for name, path in paths.items()
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_files_say_their_precision_and_detect(deployed, precision, photos):
+    path, summary = deployed[precision]
+    info, content = read_onnx_info(path)
+    assert (info, content["precision"], summary["precision"]) == (INFO, precision, precision)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    assert summary["parity"]["match"]["matched"] > 100
+    assert json.loads(path.with_name(f"{path.name}.parity.json").read_text()) == summary["parity"]
+
+
+def test_lower_precision_is_smaller(deployed):
+    fp32, fp16, int8 = (deployed[name][1]["size_mb"] for name in ("fp32", "fp16", "int8"))
+    assert fp16 < 0.6 * fp32
+    assert int8 < 1.1 * fp32  # weights stay float32 in the file, quantised when it is loaded
+
+
+def test_int8_activations_are_calibrated_one_by_one(deployed):
+    model = onnx.load(deployed["int8"][0])
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["QuantizeLinear"] == kinds["DequantizeLinear"] > kinds["Conv"]
+    scales = {
+        tensor.name: onnx.numpy_helper.to_array(tensor).item()
+        for tensor in model.graph.initializer
+        if tensor.name.endswith("_scale") and not tensor.dims
+    }
+    assert len(set(scales.values())) > 0.5 * len(scales)  # many are those of ReLU6
+    assert all(0 < scale < 10 for scale in scales.values())
+
+
+def test_batches_hold_several_images(detector, photos, tmp_path):
+    summary = deploy(
+        detector,
+        tmp_path / "two.onnx",
+        tail="tensor-nms",
+        trt=False,
+        batch=2,
+        precision="int8",
+        calibration=[photos],
+    )
+    assert summary["input"] == "2x3x128x160"
+    with open_runner("ort-cpu", tmp_path / "two.onnx") as runner:
+        found = runner.infer(np.zeros((2, 3, SIZE.height, SIZE.width), np.float32))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8"}, "int8 needs images to calibrate on.*--calibration"),
+        ({"precision": "int8", "calibration": ["no"]}, r"image .*no does not exist"),
+        ({"precision": "int8", "calibration": ["empty"]}, r"folder .*empty holds no image"),
+        ({"precision": "int8", "calibration": ["bad.png"]}, r"bad\.png is no readable image"),
+        ({"verify": ["bad.png"], "tail": "none"}, "tail 'none' has none"),
+        ({"precision": "int8", "calibration": ["good.png"], "batch": 3}, "1 images do not fill"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_written(detector, options, message, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").write_text("text")
+    Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
+    for name in ("calibration", "verify"):
+        options = {**options, name: [tmp_path / p for p in options.get(name, ())]}
+    out = tmp_path / "out.onnx"
+    with pytest.raises(AdaptError, match=message):
+        deploy(detector, out, **{"tail": "tensor-nms", "trt": False, **options})
+    assert not list(tmp_path.glob("*.onnx*"))
+
+
+@pytest.mark.parametrize("runtime", ["torch", "ort-cpu"])
+def test_predictions_are_drawn_and_written_in_pixels_of_the_image(
+    runtime, detector, deployed, photos, tmp_path
+):
+    artifact = detector if runtime == "torch" else deployed["fp32"][0]
+    files = find_images([photos])
+    with open_runner(runtime, artifact) as runner:
+        content = predict(runner, files, tmp_path, score_threshold=0.2)
+    assert json.loads((tmp_path / "predictions.json").read_text()) == content
+    assert [c["name"] for c in content["categories"]] == list(INFO.classes)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    assert sizes[4] == (60, 120)  # as it is seen, not as it is stored
+    for number, path in enumerate(files, start=1):
+        with Image.open(tmp_path / f"{number:04d}_{path.stem}.jpg") as drawn:
+            assert drawn.size == sizes[number]
+    assert len(content["annotations"]) > 20
+    for found in content["annotations"]:
+        x, y, width, height = found["bbox"]
+        assert found["score"] >= 0.2
+        assert x + width <= sizes[found["image_id"]][0] + 1e-3
+        assert y + height <= sizes[found["image_id"]][1] + 1e-3
+
+
+def test_images_are_found_in_folders_and_below(photos, tmp_path):
+    (tmp_path / "below").mkdir()
+    Image.new("L", (40, 40)).save(tmp_path / "below" / "grey.PNG")
+    found = find_images([photos / "0.png", tmp_path])
+    assert found == [photos / "0.png", tmp_path / "below" / "grey.PNG"]
+    assert open_image(found[1]).mode == "RGB"
