@@ -557,6 +557,43 @@ def predict_command(
     _show(summary, as_json=as_json)
 
 
+@app.command("parity")
+def parity_command(
+    first: Annotated[Path, typer.Argument(help="Detector (.safetensors), ONNX file or engine.")],
+    second: Annotated[Path, typer.Argument(help="Another artifact of the same detector.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    score_tol: Annotated[
+        float, typer.Option("--score-tol", min=0, help="Largest difference of scores.")
+    ] = 1e-4,
+    box_tol: Annotated[
+        float, typer.Option("--box-tol", min=0, help="Largest difference of boxes in pixels.")
+    ] = 0.05,
+    as_json: JsonOpt = False,
+) -> None:
+    """Compare what two artifacts of one detector find; exit code 1 if they differ.
+
+    Example: `adapt parity derived.onnx derived-fp16.onnx photos/ --score-tol 0.01 --box-tol 1`
+    """
+    from adapt.images import find_images
+    from adapt.progress import console_stage
+    from bench.measure import usual_runtime
+    from export.parity import compare_artifacts
+    from export.runner import open_runner
+
+    found = find_images(images)
+    with (
+        open_runner(usual_runtime(first), first) as a,
+        open_runner(usual_runtime(second), second) as b,
+        console_stage("parity") as progress,
+    ):
+        report = compare_artifacts(
+            a, b, found, score_tol=score_tol, box_tol=box_tol, progress=progress
+        )
+    _show(report, as_json=as_json, title="parity")
+    if not report["passed"]:
+        raise typer.Exit(1)
+
+
 @app.command("bench")
 def bench_command(
     artifacts: Annotated[list[Path], typer.Argument(help="Detectors (.safetensors, .onnx).")],

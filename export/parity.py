@@ -1,5 +1,6 @@
 """Do two artifacts detect the same?"""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,18 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
 from adapt.detector_file import DetectorInfo
+from adapt.errors import AdaptError
+from adapt.images import fit, open_image
+from adapt.progress import Progress, silent
 from export.graph import RAW_HEADS, RawHeads, read_onnx_info
-from export.runner import Array, ImageDetections, OrtRunner, ort_session
+from export.runner import (
+    Array,
+    ImageDetections,
+    OrtRunner,
+    Runner,
+    batch_of_one,
+    ort_session,
+)
 
 # fp32 on both sides differs by about 1e-6 in scores and 1e-4 pixels; these leave a wide margin.
 SCORE_TOL = 1e-4
@@ -207,3 +218,55 @@ def compare_raw_heads(model: RetinaNet, onnx_path: Path, images: Array) -> dict[
     found = session.run(RAW_HEADS, {"images": images})
     differences = (np.abs(a.numpy() - b).max() for a, b in zip(expected, found, strict=True))
     return {name: float(d) for name, d in zip(RAW_HEADS, differences, strict=True)}
+
+
+def compare_artifacts(
+    a: Runner,
+    b: Runner,
+    images: Sequence[Path],
+    *,
+    score_tol: float = SCORE_TOL,
+    box_tol: float = BOX_TOL,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Compare what two artifacts of one detector find in images.
+
+    Args:
+        a: Runner of the artifact to compare with.
+        b: Runner of the other one.
+        images: Image files.
+        score_tol: Largest difference of scores.
+        box_tol: Largest difference of a box coordinate, in pixels of the input.
+        progress: Called with (done, total) after every image.
+
+    Returns:
+        Whether all is the same, the sum over the images, and the image that differs most.
+
+    Raises:
+        AdaptError: If the two have other classes or inputs, or an image cannot be read.
+    """
+    if (a.info.classes, a.size) != (b.info.classes, b.size):
+        raise AdaptError(
+            f"the two detectors differ: {a.size} with {len(a.info.classes)} classes, {b.size} with "
+            f"{len(b.info.classes)}; compare artifacts of one detector"
+        )
+    limits = a.info.detector
+    total, worst, most = MatchReport(), None, -1.0
+    for done, path in enumerate(images, start=1):
+        pixels = batch_of_one(fit(open_image(path), a.size)[0])
+        (found,), (other,) = a.infer(pixels), b.infer(pixels)
+        report = match_detections(
+            found,
+            other,
+            score_tol=score_tol,
+            box_tol=box_tol,
+            score_threshold=limits.score_threshold,
+            detections=limits.detections,
+        )
+        total += report
+        # What only one of them has weighs more than any difference within the tolerances.
+        badness = report.missing + report.extra + report.score_difference
+        if badness > most:
+            worst, most = {"image": str(path), **asdict(report)}, badness
+        progress(done, len(images))
+    return {"passed": total.same, "images": len(images), "match": asdict(total), "worst": worst}

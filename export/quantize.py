@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from export.onnx_file import load_onnx, read_description, save_onnx
 from export.precision import LARGEST, with_qdq
@@ -28,8 +30,23 @@ def quantize(source: Path, images: Sequence[Array], path: Path) -> Path:
     """
     description = read_description(source, "onnx-detector")
     model = with_qdq(load_onnx(source), calibrate(source, images))
+    _store_weights_as_integers(model)
     described = {**description, "precision": "int8", "calibration_batches": len(images)}
     return save_onnx(model, described, path)
+
+
+def _store_weights_as_integers(model: onnx.ModelProto) -> None:
+    """Do now what the QuantizeLinear of every weight would do when the file is loaded."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    pairs = [
+        n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in constants
+    ]
+    for node in pairs:
+        weight, step = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
+        steps = step.reshape(-1, *[1] * (weight.ndim - 1))
+        integers = np.clip(np.round(weight / steps), -LARGEST, LARGEST).astype(np.int8)
+        constants[node.input[0]].CopyFrom(numpy_helper.from_array(integers, node.output[0]))
+        model.graph.node.remove(node)
 
 
 def calibrate(source: Path, images: Sequence[Array]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from cli import app
 
 COMMANDS = {
     *("doctor", "weights", "profile", "search", "derive", "finetune"),
-    *("eval", "export", "predict", "bench", "run", "demo"),
+    *("eval", "export", "predict", "parity", "bench", "run", "demo"),
 }
 RECIPE = """
 name = "tiny"
