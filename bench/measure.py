@@ -219,13 +219,12 @@ def _latencies(
 
 def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency: Latency) -> Entry:
     info, size = runner.info, runner.info.input.fixed()
-    description = runner.describe()
     units = detector_units(info.architecture, info.detector, size)
     return Entry(
         name=name,
         artifact=artifact,
-        runner=description,
-        precision=description.get("precision", "fp32"),
+        runner=runner.describe(),
+        precision=runner.precision,
         architecture=info.architecture.hash,
         height=size.height,
         width=size.width,

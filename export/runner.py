@@ -14,6 +14,7 @@ from adapt.artifacts import check_header
 from adapt.detector_file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
 from adapt.images import InputSize
+from adapt.runtime import Precision
 from export.graph import DETECTIONS, read_onnx_info
 from export.plan import Plan, read_plan_info
 
@@ -45,9 +46,15 @@ class ImageDetections(NamedTuple):
 
 
 class Runner(ABC):
-    """One artifact, ready to run on one runtime; a context manager."""
+    """One artifact, ready to run on one runtime; a context manager.
+
+    Attributes:
+        info: The detector.
+        precision: Precision of the artifact.
+    """
 
     info: DetectorInfo
+    precision: Precision = "fp32"
 
     @property
     def size(self) -> InputSize:
@@ -183,6 +190,7 @@ class OrtRunner(Runner):
 
     def __init__(self, runtime: str, artifact: Path, threads: int = 1) -> None:
         self.info, self._header = read_onnx_info(artifact)
+        self.precision = self._header["precision"]
         size = self.info.input
         self._shape = (self._header["batch"], 3, size.height, size.width)
         self._runtime = runtime
@@ -242,6 +250,7 @@ class PlanRunner(Runner):
             )
         header = check_header(content["onnx"], "onnx-detector", artifact)
         self.info = DetectorInfo.from_dict(header)
+        self.precision = header["precision"]
         size = self.info.input
         self._shape = (header["batch"], 3, size.height, size.width)
         self._runtime = runtime

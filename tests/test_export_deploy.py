@@ -60,6 +60,8 @@ def test_files_say_their_precision_and_detect(deployed, precision, photos):
     info, content = read_onnx_info(path)
     assert (info, content["precision"], summary["precision"]) == (INFO, precision, precision)
     onnx.checker.check_model(onnx.load(path), full_check=True)
+    with open_runner("ort-cpu", path) as runner:
+        assert runner.precision == precision
     assert summary["parity"]["match"]["matched"] > 100
     assert json.loads(path.with_name(f"{path.name}.parity.json").read_text()) == summary["parity"]
 
