@@ -44,7 +44,7 @@ def with_qdq(
     is slower than fp32 there: its integer kernels absorb a Clip only if activations have a zero
     point, which TensorRT refuses.
 
-    Latency does not depend on the scales; for calibrated ones see :func:`quantize_static_options`.
+    Latency does not depend on the scales; for calibrated ones see :func:`export.quantize.quantize`.
 
     Args:
         model: An fp32 model of a unit, the rest of a detector or a whole detector.
@@ -61,29 +61,6 @@ def with_qdq(
     _insert_pairs(graph, {name: _pair(name, step) for name, step in steps.items()})
     graph.initializer.extend(tensor for item in steps.items() for tensor in _parameters(*item))
     return quantised
-
-
-def quantize_static_options() -> dict[str, Any]:
-    """Return the options with which ``onnxruntime.quantization.quantize_static`` does the same.
-
-    It puts the pairs where :func:`with_qdq` puts them, with scales that it calibrates.
-    """
-    from onnxruntime.quantization import QuantFormat, QuantType
-
-    return {
-        "quant_format": QuantFormat.QDQ,
-        "op_types_to_quantize": ["Conv"],
-        "per_channel": True,
-        "activation_type": QuantType.QInt8,  # TensorRT refuses uint8
-        "weight_type": QuantType.QInt8,
-        "extra_options": {
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            "QuantizeBias": False,  # TensorRT refuses int32 biases
-            "AddQDQPairToWeight": True,
-            "OpTypesToExcludeOutputQuantization": ["Conv"],
-        },
-    }
 
 
 def _weight_steps(graph: onnx.GraphProto, names: set[str]) -> Steps:

@@ -13,7 +13,7 @@ from bench.unit_graphs import random_inputs, unit_model
 from export.graph import RawHeads, export_detector, read_onnx_info
 from export.onnx_file import fused
 from export.parity import verify_export
-from export.precision import quantize_static_options, with_qdq
+from export.precision import with_qdq
 from export.runner import ort_session
 
 RESIDUAL = MBConvUnit(8, 8, 5, 6, 1, True, 15, 20)
@@ -30,6 +30,26 @@ def folder(tmp_path_factory):
 def half_detector(folder):
     path = folder / "half.onnx"
     return export_detector(small_detector(), INFO, path, precision="fp16", provenance={})
+
+
+def quantize_static_options():
+    """Options with which ONNX Runtime's quantize_static puts the same pairs at the same places."""
+    from onnxruntime.quantization import QuantFormat, QuantType
+
+    return {
+        "quant_format": QuantFormat.QDQ,
+        "op_types_to_quantize": ["Conv"],
+        "per_channel": True,
+        "activation_type": QuantType.QInt8,
+        "weight_type": QuantType.QInt8,
+        "extra_options": {
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "AddQDQPairToWeight": True,
+            "OpTypesToExcludeOutputQuantization": ["Conv"],
+        },
+    }
 
 
 def quantised_by_onnx_runtime(model, *inputs, path):
