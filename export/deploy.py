@@ -49,8 +49,8 @@ def deploy(
         batch: Images per inference.
         calibration: Images or folders of them, which int8 needs; the first 64, evenly spaced,
             are used.
-        verify: Images or folders of them on which detections are compared with PyTorch's; the
-            result is written beside the file.
+        verify: Images or folders of them on which detections are compared with those of the same
+            graph in fp32 PyTorch; the result is written beside the file.
         progress: Told after every file.
 
     Returns:
@@ -113,7 +113,13 @@ def _verify(
 ) -> dict[str, Any]:
     score_tol, box_tol = TOLERANCES[precision]
     report = verify_export(
-        model, info, path, np.concatenate(images), score_tol=score_tol, box_tol=box_tol
+        model,
+        info,
+        path,
+        np.concatenate(images),
+        score_tol=score_tol,
+        box_tol=box_tol,
+        same_candidates=True,
     )
     parity = path.with_name(path.name + ".parity.json")
     write_json(parity, report.to_dict())
@@ -122,7 +128,6 @@ def _verify(
         raise AdaptError(
             f"{path} does not detect what PyTorch detects: of {found.matched + found.missing} "
             f"detections {found.missing} are missing and {found.extra} are new, see {parity.name}; "
-            f"detector.nms_candidates = {info.detector.nms_candidates} may be too few for these "
-            "images"
+            "report this with the versions that `adapt doctor` prints"
         )
     return report.to_dict()

@@ -1,7 +1,8 @@
 """Do two artifacts detect the same?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from adapt.detector_file import DetectorInfo
 from adapt.errors import AdaptError
 from adapt.images import fit, open_image
 from adapt.progress import Progress, silent
-from export.graph import RAW_HEADS, RawHeads, read_onnx_info
+from export.graph import RAW_HEADS, DeployedDetector, RawHeads, read_onnx_info
 from export.runner import (
     Array,
     ImageDetections,
     OrtRunner,
     Runner,
+    batch_detections,
     batch_of_one,
     ort_session,
 )
@@ -161,6 +163,7 @@ def verify_export(
     *,
     score_tol: float = SCORE_TOL,
     box_tol: float = BOX_TOL,
+    same_candidates: bool = False,
 ) -> ParityReport:
     """Compare an exported detector on ONNX Runtime with torchvision's own inference.
 
@@ -172,16 +175,19 @@ def verify_export(
             of the export's batch.
         score_tol: Largest difference of scores.
         box_tol: Largest difference of a box coordinate, in pixels.
+        same_candidates: Compare with the deployed modules in PyTorch instead, which look at the
+            best ``nms_candidates`` only, where torchvision looks at all.
 
     Raises:
         AdaptError: If the file is not a detector that fits the images.
     """
     _, content = read_onnx_info(onnx_path)
     total = MatchReport()
+    detect = _deployed(model, info) if same_candidates else partial(_eager, model)
     with OrtRunner("ort-cpu", onnx_path) as runner:
         for start in range(0, len(images), content["batch"]):
             batch = images[start : start + content["batch"]]
-            for a, b in zip(_eager(model, batch), runner.infer(batch), strict=True):
+            for a, b in zip(detect(batch), runner.infer(batch), strict=True):
                 total += match_detections(
                     a,
                     b,
@@ -198,6 +204,16 @@ def _eager(model: RetinaNet, images: Array) -> list[ImageDetections]:
     found: list[dict[str, Tensor]] = model(list(torch.from_numpy(images)))
     names = ("boxes", "scores", "labels")
     return [ImageDetections(*(image[name].numpy() for name in names)) for image in found]
+
+
+def _deployed(model: RetinaNet, info: DetectorInfo) -> Callable[[Array], list[ImageDetections]]:
+    network = DeployedDetector(model, info).eval()
+
+    @torch.inference_mode()
+    def detect(images: Array) -> list[ImageDetections]:
+        return batch_detections(*(found.numpy() for found in network(torch.from_numpy(images))))
+
+    return detect
 
 
 @torch.inference_mode()

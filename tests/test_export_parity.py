@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from export_parts import INFO, exported, images, small_detector
 from torch import nn
 
 from adapt.errors import AdaptError
+from export.graph import export_detector
 from export.parity import compare_raw_heads, match_detections, verify_export
 from export.runner import ImageDetections
 
@@ -92,3 +94,11 @@ def test_a_file_that_is_no_export_is_explained(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"not onnx")
     with pytest.raises(AdaptError, match=r"x.onnx is not a readable ONNX file"):
         verify_export(small_detector(), INFO, tmp_path / "x.onnx", images(1))
+
+
+def test_with_few_candidates_the_export_equals_its_own_modules_but_not_torchvision(tmp_path):
+    info = replace(INFO, detector=replace(INFO.detector, nms_candidates=60))
+    path = export_detector(small_detector(), info, tmp_path / "few.onnx", provenance={})
+    arguments = small_detector(), info, path, images(2)
+    assert not verify_export(*arguments).passed
+    assert verify_export(*arguments, same_candidates=True).passed
