@@ -21,6 +21,7 @@ from adapt.units import boundaries, detector_units, unit_key
 from bench.plan import Shard, plan
 from bench.profiler import GPU_PROTOCOL, estimate_seconds
 from bench.target import OrtTarget, conditions
+from bench.timing import Latency
 
 UNITS = space_units(SPACE, DETECTOR, SIZE)
 MEASURABLE = plan(SPACE, DETECTOR, SIZE).wanted
@@ -146,6 +147,27 @@ class TestOnARestlessDevice:
         summary = profiled(path, slow, progress=lambda *step: steps.append(step))
         assert summary.drifted == len(MEASURABLE)
         assert steps[-1][0] == steps[-1][1] == 2 * len(MEASURABLE)
+
+
+def test_units_that_met_a_slow_machine_are_measured_again_and_the_faster_row_stays(
+    tmp_path, monkeypatch
+):
+    slow, measured = unit_key(UNITS[0]), []
+    times = iter([2.0, 1.0, 4.0, 4.0, 4.0])
+
+    def run(self, subjects, **_):
+        measured.extend(subjects)
+        return {
+            key: Latency.of([[next(times) if key == slow else 3.0]] * 3, 3 if key == slow else 1)
+            for key in subjects
+        }
+
+    monkeypatch.setattr(bench.profiler.Workers, "run", run)
+    summary = profiled(tmp_path / "costs", Simulated())
+    assert measured[len(MEASURABLE) :] == [slow] * 4
+    assert summary.drifted == 1
+    with CostTable.open(summary.table) as table:
+        assert table.find(UNITS[0]).min_ms == 1.0
 
 
 def test_states_of_the_device_are_stored(tmp_path):

@@ -32,7 +32,7 @@ def detector(split: CocoSplit, tmp_path_factory: pytest.TempPathFactory) -> Path
     recipe = replace(
         demo,
         detector=replace(demo.detector, nms_candidates=1000),
-        finetune=replace(demo.finetune, epochs=8),
+        finetune=replace(demo.finetune, epochs=12),
     )
     path = tmp_path_factory.mktemp("deployment") / "detector.safetensors"
     return run_finetune(recipe, mobilenet_v2(), split, path)
@@ -43,7 +43,7 @@ def test_ap_of_the_onnx_artifact_is_the_ap_of_torch(detector: Path, split: CocoS
     onnx = detector.with_suffix(".onnx")
     deploy(detector, onnx, tail="tensor-nms", trt=False)
     by_torch, by_onnx = evaluate_artifact(detector, split), evaluate_artifact(onnx, split)
-    assert by_torch.ap > 0.004  # at AP 0 any two detectors would agree
+    assert by_torch.ap > 0.01  # at AP 0 any two detectors would agree
     assert by_onnx.ap == pytest.approx(by_torch.ap, abs=0.002)
 
 
