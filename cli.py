@@ -15,7 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from adapt.errors import AdaptError
-from adapt.runtime import Precision, Runtime
+from adapt.runtime import Precision, Runtime, Tail
 
 if TYPE_CHECKING:
     from bench.pipeline import RunResult
@@ -470,54 +470,95 @@ def export_command(
     out: Annotated[Path | None, typer.Option("--out", help="ONNX file to write.")] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Build a TensorRT engine too.")] = False,
     tail: Annotated[
-        Literal["tensor-nms", "none"],
-        typer.Option("--tail", help="End in detections, or in raw heads."),
-    ] = "tensor-nms",
+        Tail | None,
+        typer.Option("--tail", help="NMS, or raw heads; tensor-nms for --trt, else onnx-nms."),
+    ] = None,
     precision: Annotated[
         Precision, typer.Option("--precision", help="What follows the heads is always fp32.")
     ] = "fp32",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per inference.")] = 1,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Take any number of images from 1 to --batch.")
+    ] = False,
+    pixels: Annotated[
+        Literal["float32", "uint8"],
+        typer.Option("--pixels", help="Type of the images: 0 to 1, or bytes."),
+    ] = "float32",
+    nms_candidates: Annotated[
+        int | None,
+        typer.Option("--nms-candidates", min=1, help="Boxes that reach NMS, not the recipe's."),
+    ] = None,
     calibration: Annotated[
         list[Path] | None,
-        typer.Option("--calibration", help="Images, or folders of them, that int8 is fitted to."),
+        typer.Option("--calibration", help="Images, folders, data sets that int8 is fitted to."),
     ] = None,
     verify: Annotated[
         list[Path] | None,
-        typer.Option("--verify", help="Images, or folders, to compare with PyTorch's detections."),
+        typer.Option("--verify", help="Images, or folders, to compare with PyTorch's results."),
     ] = None,
     ap_gate: Annotated[
         float | None,
         typer.Option("--ap-gate", help="Fail if AP drops by more points of 100; needs --data."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Data set that --ap-gate evaluates on.")
+        Path | None,
+        typer.Option("--data", help="Data set: --ap-gate evaluates on it, int8 calibrates on it."),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Its split.")] = "val",
+    split: Annotated[str, typer.Option("--split", help="Split of --ap-gate.")] = "val",
+    flavour: Annotated[
+        Literal["tensorrt", "tensorrt-rtx"] | None,
+        typer.Option("--flavour", help="Kind of TensorRT; the first that is installed if empty."),
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option("--workspace", min=1, help="TensorRT's scratch memory in MiB.")
+    ] = None,
+    level: Annotated[
+        int | None,
+        typer.Option("--level", min=0, max=5, help="TensorRT's builder optimisation level."),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", help="File of TensorRT's tactic timings.")
+    ] = None,
+    tuned_batch: Annotated[
+        int | None, typer.Option("--tuned-batch", min=1, help="Batch a dynamic engine is best at.")
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Export a detector to ONNX, decoding and NMS inside, and to a TensorRT engine.
 
-    Example: `adapt export runs/bccd/derived.safetensors --trt`
+    Example: `adapt export runs/bccd/derived.safetensors --trt --precision fp16`
     """
     from adapt.progress import console_stage
     from bench.gate import deploy_within
+    from export.deploy import Deployment, deploy
+    from export.engine import BuildOptions
 
+    engine = BuildOptions(
+        flavour=flavour and flavour.replace("-", "_"),
+        workspace_mb=workspace,
+        level=level,
+        timing_cache=timing_cache,
+        tuned_batch=tuned_batch,
+    )
+    wanted = Deployment(
+        tail=tail,
+        precision=precision,
+        batch=batch,
+        dynamic=dynamic,
+        pixels=pixels,
+        nms_candidates=nms_candidates,
+        calibration=calibration or ([data] if data else ()),
+        verify=verify or (),
+        engine=engine if trt else None,
+    )
     path = out or detector.with_suffix(".onnx")
     with console_stage("export") as progress:
-        summary = deploy_within(
-            detector,
-            path,
-            gate=ap_gate,
-            data=data,
-            split=split,
-            tail=tail,
-            trt=trt,
-            precision=precision,
-            batch=batch,
-            calibration=calibration or (),
-            verify=verify or (),
-            progress=progress,
-        )
+        if ap_gate is None:
+            summary = deploy(detector, path, wanted, progress=progress)
+        else:
+            summary = deploy_within(
+                detector, path, wanted, gate=ap_gate, data=data, split=split, progress=progress
+            )
     _show(summary, as_json=as_json, title="export")
 
 
@@ -568,16 +609,21 @@ def parity_command(
     box_tol: Annotated[
         float, typer.Option("--box-tol", min=0, help="Largest difference of boxes in pixels.")
     ] = 0.05,
+    head_tol: Annotated[
+        float, typer.Option("--head-tol", min=0, help="Largest difference of logits and deltas.")
+    ] = 1e-3,
     as_json: JsonOpt = False,
 ) -> None:
     """Compare what two artifacts of one detector find; exit code 1 if they differ.
+
+    If one of the two ends in raw heads (tail `none`), those are compared.
 
     Example: `adapt parity derived.onnx derived-fp16.onnx photos/ --score-tol 0.01 --box-tol 1`
     """
     from adapt.images import find_images
     from adapt.progress import console_stage
     from bench.measure import usual_runtime
-    from export.parity import compare_artifacts
+    from export.parity import Tolerances, compare_artifacts
     from export.runner import open_runner
 
     found = find_images(images)
@@ -586,11 +632,10 @@ def parity_command(
         open_runner(usual_runtime(second), second) as b,
         console_stage("parity") as progress,
     ):
-        report = compare_artifacts(
-            a, b, found, score_tol=score_tol, box_tol=box_tol, progress=progress
-        )
-    _show(report, as_json=as_json, title="parity")
-    if not report["passed"]:
+        tolerances = Tolerances(score_tol, box_tol, head_tol)
+        report = compare_artifacts(a, b, found, tolerances=tolerances, progress=progress)
+    _show(report.to_dict(), as_json=as_json, title="parity")
+    if not report.passed:
         raise typer.Exit(1)
 
 

@@ -155,6 +155,12 @@ def load_split(root: Path, split: str, *, strict: bool = False) -> CocoSplit:
     return load_annotations(*splits[matches[0]], strict=strict)
 
 
+def has_split(root: Path, split: str) -> bool:
+    """Return whether a folder is a data set with this split."""
+    names = {re.sub(r"\d{4}$", "", name) for name in _find_splits(root)} if root.is_dir() else set()
+    return split in names
+
+
 def _find_splits(root: Path) -> dict[str, tuple[Path, Path]]:
     found = {}
     folder = root / "annotations"

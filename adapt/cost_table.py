@@ -58,6 +58,7 @@ class Conditions:
         driver: Version of the GPU's driver; empty for a processor.
         cuda: CUDA version that the driver supports; empty for a processor.
         power_limit_w: Power limit of the GPU in watts; 0 for a processor.
+        tail: How the measured detector's graph ends, see :func:`adapt.runtime.usual_tail`.
     """
 
     runtime: str
@@ -74,6 +75,7 @@ class Conditions:
     driver: str = ""
     cuda: str = ""
     power_limit_w: int = 0
+    tail: str = "tensor-nms"
 
     def __str__(self) -> str:
         return f"{self.runtime} {self.precision} batch {self.batch}"

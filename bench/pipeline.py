@@ -23,13 +23,14 @@ from adapt.cost_table import CostTable, predict_latency
 from adapt.detector_file import load_detector
 from adapt.errors import AdaptError
 from adapt.progress import Progress, Stage, silent_stage
+from adapt.runtime import usual_tail
 from adapt.weights import find_weights
 from bench.measure import DETECTOR_PROTOCOL, BenchResult, compare
 from bench.recipe_profile import certify_recipe, profile_recipe, recipe_target
 from bench.report import write_report
 from bench.target import conditions
 from bench.timing import Protocol
-from export.graph import export_detector
+from export.graph import GraphOptions, export_detector
 from search.bilevel import run_search
 from search.costs import search_cost
 from search.derive import derive
@@ -207,7 +208,8 @@ class Run:
 
         def work(_: Progress) -> None:
             model, info = load_detector(detector)
-            export_detector(model, info, path, provenance={"detector_sha256": parent})
+            options = GraphOptions(tail=usual_tail("ort-cpu"))
+            export_detector(model, info, path, options, provenance={"detector_sha256": parent})
 
         self._once(f"export {name}", parent, [path], work)
         return path

@@ -17,7 +17,7 @@ from adapt.cost_table import Conditions
 from adapt.detector import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.images import InputSize
-from adapt.runtime import Precision
+from adapt.runtime import Precision, Tail, usual_tail
 from adapt.units import MBConvUnit, Measurable
 from bench.provenance import (
     DeviceState,
@@ -30,7 +30,7 @@ from bench.provenance import (
 from bench.timing import PROTOCOL, Call, Timer, wall_timer
 from bench.torch_units import detector_call, unit_call
 from bench.unit_graphs import detector_model, random_inputs, unit_model
-from export.engine import build_plan, load_tensorrt
+from export.engine import BuildOptions, build_plan, load_tensorrt
 from export.runner import PROVIDERS, bound_call, ort_session
 
 # Larger than a core's caches: a small one does not notice that others use up the memory bandwidth.
@@ -123,6 +123,7 @@ def conditions(target: Target, size: InputSize) -> Conditions:
         driver=machine.driver,
         cuda=machine.cuda,
         power_limit_w=machine.power_limit_w,
+        tail=usual_tail(target.runtime),
     )
 
 
@@ -193,7 +194,7 @@ class OrtTarget:
 
     def build(self, subject: Subject) -> bytes:
         """Return the ONNX model."""
-        return onnx_model(subject, self.precision, self.batch)
+        return onnx_model(subject, self.precision, self.batch, usual_tail(self.runtime))
 
     def load(self, built: bytes) -> Timer:
         """Open a session, as the runner of deployed detectors does."""
@@ -241,10 +242,9 @@ class TensorRTTarget:
 
     def build(self, subject: Subject) -> bytes:
         """Return the serialised engine."""
-        model = onnx_model(subject, self.precision, self.batch)
-        name = str(subject)
-        built = build_plan(model, name, flavour=self.flavour, timing_cache=self.timing_cache)
-        return built.plan
+        model = onnx_model(subject, self.precision, self.batch, usual_tail(self.runtime))
+        options = BuildOptions(flavour=self.flavour, timing_cache=self.timing_cache)
+        return build_plan(model, str(subject), options).plan
 
     def load(self, built: bytes) -> Timer:
         """Load an engine and capture its run as a CUDA graph."""
@@ -316,12 +316,12 @@ class TorchTarget:
         return cpu_state() if self.device.type == "cpu" else gpu_state()
 
 
-def onnx_model(subject: Subject, precision: Precision, batch: int) -> bytes:
+def onnx_model(subject: Subject, precision: Precision, batch: int, tail: Tail) -> bytes:
     """Return the serialised ONNX model of a subject, with random weights."""
     if isinstance(subject, WholeDetector):
         whole = subject.network, subject.detector, subject.size
-        return detector_model(*whole, batch=batch, precision=precision)
-    return unit_model(subject, batch=batch, precision=precision)
+        return detector_model(*whole, batch=batch, precision=precision, tail=tail)
+    return unit_model(subject, batch=batch, precision=precision, tail=tail)
 
 
 def cuda_timer(enqueue: Call, stream: Any) -> Timer:

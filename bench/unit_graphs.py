@@ -27,7 +27,7 @@ from onnx import helper, numpy_helper
 from adapt.architecture import Architecture
 from adapt.detector import IMAGE_MEAN, IMAGE_STD, DetectorConfig
 from adapt.images import InputSize
-from adapt.runtime import Precision
+from adapt.runtime import Precision, Tail
 from adapt.units import (
     P6,
     Boundary,
@@ -52,7 +52,12 @@ Array = NDArray[Any]
 
 
 def unit_model(
-    unit: Measurable, *, batch: int = 1, precision: Precision = "fp32", seed: int = 0
+    unit: Measurable,
+    *,
+    batch: int = 1,
+    precision: Precision = "fp32",
+    tail: Tail = "tensor-nms",
+    seed: int = 0,
 ) -> bytes:
     """Return the serialised model that measures a unit, with random weights.
 
@@ -64,6 +69,7 @@ def unit_model(
         unit: What to measure.
         batch: Images per inference.
         precision: Of the unit and the light convolutions; all after a detector's heads is fp32.
+        tail: How the rest of a detector ends.
         seed: Seed of the weights.
 
     Raises:
@@ -74,7 +80,7 @@ def unit_model(
         case Rest():
             for name, level in zip(REST_INPUTS, _rest_levels(unit), strict=True):
                 graph.light_input(f"light_{name}", unit.fpn_width, level, output=name)
-            return _serialised(_with_rest(graph, unit), precision)
+            return _serialised(_with_rest(graph, unit, tail), precision)
         case Stem():
             graph.image_input(unit.height, unit.width)
         case Boundary():
@@ -93,6 +99,7 @@ def detector_model(
     *,
     batch: int = 1,
     precision: Precision = "fp32",
+    tail: Tail = "tensor-nms",
     seed: int = 0,
 ) -> bytes:
     """Return the serialised model of a whole detector with random weights.
@@ -106,6 +113,7 @@ def detector_model(
         size: Letterbox of the input.
         batch: Images per inference.
         precision: Of backbone, pyramid and heads; all after them is fp32.
+        tail: How the graph ends, ``tensor-nms`` or ``onnx-nms``.
         seed: Seed of the weights.
 
     Raises:
@@ -127,7 +135,7 @@ def detector_model(
     ):
         graph.last = end
         _append(graph, unit, output=name)
-    return _serialised(_with_rest(graph, rest_unit(detector, size)), precision)
+    return _serialised(_with_rest(graph, rest_unit(detector, size), tail), precision)
 
 
 def _serialised(model: onnx.ModelProto, precision: Precision) -> bytes:
@@ -276,9 +284,9 @@ def _rest_levels(unit: Rest) -> list[tuple[int, int]]:
     return pyramid_sizes(unit.height, unit.width)[: len(REST_INPUTS)]
 
 
-def _with_rest(front: _Graph, unit: Rest) -> onnx.ModelProto:
+def _with_rest(front: _Graph, unit: Rest, tail: Tail) -> onnx.ModelProto:
     """Return a model that continues ``front`` with the rest of the detector."""
-    rest = _rest(unit, front.batch, front.precision)
+    rest = _rest(unit, front.batch, front.precision, tail)
     joined = onnx.compose.merge_models(
         front.model(list(REST_INPUTS)),
         onnx.load_from_string(rest),
@@ -291,13 +299,14 @@ def _with_rest(front: _Graph, unit: Rest) -> onnx.ModelProto:
 
 
 @functools.lru_cache(maxsize=4)  # exporting takes seconds, and whole detectors share their rest
-def _rest(unit: Rest, batch: int, precision: FloatPrecision) -> bytes:
+def _rest(unit: Rest, batch: int, precision: FloatPrecision, tail: Tail) -> bytes:
     fields = asdict(unit)
     size = InputSize(fields.pop("height"), fields.pop("width"))
     detector = DetectorConfig(**fields)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rest.onnx")
-        return export_rest(detector, size, path, batch=batch, precision=precision).read_bytes()
+        how: dict[str, Any] = {"batch": batch, "precision": precision, "tail": tail}
+        return export_rest(detector, size, path, **how).read_bytes()
 
 
 def random_inputs(model: bytes, *, seed: int = 0) -> dict[str, Array]:

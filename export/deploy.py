@@ -1,133 +1,274 @@
 """Which files does a trained detector become for deployment?"""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torchvision.models.detection import RetinaNet
 
-from adapt.artifacts import file_hash, write_json
+from adapt.artifacts import file_hash, make_folder, write_json
+from adapt.coco import has_split, load_split
 from adapt.detector_file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
 from adapt.images import InputSize, find_images, fit, open_image
 from adapt.progress import Progress, silent
-from adapt.runtime import Precision
-from export.engine import build_engine
-from export.graph import Tail, export_detector
-from export.parity import verify_export
-from export.quantize import quantize
-from export.runner import Array, batch_of_one
+from adapt.runtime import Precision, Tail
+from export.engine import BuildOptions, build_engine, load_tensorrt
+from export.graph import GraphOptions, ImageInput, Pixels, export_detector, read_onnx_info
+from export.parity import ParityReport, Tolerances, verify_export
+from export.quantize import Quantizer
+from export.runner import Array, batch_of_one, in_type
 
 CALIBRATION_IMAGES = 64
 VERIFY_IMAGES = 8
-# Largest difference of scores, and of box coordinates in pixels, that --verify lets pass.
-TOLERANCES = {"fp32": (1e-4, 0.05), "fp16": (0.01, 1.0), "int8": (0.1, 8.0)}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What to make of a detector.
+
+    Attributes:
+        tail: How the graph ends; by default ``tensor-nms`` for an engine, ``onnx-nms`` without.
+        precision: ``fp32``, ``fp16`` (what follows the heads stays fp32) or ``int8``.
+        batch: Images per inference.
+        dynamic: Whether it may also be fewer, down to one.
+        pixels: Type of the images, ``float32`` in [0, 1] or ``uint8``.
+        nms_candidates: Candidates that reach non-maximum suppression; the detector's own by
+            default.
+        calibration: Images, folders of them, or data sets, whose train split is used; int8 needs
+            them. The first 64, evenly spaced, are used.
+        verify: Images or folders of them on which raw heads and detections are compared with those
+            of the same graph in fp32 PyTorch; the result is written beside the file.
+        engine: How to build a TensorRT engine; None builds none.
+
+    Raises:
+        AdaptError: If int8 has nothing to calibrate with, or a value is out of range.
+    """
+
+    tail: Tail | None = None
+    precision: Precision = "fp32"
+    batch: int = 1
+    dynamic: bool = False
+    pixels: Pixels = "float32"
+    nms_candidates: int | None = None
+    calibration: Sequence[Path] = ()
+    verify: Sequence[Path] = ()
+    engine: BuildOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision == "int8" and not self.calibration:
+            raise AdaptError(
+                "int8 needs images to calibrate on; pass a folder of training images or a data set "
+                "with --calibration"
+            )
+
+    @property
+    def graph(self) -> GraphOptions:
+        """How the ONNX file is written; int8 is made from an fp32 file."""
+        return GraphOptions(
+            tail=self.tail or ("tensor-nms" if self.engine else "onnx-nms"),
+            precision="fp16" if self.precision == "fp16" else "fp32",
+            batch=self.batch,
+            dynamic=self.dynamic,
+            pixels=self.pixels,
+        )
 
 
 def deploy(
-    detector: Path,
-    onnx_path: Path,
-    *,
-    tail: Tail,
-    trt: bool,
-    precision: Precision = "fp32",
-    batch: int = 1,
-    calibration: Sequence[Path] = (),
-    verify: Sequence[Path] = (),
-    progress: Progress = silent,
+    detector: Path, onnx_path: Path, wanted: Deployment, *, progress: Progress = silent
 ) -> dict[str, Any]:
     """Export a detector to ONNX, and build a TensorRT engine from it if asked.
 
     Args:
         detector: File that ``adapt finetune`` wrote.
         onnx_path: ONNX file to write; the engine gets the same name with ``.plan``.
-        tail: ``tensor-nms`` or ``none``.
-        trt: Whether to build the engine.
-        precision: ``fp32``, ``fp16`` (what follows the heads stays fp32) or ``int8``.
-        batch: Images per inference.
-        calibration: Images or folders of them, which int8 needs; the first 64, evenly spaced,
-            are used.
-        verify: Images or folders of them on which detections are compared with those of the same
-            graph in fp32 PyTorch; the result is written beside the file.
+        wanted: What to write.
         progress: Told after every file.
 
     Returns:
         The files and what is known of them.
 
     Raises:
-        AdaptError: If the detector or an image cannot be read, int8 has nothing to calibrate with,
-            or TensorRT is missing or refuses the network.
+        AdaptError: If the detector or an image cannot be read, an fp32 export detects something
+            else than PyTorch, or TensorRT is missing or refuses the network. Then nothing is
+            written.
     """
-    model, info = load_detector(detector)
-    size = info.input.fixed()
-    if precision == "int8" and not calibration:
-        raise AdaptError(
-            "int8 needs images to calibrate on; pass a folder of training images with --calibration"
-        )
-    if verify and tail == "none":
-        raise AdaptError("--verify compares detections, tail 'none' has none; verify 'tensor-nms'")
-    batches = _batches(calibration, size, batch, CALIBRATION_IMAGES) if calibration else []
-    provenance = {"detector_sha256": file_hash(detector)}
-    options: dict[str, Any] = {"tail": tail, "batch": batch, "provenance": provenance}
-    if precision == "int8":
-        with tempfile.TemporaryDirectory() as folder:
-            fp32 = export_detector(model, info, Path(folder, "fp32.onnx"), **options)
-            quantize(fp32, batches, onnx_path)
+    check_possible(wanted)
+    with staged(onnx_path) as path:
+        steps = 1 + bool(wanted.verify) + bool(wanted.engine)
+        write_graph(detector, path, wanted)
+        progress(1, steps)
+        return finish(detector, path, wanted, onnx_path, progress=progress)
+
+
+@contextmanager
+def staged(onnx_path: Path) -> Iterator[Path]:
+    """Yield where to write an ONNX file and those beside it; they appear together or not at all."""
+    make_folder(onnx_path.parent)
+    with tempfile.TemporaryDirectory(dir=onnx_path.parent, prefix=".export-") as folder:
+        yield Path(folder, onnx_path.name)
+        for file in Path(folder).iterdir():
+            file.replace(onnx_path.parent / file.name)
+
+
+def write_graph(detector: Path, path: Path, wanted: Deployment) -> None:
+    """Write the ONNX file.
+
+    Raises:
+        AdaptError: If the detector or a calibration image cannot be read.
+    """
+    if wanted.precision == "int8":
+        with quantizer(detector, wanted) as int8:
+            int8.write(path)
     else:
-        export_detector(model, info, onnx_path, precision=precision, **options)
-    steps = 1 + bool(verify) + trt
-    progress(1, steps)
+        _write_float(detector, path, wanted)
+
+
+@contextmanager
+def quantizer(detector: Path, wanted: Deployment) -> Iterator[Quantizer]:
+    """Yield what writes int8 files of a detector, calibrated.
+
+    Raises:
+        AdaptError: If the detector or an image cannot be read.
+    """
+    size = load_detector(detector)[1].input.fixed()
+    pixels, _ = fitted_images(_training_images(wanted.calibration), size, CALIBRATION_IMAGES)
+    batches = [in_type(batch, wanted.pixels) for batch in _in_batches(pixels, wanted.batch)]
+    with tempfile.TemporaryDirectory() as folder:
+        fp32 = Path(folder, "fp32.onnx")
+        _write_float(detector, fp32, wanted)
+        yield Quantizer(fp32, batches)
+
+
+def _write_float(detector: Path, path: Path, wanted: Deployment) -> None:
+    model, info = _load(detector, wanted)
+    provenance = {"detector_sha256": file_hash(detector)}
+    export_detector(model, info, path, wanted.graph, provenance=provenance)
+
+
+def _load(detector: Path, wanted: Deployment) -> tuple[RetinaNet, DetectorInfo]:
+    model, info = load_detector(detector)
+    if wanted.nms_candidates:
+        fewer = replace(info.detector, nms_candidates=wanted.nms_candidates)
+        info = replace(info, detector=fewer)
+    return model, info
+
+
+def finish(
+    detector: Path,
+    path: Path,
+    wanted: Deployment,
+    onnx_path: Path,
+    *,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Verify an ONNX file and build its engine, as asked.
+
+    Args:
+        detector: The detector it was made from.
+        path: Where the file is; the others are written beside it.
+        wanted: What to do.
+        onnx_path: Where it will be.
+        progress: Told after every file.
+
+    Returns:
+        The files and what is known of them.
+    """
+    steps = 1 + bool(wanted.verify) + bool(wanted.engine)
+    info, content = read_onnx_info(path)
     summary: dict[str, Any] = {
         "onnx": str(onnx_path),
-        "precision": precision,
-        "size_mb": onnx_path.stat().st_size / 1e6,
-        "input": f"{batch}x3x{size.height}x{size.width}",
+        "precision": content["precision"],
+        "tail": content["tail"],
+        "size_mb": path.stat().st_size / 1e6,
+        "input": f"{content['pixels']} {ImageInput.of(info, content)}",
     }
-    if verify:
-        images = _batches(verify, size, batch, VERIFY_IMAGES)
-        summary["parity"] = _verify(model, info, onnx_path, images, precision)
+    if wanted.verify:
+        summary["parity"] = _verify(detector, path, wanted).to_dict()
+        write_json(path.with_name(path.name + ".parity.json"), summary["parity"])
         progress(2, steps)
-    if trt:
-        plan = onnx_path.with_suffix(".plan")
-        report = build_engine(onnx_path, plan)
+    if wanted.engine:
+        plan = path.with_suffix(".plan")
+        report = build_engine(path, plan, wanted.engine)
+        summary |= {"engine": str(onnx_path.with_suffix(".plan")), **report.to_dict()}
         progress(steps, steps)
-        summary |= {"engine": str(plan), **report.to_dict()}
     return summary
 
 
-def _batches(paths: Sequence[Path], size: InputSize, batch: int, most: int) -> list[Array]:
-    """Return evenly spaced images as float32 ``[batch, 3, H, W]`` in [0, 1]."""
-    found = find_images(paths)
-    if len(found) < batch:
-        raise AdaptError(f"{len(found)} images do not fill a batch of {batch}; pass more")
-    number = min(most, len(found)) // batch * batch or batch
-    chosen = [found[round(i * (len(found) - 1) / max(number - 1, 1))] for i in range(number)]
+def check_possible(wanted: Deployment) -> None:
+    """Check before the work that all values fit, and that TensorRT is there and has a chance.
+
+    Raises:
+        AdaptError: If it is not installed, or lacks what the graph needs.
+    """
+    graph = wanted.graph
+    if wanted.engine is None:
+        return
+    trt = load_tensorrt(wanted.engine.flavour)
+    if graph.tail == "onnx-nms" and trt.__name__ == "tensorrt_rtx":
+        raise AdaptError(
+            "TensorRT-RTX has no NonMaxSuppression; export with --tail tensor-nms for it"
+        )
+
+
+def _training_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the images of the train splits of data sets, and those of other folders and files."""
+    found: list[Path] = []
+    for path in paths:
+        if has_split(path, "train"):
+            found += [image.path for image in load_split(path, "train").images]
+        else:
+            found += find_images([path])
+    return found
+
+
+def fitted_images(paths: Sequence[Path], size: InputSize, most: int) -> tuple[Array, list[str]]:
+    """Return evenly spaced images as uint8 ``[N, 3, H, W]``, and their files.
+
+    Raises:
+        AdaptError: If one cannot be read.
+    """
+    number = min(most, len(paths))
+    chosen = [paths[round(i * (len(paths) - 1) / max(number - 1, 1))] for i in range(number)]
     pixels = [batch_of_one(fit(open_image(path), size)[0]) for path in chosen]
-    return [np.concatenate(pixels[i : i + batch]) for i in range(0, number, batch)]
+    return np.concatenate(pixels), [str(path) for path in chosen]
 
 
-def _verify(
-    model: RetinaNet, info: DetectorInfo, path: Path, images: list[Array], precision: Precision
-) -> dict[str, Any]:
-    score_tol, box_tol = TOLERANCES[precision]
+def _in_batches(images: Array, batch: int) -> list[Array]:
+    if len(images) < batch:
+        raise AdaptError(f"{len(images)} images do not fill a batch of {batch}; pass more")
+    starts = range(0, len(images) - batch + 1, batch)
+    return [images[start : start + batch] for start in starts]
+
+
+def _verify(detector: Path, path: Path, wanted: Deployment) -> ParityReport:
+    """Compare with PyTorch.
+
+    Raises:
+        AdaptError: If an fp32 export is not the same.
+    """
+    model, info = _load(detector, wanted)
+    images, names = fitted_images(find_images(wanted.verify), info.input.fixed(), VERIFY_IMAGES)
+    whole = len(np.concatenate(_in_batches(images, wanted.batch)))
     report = verify_export(
         model,
         info,
         path,
-        np.concatenate(images),
-        score_tol=score_tol,
-        box_tol=box_tol,
+        images[:whole],
+        names=names[:whole],
+        tolerances=Tolerances.of(wanted.precision),
         same_candidates=True,
     )
-    parity = path.with_name(path.name + ".parity.json")
-    write_json(parity, report.to_dict())
-    found = report.match
-    if precision == "fp32" and not found.same:
+    if wanted.precision == "fp32" and not report.passed:
+        found = report.match
+        told = f"{found.missing} detections are missing and {found.extra} new, " if found else ""
         raise AdaptError(
-            f"{path} does not detect what PyTorch detects: of {found.matched + found.missing} "
-            f"detections {found.missing} are missing and {found.extra} are new, see {parity.name}; "
+            f"{path.name} does not compute what PyTorch computes: {told}the raw heads differ by "
+            f"{max(report.heads.values()):.2g}, worst in {report.worst.get('image', 'all')}; "
             "report this with the versions that `adapt doctor` prints"
         )
-    return report.to_dict()
+    return report

@@ -1,26 +1,63 @@
 """How does ONNX become a TensorRT engine?
 
 Every name used of TensorRT is the same in TensorRT 10, TensorRT 11 and TensorRT-RTX; the network
-is strongly typed, so the precision of the engine is that of the ONNX file.
+is strongly typed, so the precision of the engine is that of the ONNX file. NVIDIA's Polygraphy
+configures and builds; reading the model, with the reasons of a failure, and checking what was
+built is ours.
 """
 
 import functools
 import importlib
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
-from adapt.artifacts import atomic_path, file_hash, header, write_json
+from adapt.artifacts import atomic_path, file_hash, header, make_folder, write_json
 from adapt.errors import AdaptError
+from export.engine_layers import check_precision, engine_layers, network_layers
 from export.onnx_file import description_of, load_onnx
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # in order of preference
 _INSTALL = "run `pip install 'adapt-detector[trt]'` or `pip install 'adapt-detector[trt-rtx]'`"
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        flavour: ``tensorrt`` or ``tensorrt_rtx``; by default the first that is installed.
+        workspace_mb: Largest scratch memory of a layer in MiB; TensorRT's own default if None.
+        level: Builder optimisation level, 0 (builds fast) to 5 (runs fast); TensorRT's if None.
+        timing_cache: File of tactic timings that several builds share; made if there is none. What
+            TensorRT timed once it does not time again, so equal layers get equal tactics. Unused by
+            TensorRT-RTX, which chooses tactics when the engine runs.
+        tuned_batch: With a dynamic batch, the number of images the engine is tuned for; the most by
+            default.
+
+    Raises:
+        AdaptError: If a value is out of range.
+    """
+
+    flavour: str | None = None
+    workspace_mb: int | None = None
+    level: int | None = None
+    timing_cache: Path | None = None
+    tuned_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workspace_mb is not None and self.workspace_mb < 1:
+            raise AdaptError(f"the workspace must be at least 1 MiB, got {self.workspace_mb}")
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise AdaptError(f"the builder level must lie in [0, 5], got {self.level}")
 
 
 @dataclass(frozen=True)
@@ -35,8 +72,16 @@ class EngineReport:
         precision: Precision that the ONNX file names, or ``unknown``.
         inputs: Name to shape and data type.
         outputs: Name to shape and data type.
+        profile: With a dynamic batch, smallest, tuned and largest shape by input.
+        layers: Share of the layers by data type.
+        layers_of: ``engine`` as its inspector tells, or ``network``: what TensorRT was given, where
+            no GPU is at hand to load the engine.
+        workspace_mb: See :class:`BuildOptions`.
+        level: See :class:`BuildOptions`.
+        timing_cache_sha256: Hash of the timing cache after the build.
         build_seconds: Wall time of parsing and building.
         size_bytes: Size of the engine.
+        warnings: What TensorRT warned of.
     """
 
     flavour: str
@@ -46,8 +91,15 @@ class EngineReport:
     precision: str
     inputs: dict[str, str]
     outputs: dict[str, str]
+    profile: dict[str, list[Shape]]
+    layers: dict[str, float]
+    layers_of: str
+    workspace_mb: int | None
+    level: int | None
+    timing_cache_sha256: str | None
     build_seconds: float
     size_bytes: int
+    warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
@@ -65,40 +117,56 @@ def sidecar_path(plan_path: Path) -> Path:
     return plan_path.with_name(plan_path.name + ".json")
 
 
-def build_engine(onnx_path: Path, plan_path: Path, *, flavour: str | None = None) -> EngineReport:
+def build_engine(
+    onnx_path: Path, plan_path: Path, options: BuildOptions | None = None
+) -> EngineReport:
     """Build an engine and write it with a JSON description (``<plan>.json``) beside it.
 
     Args:
         onnx_path: File that ``adapt export`` wrote.
         plan_path: Engine to write.
-        flavour: ``tensorrt`` or ``tensorrt_rtx``; by default the first that is installed.
+        options: How.
 
     Returns:
         What was built.
 
     Raises:
-        AdaptError: If TensorRT is missing or refuses the network, with TensorRT's own reasons,
-            or a file cannot be read or written.
+        AdaptError: If TensorRT is missing or refuses the network, with TensorRT's own reasons, if
+            the engine lacks the precision of the file, or a file cannot be read or written.
     """
+    options = options or BuildOptions()
+    make_folder(plan_path.parent)  # before the minutes of the builder
     description = description_of(load_onnx(onnx_path)) or {}
-    trt = load_tensorrt(flavour)
-    with atomic_path(plan_path) as temporary:
-        start = time.perf_counter()
-        built = build_plan(onnx_path.read_bytes(), str(onnx_path), flavour=trt.__name__)
-        seconds = time.perf_counter() - start
-        temporary.write_bytes(built.plan)
+    precision = description.get("precision", "unknown")
+    trt = load_tensorrt(options.flavour)
+    cache = options.timing_cache
+    start = time.perf_counter()
+    built = build_plan(onnx_path.read_bytes(), str(onnx_path), options)
+    seconds = time.perf_counter() - start
+    inspected = engine_layers(trt, built.plan, logger_of(trt))
+    layers = inspected or built.layers
+    check_precision(layers, precision, str(onnx_path))
     report = EngineReport(
         flavour=trt.__name__,
         tensorrt_version=trt.__version__,
         target=built.target,
         onnx_sha256=file_hash(onnx_path),
-        precision=description.get("precision", "unknown"),
+        precision=precision,
         inputs=built.inputs,
         outputs=built.outputs,
+        profile=built.profile,
+        layers={name: round(share, 4) for name, share in layers.items()},
+        layers_of="engine" if inspected else "network",
+        workspace_mb=options.workspace_mb,
+        level=options.level,
+        timing_cache_sha256=file_hash(cache) if cache and cache.is_file() else None,
         build_seconds=round(seconds, 3),
         size_bytes=len(built.plan),
+        warnings=built.warnings,
     )
-    write_json(sidecar_path(plan_path), header("engine", **report.to_dict(), onnx=description))
+    with atomic_path(plan_path) as temporary:
+        temporary.write_bytes(built.plan)
+        write_json(sidecar_path(plan_path), header("engine", **report.to_dict(), onnx=description))
     return report
 
 
@@ -111,64 +179,122 @@ class BuiltPlan:
         inputs: Name to shape and data type.
         outputs: Name to shape and data type.
         target: GPU or compute capability that the engine runs on.
+        profile: With a dynamic batch, smallest, tuned and largest shape by input.
+        layers: Share of the network's layers by data type.
+        warnings: What TensorRT warned of.
     """
 
     plan: bytes
     inputs: dict[str, str]
     outputs: dict[str, str]
     target: str
+    profile: dict[str, list[Shape]] = field(default_factory=dict)
+    layers: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
-def build_plan(
-    model: bytes, name: str, *, flavour: str | None = None, timing_cache: Path | None = None
-) -> BuiltPlan:
+def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> BuiltPlan:
     """Build an engine in memory.
 
     Args:
         model: A serialised ONNX model.
         name: What the model is called in errors.
-        flavour: ``tensorrt`` or ``tensorrt_rtx``; by default the first that is installed.
-        timing_cache: File of tactic timings that several builds share; made if there is none. What
-            TensorRT timed once it does not time again, so equal layers get equal tactics. Unused by
-            TensorRT-RTX, which chooses tactics when the engine runs.
+        options: How.
 
     Raises:
         AdaptError: If TensorRT is missing or refuses the network, with TensorRT's own reasons.
     """
-    trt = load_tensorrt(flavour)
+    options = options or BuildOptions()
+    trt = load_tensorrt(options.flavour)
     logger = logger_of(trt)
-    logger.errors.clear()
+    logger.clear()
     builder = _builder(trt, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, model, name)
-    config = builder.create_builder_config()
-    target = _set_target(trt, config)
-    if trt.__name__ == "tensorrt_rtx":
-        timing_cache = None
-    if timing_cache:
-        config.set_timing_cache(config.create_timing_cache(_read_cache(timing_cache)), False)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:  # TensorRT does not raise
-        raise _refused(trt, f"does not build {name}", logger.errors)
-    if timing_cache:
-        _share_cache(config, timing_cache)
-    inputs = _shapes([network.get_input(i) for i in range(network.num_inputs)])
-    outputs = _shapes([network.get_output(i) for i in range(network.num_outputs)])
-    return BuiltPlan(bytes(plan), inputs, outputs, target)
+    profile = _profile(network, model, options)
+    try:
+        plan = _build(trt, builder, network, profile, options)
+    except _polygraphy_error() as error:
+        raise _refused(trt, f"does not build {name}", logger.errors, model) from error
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    return BuiltPlan(
+        plan=plan,
+        inputs=_shapes(inputs),
+        outputs=_shapes(outputs),
+        target=_target(trt),
+        profile=profile,
+        layers=network_layers(network),
+        warnings=list(dict.fromkeys(logger.warnings)),
+    )
 
 
-def _read_cache(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
+def _build(
+    trt: Any,
+    builder: Any,
+    network: Any,
+    profile: Mapping[str, list[Shape]],
+    options: BuildOptions,
+) -> bytes:
+    """Configure and build with Polygraphy."""
+    polygraphy = _polygraphy(trt)
+    rtx = trt.__name__ == "tensorrt_rtx"
+    cache = str(options.timing_cache) if options.timing_cache and not rtx else None
+    shapes = polygraphy.Profile()
+    for name, (least, tuned, most) in profile.items():
+        shapes.add(name, least, tuned, most)
+    settings: dict[str, Any] = {
+        "profiles": [shapes],
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,  # or the inspector knows nothing
+        "load_timing_cache": cache,
+        "builder_optimization_level": options.level,
+    }
+    if options.workspace_mb:
+        settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_mb << 20}
+    if rtx:
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        without_gpu = {} if torch.cuda.is_available() else {"compute_capabilities": [(8, 0)]}
+        config = CreateConfigRTX(**settings, **without_gpu)
+    else:
+        config = polygraphy.CreateConfig(tf32=True, **settings)  # as TensorRT has it by default
+    build = polygraphy.EngineBytesFromNetwork((builder, network), config, save_timing_cache=cache)
+    with _silent():
+        return bytes(build())
 
 
-def _share_cache(config: Any, path: Path) -> None:
-    """Add what this build timed to the file, which other processes may have changed meanwhile."""
-    own = config.get_timing_cache()
-    with FileLock(f"{path}.lock"):
-        shared = config.create_timing_cache(_read_cache(path))
-        shared.combine(own, False)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(bytes(shared.serialize()))
+def _polygraphy(trt: Any) -> Any:
+    """Import Polygraphy for a kind of TensorRT; which one, it decides once per process."""
+    try:
+        from polygraphy import config
+    except ImportError as error:
+        raise AdaptError(f"Polygraphy is not installed; {_INSTALL}") from error
+    rtx = trt.__name__ == "tensorrt_rtx"
+    if rtx != config.USE_TENSORRT_RTX and "polygraphy.backend.trt" in sys.modules:
+        raise AdaptError(
+            "one process builds engines for one kind of TensorRT only; run the command once for "
+            "tensorrt and once for tensorrt-rtx"
+        )
+    config.USE_TENSORRT_RTX = rtx
+    return importlib.import_module("polygraphy.backend.trt")
+
+
+def _polygraphy_error() -> type[Exception]:
+    from polygraphy.exception import PolygraphyException
+
+    error: type[Exception] = PolygraphyException
+    return error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Polygraphy's own log off the terminal; TensorRT's goes to our logger."""
+    from polygraphy.logger import G_LOGGER
+
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), warnings.catch_warnings():
+        # It sets a timing cache always, which TensorRT-RTX deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def load_tensorrt(flavour: str | None = None) -> Any:
@@ -206,50 +332,83 @@ def _parse(trt: Any, network: Any, model: bytes, name: str) -> None:
     parser = trt.OnnxParser(network, logger_of(trt))
     if not parser.parse(model):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        reasons = [f"{error.node_operator()} {error.desc()}" for error in errors]
+        reasons = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors]
         raise _refused(trt, f"does not read {name}", reasons)
 
 
-def _set_target(trt: Any, config: Any) -> str:
-    """Choose the GPU to build for and return its name.
+def _profile(network: Any, model: bytes, options: BuildOptions) -> dict[str, list[Shape]]:
+    """Return smallest, tuned and largest shape of every input whose batch is free."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    free = {tensor.name: tuple(tensor.shape) for tensor in inputs if -1 in tuple(tensor.shape)}
+    if not free:
+        return {}
+    import onnx
+
+    most = (description_of(onnx.load_from_string(model)) or {}).get("batch")
+    if most is None or any(-1 in shape[1:] for shape in free.values()):
+        raise AdaptError(
+            f"inputs {', '.join(free)} have free sizes other than the batch of `adapt export`; "
+            "export with fixed sizes"
+        )
+    tuned = options.tuned_batch or most
+    if not 1 <= tuned <= most:
+        raise AdaptError(f"the engine is tuned for 1 to {most} images, got {tuned}")
+    return {name: [(n, *shape[1:]) for n in (1, tuned, most)] for name, shape in free.items()}
+
+
+def _target(trt: Any) -> str:
+    """Return the GPU that is built for.
 
     TensorRT builds for the GPU it runs on. TensorRT-RTX also builds without one; then the engine
     is for compute capability 8.0 (A100).
     """
-    on_gpu = torch.cuda.is_available()
-    if trt.__name__ == "tensorrt_rtx" and not on_gpu:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.SM80, 0)
-        return "SM80"
-    return torch.cuda.get_device_name() if on_gpu else "unknown"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "SM80" if trt.__name__ == "tensorrt_rtx" else "unknown"
 
 
 def _shapes(tensors: Sequence[Any]) -> dict[str, str]:
     return {tensor.name: f"{tensor.dtype.name.lower()}{list(tensor.shape)}" for tensor in tensors}
 
 
-def _refused(trt: Any, what: str, reasons: Sequence[str]) -> AdaptError:
+def _refused(trt: Any, what: str, reasons: Sequence[str], model: bytes = b"") -> AdaptError:
     told = "; ".join(dict.fromkeys(reason.strip() for reason in reasons)) or "it gave no reason"
     return AdaptError(
-        f"{trt.__name__} {trt.__version__} {what} ({told}); export with tail 'tensor-nms' and an "
-        "opset it reads, or update it"
+        f"{trt.__name__} {trt.__version__} {what} ({told}){_concerned(told, model)}; export with "
+        "tail 'tensor-nms' and an opset it reads, or update it"
     )
+
+
+def _concerned(told: str, model: bytes) -> str:
+    """Name the nodes of the model that an error mentions, which are named after their modules."""
+    import onnx
+
+    nodes = onnx.load_from_string(model).graph.node if model else []
+    named = [node.name for node in nodes if node.name and node.name in told]
+    return f", which concerns {max(named, key=len)}" if named else ""
 
 
 @functools.cache
 def logger_of(trt: Any) -> Any:
-    """Return the one logger that TensorRT allows per process; it remembers errors."""
+    """Return the one logger that TensorRT allows per process; it keeps errors and warnings."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         """Keeps what explains a failure, prints nothing."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.clear()
+
+        def clear(self) -> None:
+            """Forget what an earlier build said."""
             self.errors: list[str] = []
+            self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             """Called by TensorRT."""
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(message)
+            elif severity == trt.ILogger.WARNING:
+                self.warnings.append(message)
 
     return Logger()

@@ -2,7 +2,8 @@
 
 # B images, A anchors of a level, K classes, C candidates, D detections
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,16 +20,99 @@ from adapt.detector import DetectorConfig, build_retinanet, top_down
 from adapt.detector_file import DetectorInfo
 from adapt.errors import AdaptError
 from adapt.images import InputSize
+from adapt.runtime import Tail
 from adapt.units import pyramid_sizes
-from export.nms import nms_keep
+from export.nms import greedy_nms_keep, nms_keep
 from export.onnx_file import OPSET, fused, read_description, write_onnx
 from export.precision import FloatPrecision
 
 DETECTIONS = ("num_detections", "boxes", "scores", "classes")
 RAW_HEADS = ("cls_logits", "bbox_regression")
 
-Tail = Literal["tensor-nms", "none"]
+Pixels = Literal["float32", "uint8"]
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How a detector is written as ONNX.
+
+    Attributes:
+        tail: ``tensor-nms`` and ``onnx-nms`` end in detections, the first runs everywhere and can
+            be captured in a CUDA graph, the second is faster on ONNX Runtime; ``none`` ends in
+            logits and box deltas.
+        precision: Of backbone, pyramid and heads; all after them is fp32.
+        batch: Images per inference.
+        dynamic: Whether it may also be fewer, down to one.
+        pixels: Type of the images: float32 in [0, 1], or uint8, a quarter of the bytes to copy.
+        opset: ONNX operator set.
+
+    Raises:
+        AdaptError: If a value is unknown or out of range.
+    """
+
+    tail: Tail = "tensor-nms"
+    precision: FloatPrecision = "fp32"
+    batch: int = 1
+    dynamic: bool = False
+    pixels: Pixels = "float32"
+    opset: int = OPSET
+
+    def __post_init__(self) -> None:
+        for name, known in (("tail", Tail), ("pixels", Pixels)):
+            if getattr(self, name) not in get_args(known):
+                allowed = ", ".join(map(repr, get_args(known)))
+                raise AdaptError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.precision not in get_args(FloatPrecision):
+            raise AdaptError(
+                f"precision must be 'fp32' or 'fp16', got {self.precision!r}; int8 is calibrated "
+                "from an fp32 file"
+            )
+        if self.batch < 1:
+            raise AdaptError(f"batch must be at least 1, got {self.batch}")
+        if self.dynamic and self.batch < 2:
+            raise AdaptError("a dynamic batch needs room for 2 images or more; pass --batch")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return RAW_HEADS if self.tail == "none" else DETECTIONS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What an artifact takes as images.
+
+    Attributes:
+        shape: (B, 3, H, W); with a dynamic batch, B is the most.
+        dynamic: Whether fewer images fit too.
+        pixels: ``float32`` in [0, 1] or ``uint8``.
+    """
+
+    shape: tuple[int, int, int, int]
+    dynamic: bool
+    pixels: Pixels
+
+    @classmethod
+    def of(cls, info: DetectorInfo, content: Mapping[str, Any]) -> "ImageInput":
+        """Read a file's header."""
+        size = info.input
+        shape = (content["batch"], 3, size.height, size.width)
+        return cls(shape, content["dynamic"], content["pixels"])
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether images of this shape can be run."""
+        return shape == self.shape or (
+            self.dynamic and shape[1:] == self.shape[1:] and 1 <= shape[0] <= self.shape[0]
+        )
+
+    def __str__(self) -> str:
+        batch, *rest = self.shape
+        return "x".join(map(str, (f"1-{batch}" if self.dynamic else batch, *rest)))
 
 
 class Postprocess(nn.Module):
@@ -44,12 +128,15 @@ class Postprocess(nn.Module):
 
     anchors: Tensor
 
-    def __init__(self, model: RetinaNet, detector: DetectorConfig, size: InputSize) -> None:
+    def __init__(
+        self, model: RetinaNet, detector: DetectorConfig, size: InputSize, tail: Tail = "tensor-nms"
+    ) -> None:
         super().__init__()
         self.head = model.head
         self.box_coder = model.box_coder
         self.detector = detector
         self.size = size
+        self.tail = tail
         levels = level_anchors(model, size)
         self.anchor_counts = [len(level) for level in levels]
         self.register_buffer("anchors", torch.cat(levels), persistent=False)
@@ -62,14 +149,24 @@ class Postprocess(nn.Module):
             ``Tensor[B, D]`` in descending order and int32 ``Tensor[B, D]``; rows beyond
             ``num_detections`` are 0.
         """
-        class_logits, deltas = run_heads(self.head, pyramid)
+        return self.detect(*run_heads(self.head, pyramid))
+
+    def detect(self, class_logits: Tensor, deltas: Tensor) -> Outputs:
+        """Return detections for ``Tensor[B, A, K]`` and ``Tensor[B, A, 4]`` of all levels."""
         classes = class_logits.shape[2]
         logits, best = self._candidates(class_logits)
         boxes = self._decode(deltas, best // classes)
         scores, labels = logits.sigmoid(), best % classes
-        valid = scores > self.detector.score_threshold
-        keep = nms_keep(boxes, scores, labels, valid, self.detector.nms_threshold)
+        keep = self._keep(boxes, scores, labels, classes)
         return self._best(keep, boxes, scores, labels)
+
+    def _keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, classes: int) -> Tensor:
+        valid = scores > self.detector.score_threshold
+        candidates = (boxes, scores, labels, valid, self.detector.nms_threshold)
+        if self.tail == "onnx-nms":
+            kept: Tensor = greedy_nms_keep(*candidates, classes, self.detector.detections)
+            return kept
+        return nms_keep(*candidates)
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best logits and their indices into [A * K], both ``Tensor[B, C]``.
@@ -128,27 +225,43 @@ def level_anchors(model: RetinaNet, size: InputSize) -> list[Tensor]:
 class DeployedDetector(nn.Module):
     """Images to detections."""
 
-    def __init__(self, model: RetinaNet, info: DetectorInfo) -> None:
+    def __init__(
+        self,
+        model: RetinaNet,
+        info: DetectorInfo,
+        tail: Tail = "tensor-nms",
+        pixels: Pixels = "float32",
+    ) -> None:
         super().__init__()
-        self.features = Features(model)
-        self.postprocess = Postprocess(model, info.detector, info.input.fixed())
+        self.features = Features(model, pixels)
+        self.postprocess = Postprocess(model, info.detector, info.input.fixed(), tail)
 
     def forward(self, images: Tensor) -> Outputs:
         """Return ``num_detections, boxes, scores, classes``; see :class:`Postprocess`.
 
         Args:
-            images: float32 ``Tensor[B, 3, H, W]`` in [0, 1], as :func:`adapt.images.fit` does it.
+            images: ``Tensor[B, 3, H, W]``, float32 in [0, 1] or uint8, as :func:`adapt.images.fit`
+                does it.
         """
         detections: Outputs = self.postprocess(self.features(images))
         return detections
 
 
+class _TracedDetector(DeployedDetector):
+    """Returns the raw heads too, so that they have names within the graph."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return detections, logits and box deltas."""
+        heads = run_heads(self.postprocess.head, self.features(images))
+        return (*self.postprocess.detect(*heads), *heads)
+
+
 class RawHeads(nn.Module):
     """Images to logits ``Tensor[B, A, K]`` and box deltas ``Tensor[B, A, 4]`` of all levels."""
 
-    def __init__(self, model: RetinaNet) -> None:
+    def __init__(self, model: RetinaNet, pixels: Pixels = "float32") -> None:
         super().__init__()
-        self.features = Features(model)
+        self.features = Features(model, pixels)
         self.head = model.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,37 +270,41 @@ class RawHeads(nn.Module):
 
 
 class Features(nn.Module):
-    """Images in [0, 1] to the pyramid P3 to P7; the normalisation is part of the graph.
+    """Images to the pyramid P3 to P7; the normalisation is part of the graph.
 
-    Images are float32 and normalised as such; the pyramid has the precision of the weights.
+    Images are normalised as float32; the pyramid has the precision of the weights.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: RetinaNet) -> None:
+    def __init__(self, model: RetinaNet, pixels: Pixels = "float32") -> None:
         super().__init__()
         self.backbone = model.backbone
         self.dtype = next(model.backbone.parameters()).dtype
+        white = 255.0 if pixels == "uint8" else 1.0
         for name, values in (
             ("mean", model.transform.image_mean),
             ("std", model.transform.image_std),
         ):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+            scaled = white * torch.tensor(values).view(1, 3, 1, 1)
+            self.register_buffer(name, scaled, persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return five feature maps ``Tensor[B, C, h, w]``."""
-        normalised = (images - self.mean) / self.std
+        normalised = (images.float() - self.mean) / self.std
         return list(self.backbone(normalised.to(self.dtype)).values())
 
 
 class RestOfDetector(nn.Module):
     """Lateral maps to detections: what no choice of the search changes (adapt.units.Rest)."""
 
-    def __init__(self, model: RetinaNet, detector: DetectorConfig, size: InputSize) -> None:
+    def __init__(
+        self, model: RetinaNet, detector: DetectorConfig, size: InputSize, tail: Tail = "tensor-nms"
+    ) -> None:
         super().__init__()
         self.fpn = model.backbone.fpn
-        self.postprocess = Postprocess(model, detector, size)
+        self.postprocess = Postprocess(model, detector, size, tail)
 
     def forward(self, lateral3: Tensor, lateral4: Tensor, lateral5: Tensor, p6: Tensor) -> Outputs:
         """Return ``num_detections, boxes, scores, classes``; see :class:`Postprocess`.
@@ -207,57 +324,56 @@ def export_detector(
     model: RetinaNet,
     info: DetectorInfo,
     path: Path,
+    options: GraphOptions | None = None,
     *,
-    tail: Tail = "tensor-nms",
-    opset: int = OPSET,
-    batch: int = 1,
-    precision: FloatPrecision = "fp32",
-    provenance: dict[str, Any],
+    provenance: Mapping[str, Any],
 ) -> Path:
-    """Write a detector as an ONNX file with fixed shapes; inputs and outputs are never half.
+    """Write a detector as an ONNX file whose inputs and outputs are never half.
+
+    In a graph that ends in detections, the raw heads are inner tensors with the names
+    :data:`RAW_HEADS`.
 
     Args:
         model: The detector; it is left unchanged.
         info: Its description. Sizes other than a letterbox are rounded up to one.
         path: File to write.
-        tail: ``tensor-nms`` ends in detections, ``none`` in logits and box deltas.
-        opset: ONNX operator set.
-        batch: Images per inference.
-        precision: Of backbone, pyramid and heads; all after them is fp32.
+        options: How; by default one float32 image to detections, in fp32.
         provenance: JSON content that says where the weights come from.
 
     Returns:
         ``path``.
 
     Raises:
-        AdaptError: If ``tail``, ``batch`` or ``precision`` is unknown or the file cannot be
-            written.
+        AdaptError: If the file cannot be written.
     """
-    if tail not in ("tensor-nms", "none"):
-        raise AdaptError(f"tail must be 'tensor-nms' or 'none', got {tail!r}")
-    if precision not in get_args(FloatPrecision):
-        raise AdaptError(
-            f"precision must be 'fp32' or 'fp16', got {precision!r}; int8 is calibrated from an "
-            "fp32 file"
-        )
-    if batch < 1:
-        raise AdaptError(f"batch must be at least 1, got {batch}")
+    options = options or GraphOptions()
     info = replace(info, input=info.input.fixed())
-    body = _in_precision(model, precision)
-    graph = DeployedDetector(body, info) if tail == "tensor-nms" else RawHeads(body)
-    outputs = DETECTIONS if tail == "tensor-nms" else RAW_HEADS
+    body = _in_precision(model, options.precision)
+    raw = options.tail == "none"
+    graph = (
+        RawHeads(body, options.pixels)
+        if raw
+        else _TracedDetector(body, info, options.tail, options.pixels)
+    )
     description = header(
         "onnx-detector",
         **info.to_dict(),
+        **options.to_dict(),
         architecture_hash=info.architecture.hash,
-        precision=precision,
-        tail=tail,
-        batch=batch,
-        opset=opset,
-        provenance=provenance,
+        provenance=dict(provenance),
     )
-    images = torch.zeros(batch, 3, info.input.height, info.input.width)
-    return write_onnx(graph, [images], (["images"], outputs), description, path, opset)
+    dtype = torch.uint8 if options.pixels == "uint8" else torch.float32
+    images = torch.zeros(options.batch, 3, info.input.height, info.input.width, dtype=dtype)
+    return write_onnx(
+        graph,
+        [images],
+        (["images"], options.outputs),
+        description,
+        path,
+        options.opset,
+        inner=() if raw else RAW_HEADS,
+        most_images=options.batch if options.dynamic else None,
+    )
 
 
 def _in_precision(model: RetinaNet, precision: FloatPrecision) -> RetinaNet:
@@ -275,6 +391,12 @@ def read_onnx_info(path: Path) -> tuple[DetectorInfo, dict[str, Any]]:
         AdaptError: If the file is missing, truncated, or not written by ``adapt export``.
     """
     content = read_description(path, "onnx-detector")
+    absent = {field.name for field in fields(GraphOptions)} - content.keys()
+    if absent:
+        raise AdaptError(
+            f"{path} was exported by an older adapt (it does not say its {', '.join(absent)}); "
+            "export it again"
+        )
     return DetectorInfo.from_dict(content), content
 
 
@@ -285,6 +407,7 @@ def export_rest(
     *,
     batch: int = 1,
     precision: FloatPrecision = "fp32",
+    tail: Tail = "tensor-nms",
 ) -> Path:
     """Write the part of a detector that no choice of the search changes, to measure its latency.
 
@@ -297,6 +420,7 @@ def export_rest(
         path: File to write.
         batch: Images per inference.
         precision: Of the inputs, pyramid and heads; all after them is fp32.
+        tail: ``tensor-nms`` or ``onnx-nms``.
 
     Returns:
         ``path``.
@@ -311,7 +435,7 @@ def export_rest(
         for parameter in model.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.01)
-    rest = RestOfDetector(_in_precision(model, precision), detector, size)
+    rest = RestOfDetector(_in_precision(model, precision), detector, size, tail)
     p3, p4, p5, p6, _ = pyramid_sizes(size.height, size.width)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     example = [

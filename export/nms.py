@@ -1,9 +1,16 @@
-"""How does non-maximum suppression run in a graph whose shapes are all fixed?"""
+"""How does non-maximum suppression run in a deployed graph?
 
-# B images, N candidate boxes
+Either way it is a mask of candidates, so that all around it has fixed shapes.
+"""
+
+# B images, N candidate boxes, K classes
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 ITERATIONS = 16
 
@@ -67,3 +74,90 @@ def _iou(boxes: Tensor) -> Tensor:
     union = area[:, :, None] + area[:, None, :] - inter
     # torchvision divides 0 by 0 for two empty boxes and compares NaN: they do not overlap.
     return inter / union.clamp(min=torch.finfo(boxes.dtype).tiny)
+
+
+@torch.library.custom_op("adapt::greedy_nms_keep", mutates_args=())
+def greedy_nms_keep(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    iou_threshold: float,
+    classes: int,
+    most: int,
+) -> Tensor:
+    """Mark the boxes that greedy per-class non-maximum suppression keeps.
+
+    In PyTorch it is torchvision's, in ONNX the operator NonMaxSuppression
+    (:func:`onnx_translations`).
+
+    Args:
+        boxes: ``Tensor[B, N, 4]``, corners (x1, y1, x2, y2).
+        scores: ``Tensor[B, N]``, positive where ``valid``.
+        labels: ``Tensor[B, N]``, integers below ``classes``.
+        valid: ``Tensor[B, N]``, bool; other boxes neither survive nor suppress.
+        iou_threshold: Largest overlap at which both boxes survive.
+        classes: Number of classes.
+        most: Boxes that are kept of a class, at most; the operator's only.
+
+    Returns:
+        ``Tensor[B, N]``, bool.
+    """
+    keep = torch.zeros_like(valid)
+    for image, alive in enumerate(valid):
+        (rows,) = alive.nonzero(as_tuple=True)
+        candidates = (boxes[image, rows], scores[image, rows], labels[image, rows])
+        keep[image, rows[batched_nms(*candidates, iou_threshold)]] = True
+    return keep
+
+
+@greedy_nms_keep.register_fake
+def _(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    iou_threshold: float,
+    classes: int,
+    most: int,
+) -> Tensor:
+    return torch.empty_like(valid)
+
+
+def onnx_translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
+    """Return what PyTorch's exporter writes for the operators of this module."""
+    return {torch.ops.adapt.greedy_nms_keep.default: _onnx_greedy_nms_keep}
+
+
+def _onnx_greedy_nms_keep(
+    boxes: Any,
+    scores: Any,
+    labels: Any,
+    valid: Any,
+    iou_threshold: float,
+    classes: int,
+    most: int,
+) -> Any:
+    """Score every box for its own class only, and mark what NonMaxSuppression returns.
+
+    The operator's result ``int64[n, 3]`` (image, class, box) is the only tensor whose shape depends
+    on the data. Shifting the boxes of each class apart instead would cost precision.
+    """
+    import onnxscript
+
+    op: Any = onnxscript.opset20
+
+    def numbers(*values: int) -> Any:
+        return op.Constant(value_ints=list(values))
+
+    zero = op.Constant(value_float=0.0)
+    alive = op.Where(valid, scores, zero)
+    names = op.Reshape(numbers(*range(classes)), numbers(1, classes, 1))
+    own = op.Equal(op.Unsqueeze(labels, numbers(1)), names)
+    per_class = op.Where(own, op.Unsqueeze(alive, numbers(1)), zero)
+    iou, least = op.Constant(value_floats=[iou_threshold]), op.Constant(value_floats=[0.0])
+    chosen = op.NonMaxSuppression(boxes, per_class, numbers(most), iou, least)
+    rows = op.Gather(chosen, numbers(0, 2), axis=1)
+    ones = op.Expand(op.Constant(value_float=1.0), op.Shape(rows, start=0, end=1))
+    marked = op.ScatterND(op.Mul(alive, zero), rows, ones)
+    return op.Greater(marked, op.Constant(value_float=0.5))

@@ -1,7 +1,9 @@
 """How is a network written as one ONNX file that says what it is?"""
 
+import ast
 import copy
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adapt.artifacts import atomic_path, check_header, make_folder
 from adapt.errors import AdaptError
+from export.nms import onnx_translations
 
 HEADER = "adapt"  # key of the description in the file's metadata
 _DAMAGED = "is not a readable ONNX file, it may be truncated; write it again with `adapt export`"
@@ -27,8 +30,13 @@ def write_onnx(
     description: Mapping[str, Any],
     path: Path,
     opset: int = OPSET,
+    *,
+    inner: Sequence[str] = (),
+    most_images: int | None = None,
 ) -> Path:
-    """Write a network with fixed shapes as a checked ONNX file; same network, same bytes.
+    """Write a network as a checked ONNX file; same network, same bytes.
+
+    Every node is named after its module, such as ``features.backbone.fpn.inner_blocks.0.0/Conv``.
 
     Args:
         network: Any module; it is neither changed nor switched to evaluation mode.
@@ -37,6 +45,9 @@ def write_onnx(
         description: JSON content from :func:`adapt.artifacts.header`.
         path: File to write.
         opset: ONNX operator set.
+        inner: Names of further outputs of the network: these become named tensors within the graph.
+        most_images: If given, the first axis of every input is free from 1 to this; the example's
+            must be at least 2.
 
     Returns:
         ``path``.
@@ -45,9 +56,40 @@ def write_onnx(
         AdaptError: If the file cannot be written.
     """
     make_folder(path.parent)  # before the seconds of the exporter
-    model = trace(fused(network), example, names, opset)
+    model = trace(fused(network), example, (names[0], [*names[1], *inner]), opset, most_images)
+    _hide_outputs(model.graph, inner)
+    _name_nodes(model.graph)
     _strip(model)
     return save_onnx(model, description, path)
+
+
+def _hide_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Make outputs inner tensors that keep their name and shape."""
+    for output in [output for output in graph.output if output.name in names]:
+        graph.value_info.append(output)
+        graph.output.remove(output)
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy that also outputs tensors that :func:`write_onnx` wrote as ``inner``."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    known = {output.name for output in copied.graph.output}
+    found = [v for v in copied.graph.value_info if v.name in names and v.name not in known]
+    copied.graph.output.extend(found)
+    return copied
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Name every node after the module it comes from, as errors and profiles will show it."""
+    taken: Counter[str] = Counter()
+    for node in graph.node:
+        notes = {note.key: note.value for note in node.metadata_props}
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        module = scopes[-2] if len(scopes) > 1 else ""
+        name = f"{module}/{node.op_type}" if module else node.op_type
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
 def save_onnx(model: onnx.ModelProto, description: Mapping[str, Any], path: Path) -> Path:
@@ -127,8 +169,10 @@ def trace(
     example: Sequence[Tensor],
     names: tuple[Sequence[str], Sequence[str]],
     opset: int,
+    most_images: int | None = None,
 ) -> onnx.ModelProto:
     """Run PyTorch's exporter."""
+    dynamic = most_images and torch.export.Dim("batch", min=1, max=most_images)
     with torch.no_grad():
         program = torch.onnx.export(
             network,
@@ -136,6 +180,8 @@ def trace(
             input_names=list(names[0]),
             output_names=list(names[1]),
             opset_version=opset,
+            dynamic_shapes=tuple({0: dynamic} for _ in example) if dynamic else None,
+            custom_translation_table=dict(onnx_translations()),
             dynamo=True,
             external_data=False,
             verbose=False,

@@ -1,6 +1,6 @@
 """Do two artifacts detect the same?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,9 @@ from adapt.detector_file import DetectorInfo
 from adapt.errors import AdaptError
 from adapt.images import fit, open_image
 from adapt.progress import Progress, silent
+from adapt.runtime import Precision
 from export.graph import RAW_HEADS, DeployedDetector, RawHeads, read_onnx_info
+from export.onnx_file import load_onnx, with_outputs
 from export.runner import (
     Array,
     ImageDetections,
@@ -23,12 +25,15 @@ from export.runner import (
     Runner,
     batch_detections,
     batch_of_one,
+    in_type,
     ort_session,
+    unit,
 )
 
 # fp32 on both sides differs by about 1e-6 in scores and 1e-4 pixels; these leave a wide margin.
 SCORE_TOL = 1e-4
 BOX_TOL = 0.05
+HEAD_TOL = 1e-3  # of logits and box deltas, fp32 on both sides; about 1e-5 is seen
 
 
 @dataclass(frozen=True)
@@ -130,29 +135,85 @@ def _beyond(scores: Array, cut_off: float) -> int:
 
 
 @dataclass(frozen=True)
+class Tolerances:
+    """What may differ between two artifacts that count as the same.
+
+    Attributes:
+        score: Largest difference of scores.
+        box: Largest difference of a box coordinate, in pixels of the input.
+        head: Largest difference of class logits and of box deltas; None compares them only to tell.
+    """
+
+    score: float = SCORE_TOL
+    box: float = BOX_TOL
+    head: float | None = HEAD_TOL
+
+    @classmethod
+    def of(cls, precision: Precision) -> "Tolerances":
+        """Return what an export of this precision may differ from fp32."""
+        match precision:
+            case "fp32":
+                return cls()
+            case "fp16":
+                return cls(0.01, 1.0, None)
+            case "int8":
+                return cls(0.1, 8.0, None)
+
+
+@dataclass(frozen=True)
 class ParityReport:
-    """Whether an exported detector computes what the PyTorch detector computes.
+    """Whether two artifacts of a detector compute the same.
 
     Attributes:
         images: Number of images compared.
-        score_tol: Largest allowed difference of scores.
-        box_tol: Largest allowed difference of box coordinates, in pixels.
-        match: The comparison, summed over the images.
+        tolerances: What may differ.
+        match: The comparison of detections, summed over the images; None for raw heads alone.
+        heads: Largest difference of class logits and of box deltas, where both were compared.
+        worst: The image that differs most, and its comparison.
     """
 
     images: int
-    score_tol: float
-    box_tol: float
-    match: MatchReport
+    tolerances: Tolerances
+    match: MatchReport | None
+    heads: dict[str, float]
+    worst: dict[str, Any]
 
     @property
     def passed(self) -> bool:
-        """Whether the two detect the same."""
-        return self.match.same
+        """Whether the two compute the same."""
+        limit = self.tolerances.head
+        same_heads = limit is None or all(d <= limit for d in self.heads.values())
+        return same_heads and (self.match is None or self.match.same)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         return {"passed": self.passed, **asdict(self)}
+
+
+class _Matches:
+    """Compares the detections of one image after the other."""
+
+    def __init__(self, info: DetectorInfo, tolerances: Tolerances) -> None:
+        self._info, self._tolerances = info, tolerances
+        self.total = MatchReport()
+        self.worst: dict[str, Any] = {}
+        self._most = -1.0
+
+    def add(self, name: str, a: ImageDetections, b: ImageDetections) -> None:
+        """Compare what two artifacts found in an image."""
+        report = match_detections(
+            a,
+            b,
+            score_tol=self._tolerances.score,
+            box_tol=self._tolerances.box,
+            score_threshold=self._info.detector.score_threshold,
+            detections=self._info.detector.detections,
+        )
+        self.total += report
+        # What only one of them has weighs more than any difference within the tolerances.
+        badness = report.missing + report.extra + report.score_difference
+        if badness > self._most:
+            self.worst, self._most = {"image": name, **asdict(report)}, badness
 
 
 def verify_export(
@@ -161,42 +222,42 @@ def verify_export(
     onnx_path: Path,
     images: Array,
     *,
-    score_tol: float = SCORE_TOL,
-    box_tol: float = BOX_TOL,
+    names: Sequence[str] = (),
+    tolerances: Tolerances | None = None,
     same_candidates: bool = False,
 ) -> ParityReport:
-    """Compare an exported detector on ONNX Runtime with torchvision's own inference.
+    """Compare an exported detector on ONNX Runtime with PyTorch: raw heads and detections.
 
     Args:
         model: The detector that was exported; in evaluation mode.
         info: Its description.
-        onnx_path: The export, with tail ``tensor-nms``.
-        images: float32 ``[N, 3, H, W]`` in [0, 1], fitted to the export's input; N is a multiple
-            of the export's batch.
-        score_tol: Largest difference of scores.
-        box_tol: Largest difference of a box coordinate, in pixels.
-        same_candidates: Compare with the deployed modules in PyTorch instead, which look at the
-            best ``nms_candidates`` only, where torchvision looks at all.
+        onnx_path: The export, with any tail; with tail ``none`` the raw heads alone are compared.
+        images: uint8 ``[N, 3, H, W]``, fitted to the export's input; unless the export's batch is
+            dynamic, N is a multiple of it.
+        names: What the images are called in the report; their numbers by default.
+        tolerances: What may differ; those of fp32 by default.
+        same_candidates: Compare with the deployed modules in PyTorch, which look at the best
+            ``nms_candidates`` only, instead of torchvision's own inference, which looks at all.
 
     Raises:
         AdaptError: If the file is not a detector that fits the images.
     """
     _, content = read_onnx_info(onnx_path)
-    total = MatchReport()
+    tolerances = tolerances or Tolerances()
+    names = names or [str(number) for number in range(len(images))]
+    step = content["batch"]
+    batches = [images[start : start + step] for start in range(0, len(images), step)]
+    heads = raw_head_differences(model, onnx_path, batches)
+    if content["tail"] == "none":
+        return ParityReport(len(images), tolerances, None, heads, {})
+    matches = _Matches(info, tolerances)
     detect = _deployed(model, info) if same_candidates else partial(_eager, model)
+    name = iter(names)
     with OrtRunner("ort-cpu", onnx_path) as runner:
-        for start in range(0, len(images), content["batch"]):
-            batch = images[start : start + content["batch"]]
-            for a, b in zip(detect(batch), runner.infer(batch), strict=True):
-                total += match_detections(
-                    a,
-                    b,
-                    score_tol=score_tol,
-                    box_tol=box_tol,
-                    score_threshold=info.detector.score_threshold,
-                    detections=info.detector.detections,
-                )
-    return ParityReport(len(images), score_tol, box_tol, total)
+        for batch in batches:
+            for a, b in zip(detect(unit(batch)), runner.infer(batch), strict=True):
+                matches.add(next(name), a, b)
+    return ParityReport(len(images), tolerances, matches.total, heads, matches.worst)
 
 
 @torch.inference_mode()
@@ -207,7 +268,7 @@ def _eager(model: RetinaNet, images: Array) -> list[ImageDetections]:
 
 
 def _deployed(model: RetinaNet, info: DetectorInfo) -> Callable[[Array], list[ImageDetections]]:
-    network = DeployedDetector(model, info).eval()
+    network = DeployedDetector(model, info, "onnx-nms").eval()
 
     @torch.inference_mode()
     def detect(images: Array) -> list[ImageDetections]:
@@ -217,23 +278,37 @@ def _deployed(model: RetinaNet, info: DetectorInfo) -> Callable[[Array], list[Im
 
 
 @torch.inference_mode()
-def compare_raw_heads(model: RetinaNet, onnx_path: Path, images: Array) -> dict[str, float]:
+def raw_head_differences(
+    model: RetinaNet, onnx_path: Path, batches: Sequence[Array]
+) -> dict[str, float]:
     """Return the largest difference of class logits and of box deltas.
 
     Args:
         model: The detector that was exported.
-        onnx_path: The export, with tail ``none``.
-        images: float32 ``[B, 3, H, W]`` in [0, 1] of the export's batch and input.
+        onnx_path: The export, with any tail.
+        batches: uint8 ``[B, 3, H, W]`` of the export's batch and input.
 
     Raises:
         AdaptError: If the file is not an exported detector.
     """
-    read_onnx_info(onnx_path)
-    expected = RawHeads(model)(torch.from_numpy(images))
-    session = ort_session("ort-cpu", onnx_path.read_bytes(), threads=1)
-    found = session.run(RAW_HEADS, {"images": images})
-    differences = (np.abs(a.numpy() - b).max() for a, b in zip(expected, found, strict=True))
-    return {name: float(d) for name, d in zip(RAW_HEADS, differences, strict=True)}
+    _, content = read_onnx_info(onnx_path)
+    exposed = with_outputs(load_onnx(onnx_path), RAW_HEADS).SerializeToString()
+    session = ort_session("ort-cpu", exposed, threads=1)
+    reference = RawHeads(model)
+    differences = dict.fromkeys(RAW_HEADS, 0.0)
+    for batch in batches:
+        expected = reference(torch.from_numpy(unit(batch)))
+        found = session.run(RAW_HEADS, {"images": in_type(batch, content["pixels"])})
+        here = dict(zip(RAW_HEADS, (head.numpy() for head in expected), strict=True))
+        _keep_largest(differences, here, dict(zip(RAW_HEADS, found, strict=True)))
+    return differences
+
+
+def _keep_largest(
+    differences: dict[str, float], a: Mapping[str, Array], b: Mapping[str, Array]
+) -> None:
+    for name, most in differences.items():
+        differences[name] = max(most, _largest(a[name] - b[name]))
 
 
 def compare_artifacts(
@@ -241,48 +316,39 @@ def compare_artifacts(
     b: Runner,
     images: Sequence[Path],
     *,
-    score_tol: float = SCORE_TOL,
-    box_tol: float = BOX_TOL,
+    tolerances: Tolerances | None = None,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> ParityReport:
     """Compare what two artifacts of one detector find in images.
+
+    Detections are compared, or the raw heads if one of the two ends in those.
 
     Args:
         a: Runner of the artifact to compare with.
         b: Runner of the other one.
         images: Image files.
-        score_tol: Largest difference of scores.
-        box_tol: Largest difference of a box coordinate, in pixels of the input.
+        tolerances: What may differ; those of fp32 by default.
         progress: Called with (done, total) after every image.
 
-    Returns:
-        Whether all is the same, the sum over the images, and the image that differs most.
-
     Raises:
-        AdaptError: If the two have other classes or inputs, or an image cannot be read.
+        AdaptError: If the two have other classes, inputs or ends, or an image cannot be read.
     """
     if (a.info.classes, a.size) != (b.info.classes, b.size):
         raise AdaptError(
             f"the two detectors differ: {a.size} with {len(a.info.classes)} classes, {b.size} with "
             f"{len(b.info.classes)}; compare artifacts of one detector"
         )
-    limits = a.info.detector
-    total, worst, most = MatchReport(), None, -1.0
+    tolerances = tolerances or Tolerances()
+    raw = "none" in (a.tail, b.tail)
+    matches, heads = _Matches(a.info, tolerances), dict.fromkeys(RAW_HEADS, 0.0)
     for done, path in enumerate(images, start=1):
         pixels = batch_of_one(fit(open_image(path), a.size)[0])
-        (found,), (other,) = a.infer(pixels), b.infer(pixels)
-        report = match_detections(
-            found,
-            other,
-            score_tol=score_tol,
-            box_tol=box_tol,
-            score_threshold=limits.score_threshold,
-            detections=limits.detections,
-        )
-        total += report
-        # What only one of them has weighs more than any difference within the tolerances.
-        badness = report.missing + report.extra + report.score_difference
-        if badness > most:
-            worst, most = {"image": str(path), **asdict(report)}, badness
+        if raw:
+            _keep_largest(heads, a.heads(pixels), b.heads(pixels))
+        else:
+            (found,), (other,) = a.infer(pixels), b.infer(pixels)
+            matches.add(str(path), found, other)
         progress(done, len(images))
-    return {"passed": total.same, "images": len(images), "match": asdict(total), "worst": worst}
+    if raw:
+        return ParityReport(len(images), tolerances, None, heads, {})
+    return ParityReport(len(images), tolerances, matches.total, {}, matches.worst)

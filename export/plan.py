@@ -19,6 +19,8 @@ from export.engine import load_tensorrt, logger_of, sidecar_path
 DTYPES = {
     "float": torch.float32,
     "half": torch.float16,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
     "int32": torch.int32,
     "int64": torch.int64,
     "bool": torch.bool,
@@ -37,7 +39,7 @@ def read_plan_info(path: Path) -> dict[str, Any]:
 
 
 class Plan:
-    """A loaded engine with fixed shapes and its buffers.
+    """A loaded engine and its buffers.
 
     Args:
         trt: The TensorRT package that built it.
@@ -45,7 +47,9 @@ class Plan:
         name: What the engine is called in errors.
 
     Attributes:
-        buffers: Input and output tensors on the GPU, by name.
+        buffers: Input and output tensors on the GPU, by name; of a free batch the largest, until
+            :meth:`feed` brings fewer images.
+        outputs: Names of the outputs.
         stream: The CUDA stream it runs on.
     """
 
@@ -54,7 +58,10 @@ class Plan:
         self._context = self._engine.create_execution_context()
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        self.buffers = {name: self._buffer(name) for name in names}
+        takes = {n: self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
+        self.outputs = [name for name, is_input in takes.items() if not is_input]
+        self.buffers: dict[str, Tensor] = {}
+        self._allocate({n: self._largest(n) for n, is_input in takes.items() if is_input})
 
     @classmethod
     def open(cls, path: Path) -> "Plan":
@@ -70,23 +77,30 @@ class Plan:
                 f"with {sidecar_path(path).name} to one, or choose runtime ort-cpu"
             )
         trt = load_tensorrt(info["flavour"])
-        version = info["tensorrt_version"]
-        if trt.__version__ != version:
-            raise AdaptError(
-                f"engine {path} was built with {trt.__name__} {version}, {trt.__version__} is "
-                "installed; build it again with `adapt export`"
-            )
+        check_fits(info, path, trt.__version__, torch.cuda.get_device_name(), _capability())
         return cls(trt, path.read_bytes(), f"engine {path}")
 
-    def _buffer(self, name: str) -> Tensor:
-        dtype = DTYPES[self._engine.get_tensor_dtype(name).name.lower()]
+    def _largest(self, name: str) -> tuple[int, ...]:
         shape = tuple(self._engine.get_tensor_shape(name))
-        buffer = torch.empty(shape, dtype=dtype, device="cuda")
-        self._context.set_tensor_address(name, buffer.data_ptr())
-        return buffer
+        if -1 not in shape:
+            return shape
+        return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
+
+    def _allocate(self, inputs: Mapping[str, tuple[int, ...]]) -> None:
+        """Make buffers for these shapes of the inputs; a captured graph holds the old ones."""
+        for name, shape in inputs.items():
+            self._context.set_input_shape(name, shape)
+        for name in (*inputs, *self.outputs):
+            dtype = DTYPES[self._engine.get_tensor_dtype(name).name.lower()]
+            shape = tuple(self._context.get_tensor_shape(name))
+            self.buffers[name] = torch.empty(shape, dtype=dtype, device="cuda")
+            self._context.set_tensor_address(name, self.buffers[name].data_ptr())
 
     def feed(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Copy inputs to the GPU; their shapes must be the engine's."""
+        """Copy all inputs to the GPU; their shapes must be within the engine's."""
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if any(self.buffers[name].shape != shape for name, shape in shapes.items()):
+            self._allocate(shapes)
         for name, array in inputs.items():
             self.buffers[name].copy_(torch.from_numpy(array))
         torch.cuda.synchronize()
@@ -123,6 +137,38 @@ class Plan:
 
     def _enqueue(self) -> None:
         self._context.execute_async_v3(self.stream.cuda_stream)
+
+
+def _capability() -> str:
+    return "SM{}{}".format(*torch.cuda.get_device_capability())
+
+
+def check_fits(
+    info: Mapping[str, Any], path: Path, version: str, device: str, capability: str
+) -> None:
+    """Check that an engine was built for what is here.
+
+    Args:
+        info: The engine's description.
+        path: The engine.
+        version: Installed version of the TensorRT that built it.
+        device: Name of the GPU.
+        capability: Its compute capability, such as ``SM80``.
+
+    Raises:
+        AdaptError: If it was not.
+    """
+    again = "build it again here with `adapt export --trt`"
+    if info["tensorrt_version"] != version:
+        raise AdaptError(
+            f"engine {path} was built with {info['flavour']} {info['tensorrt_version']}, {version} "
+            f"is installed; {again}"
+        )
+    if info["target"] not in (device, capability):
+        raise AdaptError(
+            f"engine {path} was built for {info['target']}, this GPU is {device} ({capability}); "
+            f"{again}"
+        )
 
 
 def _deserialise(trt: Any, plan: bytes, name: str) -> Any:

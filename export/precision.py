@@ -5,7 +5,7 @@ has a body (backbone, pyramid, heads) in half precision, an ``int8`` file has pa
 QuantizeLinear and DequantizeLinear (Q/DQ) in an fp32 graph. What follows the heads is always fp32.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,7 +24,9 @@ Steps = dict[str, NDArray[np.float32]]  # tensor name to what one step of int8 i
 
 
 def with_qdq(
-    model: onnx.ModelProto, scales: float | Mapping[str, float] = SCALE
+    model: onnx.ModelProto,
+    scales: float | Mapping[str, float] = SCALE,
+    kept: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Return a copy of an fp32 model whose convolutions compute in int8.
 
@@ -49,18 +51,29 @@ def with_qdq(
     Args:
         model: An fp32 model of a unit, the rest of a detector or a whole detector.
         scales: What one step of int8 is worth: of every activation, or by tensor name.
+        kept: Weights whose convolutions stay in fp32.
     """
     quantised = onnx.ModelProto()
     quantised.CopyFrom(model)
     graph = quantised.graph
-    convs = [node for node in graph.node if node.op_type == "Conv"]
+    convs = [node for node in _convolutions(graph) if node.input[1] not in kept]
     steps = _weight_steps(graph, {conv.input[1] for conv in convs})
     for name in dict.fromkeys(conv.input[0] for conv in convs):
         step = scales[name] if isinstance(scales, Mapping) else scales
         steps[name] = np.array(step, np.float32)
-    _insert_pairs(graph, {name: _pair(name, step) for name, step in steps.items()})
+    pairs = {name: _pair(name, step) for name, step in steps.items()}
+    _insert_pairs(graph, pairs, kept)
     graph.initializer.extend(tensor for item in steps.items() for tensor in _parameters(*item))
     return quantised
+
+
+def conv_weights(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the weights of all convolutions, in the order of the data flow."""
+    return list(dict.fromkeys(node.input[1] for node in _convolutions(model.graph)))
+
+
+def _convolutions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if node.op_type == "Conv"]
 
 
 def _weight_steps(graph: onnx.GraphProto, names: set[str]) -> Steps:
@@ -74,13 +87,16 @@ def _weight_steps(graph: onnx.GraphProto, names: set[str]) -> Steps:
     return steps
 
 
-def _insert_pairs(graph: onnx.GraphProto, pairs: Mapping[str, Iterable[onnx.NodeProto]]) -> None:
+def _insert_pairs(
+    graph: onnx.GraphProto, pairs: Mapping[str, Iterable[onnx.NodeProto]], kept: Collection[str]
+) -> None:
     """Put each pair behind the node that computes its tensor and redirect the tensor's readers."""
     computed = {name for node in graph.node for name in node.output}
     nodes = [node for name, pair in pairs.items() if name not in computed for node in pair]
     for node in graph.node:
+        stays = node.op_type == "Conv" and node.input[1] in kept
         for index, name in enumerate(node.input):
-            if name in pairs:
+            if name in pairs and not stays:
                 node.input[index] = _dequantised(name)
         nodes.append(node)
         nodes += [part for name in node.output for part in pairs.get(name, ())]

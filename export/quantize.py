@@ -9,30 +9,90 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from export.onnx_file import load_onnx, read_description, save_onnx
-from export.precision import LARGEST, with_qdq
-from export.runner import Array
+from adapt.progress import Progress, silent
+from export.graph import RAW_HEADS
+from export.onnx_file import load_onnx, read_description, save_onnx, with_outputs
+from export.precision import LARGEST, conv_weights, with_qdq
+from export.runner import Array, ort_session
+
+SENSITIVITY_BATCHES = 4
 
 
-def quantize(source: Path, images: Sequence[Array], path: Path) -> Path:
-    """Write the int8 version of an fp32 detector.
+class Quantizer:
+    """Writes int8 versions of one fp32 detector.
 
     Args:
         source: An fp32 detector that :func:`export.graph.export_detector` wrote.
-        images: Calibration batches, float32 ``[B, 3, H, W]`` in [0, 1], fitted to its input.
-        path: File to write.
-
-    Returns:
-        ``path``.
+        images: Calibration batches as the file takes them, ``[B, 3, H, W]``.
 
     Raises:
-        AdaptError: If the source is no exported detector or the file cannot be written.
+        AdaptError: If the source is no exported detector.
     """
-    description = read_description(source, "onnx-detector")
-    model = with_qdq(load_onnx(source), calibrate(source, images))
-    _store_weights_as_integers(model)
-    described = {**description, "precision": "int8", "calibration_batches": len(images)}
-    return save_onnx(model, described, path)
+
+    def __init__(self, source: Path, images: Sequence[Array]) -> None:
+        self._description = read_description(source, "onnx-detector")
+        self._model = load_onnx(source)
+        self._images = images
+        self._scales = calibrate(source, images)
+
+    def write(self, path: Path, kept: Sequence[str] = ()) -> Path:
+        """Write the int8 version.
+
+        Args:
+            path: File to write.
+            kept: Weights whose convolutions stay in fp32.
+
+        Returns:
+            ``path``.
+
+        Raises:
+            AdaptError: If the file cannot be written.
+        """
+        model = with_qdq(self._model, self._scales, kept)
+        _store_weights_as_integers(model)
+        described = {
+            **self._description,
+            "precision": "int8",
+            "calibration_batches": len(self._images),
+            "kept_in_fp32": list(kept),
+        }
+        return save_onnx(model, described, path)
+
+    def most_sensitive(
+        self, batches: int = SENSITIVITY_BATCHES, progress: Progress = silent
+    ) -> list[str]:
+        """Return the weights of all convolutions, those first that should not be quantised.
+
+        Each is quantised alone, with the activations that it reads; what counts is how much that
+        changes the raw heads, relative to how much these vary.
+
+        Args:
+            batches: Calibration batches to compare on.
+            progress: Called with (done, total) after every weight.
+        """
+        exposed = with_outputs(self._model, RAW_HEADS)
+        weights = conv_weights(exposed)
+        expected = self._heads(exposed, batches)
+        errors = {}
+        for done, weight in enumerate(weights, start=1):
+            others = [other for other in weights if other != weight]
+            errors[weight] = _error(
+                expected, self._heads(with_qdq(exposed, self._scales, others), batches)
+            )
+            progress(done, len(weights), weight)
+        return sorted(weights, key=lambda weight: -errors[weight])
+
+    def _heads(self, model: onnx.ModelProto, batches: int) -> list[list[Array]]:
+        session = ort_session("ort-cpu", model.SerializeToString(), threads=1)
+        return [session.run(RAW_HEADS, {"images": x}) for x in self._images[:batches]]
+
+
+def _error(expected: list[list[Array]], found: list[list[Array]]) -> float:
+    """Return the squared error of both heads, each relative to its own variance."""
+    total = 0.0
+    for a, b in zip(zip(*expected, strict=True), zip(*found, strict=True), strict=True):
+        total += float(np.square(np.stack(a) - np.stack(b)).mean() / np.var(np.stack(a)))
+    return total
 
 
 def _store_weights_as_integers(model: onnx.ModelProto) -> None:

@@ -14,8 +14,8 @@ from adapt.artifacts import check_header
 from adapt.detector_file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
 from adapt.images import InputSize
-from adapt.runtime import Precision
-from export.graph import DETECTIONS, read_onnx_info
+from adapt.runtime import Precision, Tail
+from export.graph import DETECTIONS, RAW_HEADS, ImageInput, Pixels, RawHeads, read_onnx_info
 from export.plan import Plan, read_plan_info
 
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
@@ -51,10 +51,12 @@ class Runner(ABC):
     Attributes:
         info: The detector.
         precision: Precision of the artifact.
+        tail: How its graph ends; None for PyTorch, which gives detections and raw heads.
     """
 
     info: DetectorInfo
     precision: Precision = "fp32"
+    tail: Tail | None = None
 
     @property
     def size(self) -> InputSize:
@@ -63,10 +65,18 @@ class Runner(ABC):
 
     @abstractmethod
     def infer(self, images: Array) -> list[ImageDetections]:
-        """Detect in float32 images ``[B, 3, H, W]`` in [0, 1], fitted to ``info.input``.
+        """Detect in uint8 images ``[B, 3, H, W]``, fitted to ``info.input``.
 
         Raises:
-            AdaptError: If the artifact takes images of another shape.
+            AdaptError: If the artifact takes images of another shape, or ends in raw heads.
+        """
+
+    @abstractmethod
+    def heads(self, images: Array) -> dict[str, Array]:
+        """Return float32 ``cls_logits [B, A, K]`` and ``bbox_regression [B, A, 4]`` of images.
+
+        Raises:
+            AdaptError: If the artifact takes images of another shape, or ends in detections.
         """
 
     @abstractmethod
@@ -155,11 +165,17 @@ class TorchRunner(Runner):
 
     def infer(self, images: Array) -> list[ImageDetections]:
         """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
-        return [_from_torch(found) for found in self._run(list(torch.from_numpy(images)))]
+        return [_from_torch(found) for found in self._run(list(torch.from_numpy(unit(images))))]
+
+    @torch.inference_mode()
+    def heads(self, images: Array) -> dict[str, Array]:
+        """Return the raw heads; see :meth:`Runner.heads`."""
+        found = RawHeads(self._model)(torch.from_numpy(unit(images)))
+        return {name: head.numpy() for name, head in zip(RAW_HEADS, found, strict=True)}
 
     def bind(self, images: Array) -> Callable[[], None]:
         """Return the call to time; see :meth:`Runner.bind`."""
-        tensors = list(torch.from_numpy(images))
+        tensors = list(torch.from_numpy(unit(images)))
 
         def call() -> None:
             self._run(tensors)
@@ -190,9 +206,8 @@ class OrtRunner(Runner):
 
     def __init__(self, runtime: str, artifact: Path, threads: int = 1) -> None:
         self.info, self._header = read_onnx_info(artifact)
-        self.precision = self._header["precision"]
-        size = self.info.input
-        self._shape = (self._header["batch"], 3, size.height, size.width)
+        self.precision, self.tail = self._header["precision"], self._header["tail"]
+        self._input = ImageInput.of(self.info, self._header)
         self._runtime = runtime
         self._artifact = artifact
         self._threads = threads
@@ -207,13 +222,16 @@ class OrtRunner(Runner):
         Raises:
             AdaptError: If the shape is not the file's or the file ends in raw heads.
         """
-        if self._header["tail"] == "none":
-            raise AdaptError(
-                f"{self._artifact} ends in raw heads (tail 'none') and detects nothing by itself; "
-                "export it with tail 'tensor-nms'"
-            )
-        check_shape(images, self._shape, self._artifact)
-        return batch_detections(*self._session.run(DETECTIONS, {"images": images}))
+        check_tail(self._header, self._artifact, detects=True)
+        fed = feed(images, self._input, self._artifact)
+        return batch_detections(*self._session.run(DETECTIONS, {"images": fed}))
+
+    def heads(self, images: Array) -> dict[str, Array]:
+        """Return the raw heads; see :meth:`Runner.heads`."""
+        check_tail(self._header, self._artifact, detects=False)
+        fed = feed(images, self._input, self._artifact)
+        found = self._session.run(RAW_HEADS, {"images": fed})
+        return dict(zip(RAW_HEADS, found, strict=True))
 
     def bind(self, images: Array) -> Callable[[], None]:
         """Return the call to time; see :meth:`Runner.bind`.
@@ -221,8 +239,8 @@ class OrtRunner(Runner):
         Raises:
             AdaptError: If the shape is not the file's.
         """
-        check_shape(images, self._shape, self._artifact)
-        return bound_call(self._session, {"images": images}, self._runtime)
+        fed = feed(images, self._input, self._artifact)
+        return bound_call(self._session, {"images": fed}, self._runtime)
 
     def describe(self) -> dict[str, Any]:
         """Return runtime, version, device and threads."""
@@ -248,11 +266,10 @@ class PlanRunner(Runner):
                 f"{artifact} was built for runtime {built_for}, not {runtime}; choose it or build "
                 "the engine again"
             )
-        header = check_header(content["onnx"], "onnx-detector", artifact)
-        self.info = DetectorInfo.from_dict(header)
-        self.precision = header["precision"]
-        size = self.info.input
-        self._shape = (header["batch"], 3, size.height, size.width)
+        self._header = check_header(content["onnx"], "onnx-detector", artifact)
+        self.info = DetectorInfo.from_dict(self._header)
+        self.precision, self.tail = self._header["precision"], self._header["tail"]
+        self._input = ImageInput.of(self.info, self._header)
         self._runtime = runtime
         self._artifact = artifact
         self._version = content["tensorrt_version"]
@@ -260,15 +277,23 @@ class PlanRunner(Runner):
 
     def infer(self, images: Array) -> list[ImageDetections]:
         """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
-        check_shape(images, self._shape, self._artifact)
-        self._plan.feed({"images": images})
+        check_tail(self._header, self._artifact, detects=True)
+        found = self._run(images)
+        return batch_detections(*(found[name] for name in DETECTIONS))
+
+    def heads(self, images: Array) -> dict[str, Array]:
+        """Return the raw heads; see :meth:`Runner.heads`."""
+        check_tail(self._header, self._artifact, detects=False)
+        return self._run(images)
+
+    def _run(self, images: Array) -> dict[str, Array]:
+        self._plan.feed({"images": feed(images, self._input, self._artifact)})
         self._plan.run()
-        return batch_detections(*(self._plan.buffers[name].cpu().numpy() for name in DETECTIONS))
+        return {name: self._plan.buffers[name].cpu().numpy() for name in self._plan.outputs}
 
     def bind(self, images: Array) -> Callable[[], None]:
         """Return the call to time; see :meth:`Runner.bind`."""
-        check_shape(images, self._shape, self._artifact)
-        self._plan.feed({"images": images})
+        self._plan.feed({"images": feed(images, self._input, self._artifact)})
         return self._plan.capture()
 
     def describe(self) -> dict[str, Any]:
@@ -281,22 +306,48 @@ class PlanRunner(Runner):
         }
 
 
-def batch_of_one(pixels: Tensor) -> NDArray[np.float32]:
-    """Return uint8 ``Tensor[3, H, W]`` as float32 ``[1, 3, H, W]`` in [0, 1]."""
-    return pixels.numpy()[None].astype(np.float32) / np.float32(255)
+def batch_of_one(pixels: Tensor) -> Array:
+    """Return uint8 ``Tensor[3, H, W]`` as uint8 ``[1, 3, H, W]``."""
+    return pixels.numpy()[None]
 
 
-def check_shape(images: Array, wanted: tuple[int, ...], artifact: Path) -> None:
-    """Check that images fit a file with fixed shapes.
+def unit(images: Array) -> NDArray[np.float32]:
+    """Return uint8 images as float32 in [0, 1]."""
+    return images.astype(np.float32) / np.float32(255)
+
+
+def feed(images: Array, wanted: ImageInput, artifact: Path) -> Array:
+    """Return uint8 images as a file takes them.
 
     Raises:
-        AdaptError: If they do not.
+        AdaptError: If they have another shape.
     """
-    if images.shape != wanted:
+    if not wanted.fits(images.shape):
         raise AdaptError(
-            f"{artifact} takes images of shape {wanted}, got {images.shape}; export the detector "
-            "with this batch and input size"
+            f"{artifact} takes images of shape {wanted}, got {'x'.join(map(str, images.shape))}; "
+            "export the detector with this batch and input size"
         )
+    return in_type(images, wanted.pixels)
+
+
+def in_type(images: Array, pixels: Pixels) -> Array:
+    """Return uint8 images as they are, or as float32 in [0, 1]."""
+    return images if pixels == "uint8" else unit(images)
+
+
+def check_tail(header: dict[str, Any], artifact: Path, *, detects: bool) -> None:
+    """Check that a file ends in detections, or in raw heads.
+
+    Raises:
+        AdaptError: If it does not.
+    """
+    if detects and header["tail"] == "none":
+        raise AdaptError(
+            f"{artifact} ends in raw heads (tail 'none') and detects nothing by itself; export it "
+            "with tail 'tensor-nms' or 'onnx-nms'"
+        )
+    if not detects and header["tail"] != "none":
+        raise AdaptError(f"{artifact} ends in detections; export it with tail 'none'")
 
 
 def batch_detections(

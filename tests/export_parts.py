@@ -12,7 +12,9 @@ from adapt.architecture import mobilenet_v2
 from adapt.detector import DetectorConfig
 from adapt.detector_file import DetectorInfo, save_detector
 from adapt.images import InputSize
-from export.graph import Tail, export_detector
+from adapt.runtime import Tail
+from export.graph import GraphOptions, export_detector
+from export.runner import unit
 
 SIZE = InputSize(128, 160)
 INFO = DetectorInfo(
@@ -42,16 +44,22 @@ def small_detector() -> RetinaNet:
 
 
 def images(number: int, seed: int = 0) -> np.ndarray:
-    """Random images ``[number, 3, H, W]`` in [0, 1]."""
+    """Random uint8 images ``[number, 3, H, W]``."""
     rng = np.random.default_rng(seed)
-    return rng.random((number, 3, SIZE.height, SIZE.width), dtype=np.float32)
+    return rng.integers(0, 256, (number, 3, SIZE.height, SIZE.width), dtype=np.uint8)
+
+
+def tensors(number: int, seed: int = 0) -> torch.Tensor:
+    """The same images as ``Tensor[number, 3, H, W]`` in [0, 1]."""
+    return torch.from_numpy(unit(images(number, seed)))
 
 
 @functools.cache
 def exported(folder: Path, tail: Tail = "tensor-nms") -> Path:
     """The small detector as ONNX; written once per folder."""
+    options = GraphOptions(tail=tail)
     return export_detector(
-        small_detector(), INFO, folder / f"{tail}.onnx", tail=tail, provenance={"run": "test"}
+        small_detector(), INFO, folder / f"{tail}.onnx", options, provenance={"run": "test"}
     )
 
 

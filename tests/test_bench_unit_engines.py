@@ -13,7 +13,7 @@ from adapt.images import InputSize
 from adapt.space import SearchSpace
 from adapt.units import P6, Boundary, Lateral, MBConvUnit, Stem, rest_unit
 from bench.unit_graphs import detector_model, unit_model
-from export.engine import build_plan
+from export.engine import BuildOptions, build_plan
 from export.precision import PRECISIONS
 
 pytestmark = [
@@ -48,7 +48,7 @@ def mbconvs():
 
 
 def build(model, name):
-    return build_plan(model, name, flavour="tensorrt_rtx")
+    return build_plan(model, name, BuildOptions(flavour="tensorrt_rtx"))
 
 
 def test_sample_covers_the_space(mbconvs):

@@ -17,7 +17,7 @@ from adapt.images import InputSize
 from adapt.operations import MBConv, stem
 from adapt.units import P6, Boundary, Lateral, MBConvUnit, Rest, Stem, boundaries, rest_unit
 from bench.unit_graphs import REST_INPUTS, detector_model, random_inputs, unit_model
-from export.graph import DETECTIONS, RestOfDetector, export_detector
+from export.graph import DETECTIONS, GraphOptions, RestOfDetector, export_detector
 from export.parity import match_detections
 from export.precision import PRECISIONS
 from export.runner import batch_detections, ort_session
@@ -223,7 +223,7 @@ def test_the_rest_detects_in_lower_precision(precision):
     assert (np.diff(scores) <= 0).all()
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16"])
+@pytest.fixture(scope="module", params=[("fp32", "onnx-nms"), ("fp16", "tensor-nms")], ids=str)
 def exported_and_composed(request, tmp_path_factory):
     """The graph of `adapt export`, and its quick twin, of the same random architecture."""
     info = DetectorInfo(NETWORK, DETECTOR, SIZE, ("circle", "square", "star"))
@@ -232,8 +232,9 @@ def exported_and_composed(request, tmp_path_factory):
     for parameter in model.parameters():  # the exporter leaves out biases that are zero
         if not parameter.any():
             nn.init.normal_(parameter)
-    export_detector(model, info, path, precision=request.param, provenance={})
-    composed = detector_model(NETWORK, DETECTOR, SIZE, precision=request.param)
+    precision, tail = request.param
+    export_detector(model, info, path, GraphOptions(tail, precision), provenance={})
+    composed = detector_model(NETWORK, DETECTOR, SIZE, precision=precision, tail=tail)
     return onnx.load(path), onnx.load_from_string(composed)
 
 

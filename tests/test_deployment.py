@@ -10,7 +10,8 @@ from adapt.architecture import mobilenet_v2
 from adapt.coco import CocoSplit, load_split
 from adapt.weights import find_local_weights
 from bench.measure import evaluate_artifact
-from export.deploy import deploy
+from export.deploy import Deployment, deploy
+from export.engine import BuildOptions
 from search.finetune import run_finetune
 from search.recipe import Recipe
 
@@ -41,7 +42,7 @@ def detector(split: CocoSplit, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.shared
 def test_ap_of_the_onnx_artifact_is_the_ap_of_torch(detector: Path, split: CocoSplit) -> None:
     onnx = detector.with_suffix(".onnx")
-    deploy(detector, onnx, tail="tensor-nms", trt=False)
+    deploy(detector, onnx, Deployment())
     by_torch, by_onnx = evaluate_artifact(detector, split), evaluate_artifact(onnx, split)
     assert by_torch.ap > 0.01  # at AP 0 any two detectors would agree
     assert by_onnx.ap == pytest.approx(by_torch.ap, abs=0.002)
@@ -52,6 +53,6 @@ def test_ap_of_the_onnx_artifact_is_the_ap_of_torch(detector: Path, split: CocoS
 def test_exported_detector_becomes_a_tensorrt_engine(detector: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     onnx = detector.with_name("engine.onnx")
-    summary = deploy(detector, onnx, tail="tensor-nms", trt=True)
+    summary = deploy(detector, onnx, Deployment(engine=BuildOptions()))
     assert Path(summary["engine"]).stat().st_size > 1_000_000
     assert summary["precision"] == "fp32"

@@ -7,18 +7,22 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from export_parts import INFO, SIZE, saved, small_detector
+from export_parts import INFO, exported, images, saved, small_detector
 from PIL import Image
 
+from adapt.coco import load_split
 from adapt.detector_file import save_detector
 from adapt.errors import AdaptError
 from adapt.images import find_images, open_image
-from export.deploy import deploy
-from export.engine import build_engine
+from adapt.synthetic import generate
+from export.deploy import Deployment, _training_images, deploy, quantizer
+from export.engine import BuildOptions, build_engine
 from export.graph import read_onnx_info
-from export.parity import compare_artifacts
+from export.parity import Tolerances, compare_artifacts, raw_head_differences
 from export.predict import predict
 from export.runner import open_runner
+
+RTX = BuildOptions(flavour="tensorrt_rtx")
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +50,10 @@ def photos(tmp_path_factory):
 def deployed(detector, photos, tmp_path_factory):
     """Path and summary by precision."""
     folder = tmp_path_factory.mktemp("deployed")
-    options = {"tail": "tensor-nms", "trt": False, "calibration": [photos], "verify": [photos]}
+    options = {"tail": "tensor-nms", "calibration": [photos], "verify": [photos]}
     paths = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8")}
     return {
-        name: (path, deploy(detector, path, precision=name, **options))
+        name: (path, deploy(detector, path, Deployment(precision=name, **options)))
         for name, path in paths.items()
     }
 
@@ -89,25 +93,45 @@ def test_int8_activations_are_calibrated_one_by_one(deployed):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_files_of_lower_precision_become_engines(deployed, precision, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    report = build_engine(deployed[precision][0], tmp_path / "a.plan", flavour="tensorrt_rtx")
+    report = build_engine(deployed[precision][0], tmp_path / "a.plan", RTX)
     assert report.precision == precision
+    assert report.layers[precision] > 0
     assert report.inputs == {"images": "float[1, 3, 128, 160]"}
 
 
 def test_batches_hold_several_images(detector, photos, tmp_path):
-    summary = deploy(
-        detector,
-        tmp_path / "two.onnx",
-        tail="tensor-nms",
-        trt=False,
-        batch=2,
-        precision="int8",
-        calibration=[photos],
-    )
-    assert summary["input"] == "2x3x128x160"
+    wanted = Deployment(batch=2, pixels="uint8", precision="int8", calibration=[photos])
+    summary = deploy(detector, tmp_path / "two.onnx", wanted)
+    assert (summary["input"], summary["tail"]) == ("uint8 2x3x128x160", "onnx-nms")
     with open_runner("ort-cpu", tmp_path / "two.onnx") as runner:
-        found = runner.infer(np.zeros((2, 3, SIZE.height, SIZE.width), np.float32))
-    assert len(found) == 2
+        assert len(runner.infer(images(2))) == 2
+
+
+def test_data_sets_calibrate_with_their_train_split_only(tmp_path):
+    data = generate(tmp_path / "data", seed=5, train=3, val=2, size=(128, 128))
+    assert len(list((data / "images").iterdir())) == 5
+    expected = [image.path for image in load_split(data, "train").images]
+    assert _training_images([data]) == expected
+    assert len(_training_images([data, data / "images"])) == 3 + 5
+
+
+def test_sensitive_weights_stay_in_fp32(detector, photos, tmp_path):
+    with quantizer(detector, Deployment(precision="int8", calibration=[photos])) as int8:
+        ranking = int8.most_sensitive(batches=1)
+        assert len(ranking) == len(set(ranking)) > 50
+        int8.write(tmp_path / "all.onnx")
+        int8.write(tmp_path / "kept.onnx", ranking[:20])
+    every, kept = (onnx.load(tmp_path / name) for name in ("all.onnx", "kept.onnx"))
+    names = {tensor.name for tensor in kept.graph.initializer}
+    assert {f"{name}_scale" for name in ranking[20:]} <= names
+    assert not {f"{name}_scale" for name in ranking[:20]} & names
+    assert read_onnx_info(tmp_path / "kept.onnx")[1]["kept_in_fp32"] == ranking[:20]
+    found = [
+        raw_head_differences(small_detector(), tmp_path / name, [images(1)])["cls_logits"]
+        for name in ("all.onnx", "kept.onnx")
+    ]
+    assert found[1] < found[0]
+    assert len(every.graph.node) > len(kept.graph.node)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +141,9 @@ def test_batches_hold_several_images(detector, photos, tmp_path):
         ({"precision": "int8", "calibration": ["no"]}, r"image .*no does not exist"),
         ({"precision": "int8", "calibration": ["empty"]}, r"folder .*empty holds no image"),
         ({"precision": "int8", "calibration": ["bad.png"]}, r"bad\.png is no readable image"),
-        ({"verify": ["bad.png"], "tail": "none"}, "tail 'none' has none"),
         ({"precision": "int8", "calibration": ["good.png"], "batch": 3}, "1 images do not fill"),
+        ({"verify": ["bad.png"]}, r"bad\.png is no readable image"),
+        ({"tail": "onnx-nms", "engine": RTX}, "TensorRT-RTX has no NonMaxSuppression"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_written(detector, options, message, tmp_path):
@@ -129,8 +154,9 @@ def test_bad_input_is_refused_and_nothing_written(detector, options, message, tm
         options = {**options, name: [tmp_path / p for p in options.get(name, ())]}
     out = tmp_path / "out.onnx"
     with pytest.raises(AdaptError, match=message):
-        deploy(detector, out, **{"tail": "tensor-nms", "trt": False, **options})
+        deploy(detector, out, Deployment(**options))
     assert not list(tmp_path.glob("*.onnx*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("runtime", ["torch", "ort-cpu"])
@@ -166,23 +192,37 @@ def test_images_are_found_in_folders_and_below(photos, tmp_path):
 
 def compared(first, second, images, **tolerances):
     with open_runner("torch", first) as a, open_runner("ort-cpu", second) as b:
-        return compare_artifacts(a, b, find_images(images), **tolerances)
+        return compare_artifacts(a, b, find_images(images), tolerances=Tolerances(**tolerances))
 
 
 def test_artifacts_of_one_precision_are_the_same(detector, deployed, photos):
     report = compared(detector, deployed["fp32"][0], [photos])
-    assert (report["passed"], report["images"]) == (True, 4)
-    assert report["match"]["matched"] > 100
+    assert (report.passed, report.images) == (True, 4)
+    assert report.match.matched > 100
+
+
+def test_raw_heads_are_compared_where_one_artifact_ends_in_them(detector, photos, tmp_path):
+    heads = exported(tmp_path, "none")
+    report = compared(detector, heads, [photos])
+    assert (report.passed, report.match) == (True, None)
+    assert 0 < max(report.heads.values()) < 1e-4
+    detections = exported(tmp_path)
+    with (
+        open_runner("ort-cpu", heads) as a,
+        open_runner("ort-cpu", detections) as b,
+        pytest.raises(AdaptError, match=r"ends in detections; export it with tail 'none'"),
+    ):
+        compare_artifacts(a, b, find_images([photos]))
 
 
 def test_the_worst_image_of_other_artifacts_is_named(detector, deployed, photos):
     report = compared(detector, deployed["int8"][0], [photos])
-    assert not report["passed"]
-    assert report["worst"]["image"] in map(str, find_images([photos]))
-    differing = report["worst"]["missing"] + report["worst"]["extra"]
-    assert differing >= (report["match"]["missing"] + report["match"]["extra"]) / 4
-    loose = compared(detector, deployed["int8"][0], [photos], score_tol=0.5, box_tol=50.0)
-    assert loose["match"]["matched"] > report["match"]["matched"]
+    assert not report.passed
+    assert report.worst["image"] in map(str, find_images([photos]))
+    differing = report.worst["missing"] + report.worst["extra"]
+    assert differing >= (report.match.missing + report.match.extra) / 4
+    loose = compared(detector, deployed["int8"][0], [photos], score=0.5, box=50.0)
+    assert loose.match.matched > report.match.matched
 
 
 def test_other_detectors_are_not_compared(detector, deployed, photos, tmp_path):

@@ -6,28 +6,32 @@ from pathlib import Path
 
 import onnx
 import pytest
-from export_parts import INFO, SIZE, exported
+from export_parts import INFO, SIZE, exported, small_detector
 from onnx import TensorProto, helper
 
 import export.engine
+import export.engine_layers
 import export.plan
 from adapt.artifacts import file_hash
 from adapt.errors import AdaptError
-from export.engine import _share_cache, build_engine, trt_flavours
-from export.graph import export_rest
+from export.engine import BuildOptions, build_engine, trt_flavours
+from export.engine_layers import check_precision, inspected_layers
+from export.graph import GraphOptions, export_detector, export_rest
+from export.onnx_file import description_of, save_onnx
+from export.plan import check_fits
 
 HERE = Path(__file__).parent
 NAMES = json.loads((HERE / "data" / "tensorrt_api_names.json").read_text())
 LISTS = HERE.parents[1] / "shared" / "facts" / "tensorrt_api"
-SOURCES = [Path(export.engine.__file__), Path(export.plan.__file__)]
+SOURCES = [Path(module.__file__) for module in (export.engine, export.engine_layers, export.plan)]
 CLASSES = {  # of the variables in these files
     "_context": "IExecutionContext",
     "_engine": "ICudaEngine",
     "builder": "Builder",
-    "config": "IBuilderConfig",
-    "own": "ITimingCache",
-    "shared": "ITimingCache",
-    "error": "ParserError",
+    "e": "ParserError",
+    "engine": "ICudaEngine",
+    "inspector": "EngineInspector",
+    "layer": "ILayer",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "runtime": "Runtime",
@@ -66,31 +70,29 @@ def names_in_use():
 
 
 def test_committed_names_are_exactly_those_in_use():
-    committed = {(owner, name) for kind in NAMES.values() for owner in kind for name in kind[owner]}
-    assert names_in_use() == committed
+    assert names_in_use() == {(owner, name) for owner in NAMES for name in NAMES[owner]}
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("kind", ["common", "rtx"])
-def test_committed_names_exist_in_every_version(kind):
+def test_committed_names_exist_in_every_version():
     if not LISTS.is_dir():
         pytest.skip(f"needs the API lists in {LISTS}")
-    lists = sorted(LISTS.glob("api_*.json" if kind == "common" else "api_rtx_*.json"))
-    assert lists
+    lists = sorted(LISTS.glob("api_*.json"))
+    assert len(lists) == 4
     for path in lists:
         api = json.loads(path.read_text())
-        absent = [(o, n) for o, names in NAMES[kind].items() for n in names if n not in api[o]]
+        absent = [(o, n) for o, names in NAMES.items() for n in names if n not in api[o]]
         assert not absent, path.name
 
 
-RTX = {"flavour": "tensorrt_rtx"}
+RTX = BuildOptions(flavour="tensorrt_rtx")
 
 
 class TestWithTensorRTRTX:
     pytestmark = needs_rtx
 
     def test_deployed_graph_builds(self, detector_onnx, tmp_path):
-        report = build_engine(detector_onnx, tmp_path / "detector.plan", **RTX)
+        report = build_engine(detector_onnx, tmp_path / "detector.plan", RTX)
         assert report.flavour == "tensorrt_rtx"
         assert report.size_bytes == (tmp_path / "detector.plan").stat().st_size > 1e6
         assert report.inputs == {"images": "float[1, 3, 128, 160]"}
@@ -99,21 +101,45 @@ class TestWithTensorRTRTX:
         assert sidecar.items() >= report.to_dict().items()
         assert sidecar["onnx_sha256"] == file_hash(detector_onnx)
         assert sidecar["onnx"]["classes"] == list(INFO.classes)
+        assert set(report.layers) == {"fp32", "other"}  # other: indices and masks of the tail
+        assert (report.layers_of, report.profile) == ("network", {})
+
+    def test_a_dynamic_batch_has_a_profile(self, folder, tmp_path):
+        options = GraphOptions(batch=4, dynamic=True)
+        path = export_detector(small_detector(), INFO, tmp_path / "d.onnx", options, provenance={})
+        how = BuildOptions(flavour="tensorrt_rtx", workspace_mb=256, level=1, tuned_batch=2)
+        report = build_engine(path, tmp_path / "d.plan", how)
+        assert report.profile == {"images": [(n, 3, 128, 160) for n in (1, 2, 4)]}
+        assert report.inputs == {"images": "float[-1, 3, 128, 160]"}
+        assert (report.workspace_mb, report.level) == (256, 1)
+        with pytest.raises(AdaptError, match="tuned for 1 to 4 images, got 5"):
+            build_engine(path, tmp_path / "e.plan", BuildOptions("tensorrt_rtx", tuned_batch=5))
+
+    def test_an_engine_without_the_asked_precision_is_refused(self, detector_onnx, tmp_path):
+        model = onnx.load(detector_onnx)
+        description = {**description_of(model), "precision": "fp16"}
+        save_onnx(model, description, tmp_path / "lies.onnx")
+        with pytest.raises(AdaptError, match=r"no layer .*lies.onnx computes in fp16 .*fp32"):
+            build_engine(tmp_path / "lies.onnx", tmp_path / "lies.plan", RTX)
+        assert not list(tmp_path.glob("lies.plan*"))
 
     def test_rest_of_the_detector_builds(self, tmp_path):
         path = export_rest(INFO.detector, SIZE, tmp_path / "rest.onnx")
-        report = build_engine(path, tmp_path / "rest.plan", **RTX)
+        report = build_engine(path, tmp_path / "rest.plan", RTX)
         assert list(report.inputs) == ["lateral3", "lateral4", "lateral5", "p6"]
 
     @pytest.mark.parametrize(
         ("operator", "message"),
-        [("Unknown", "does not read .*Unknown"), ("NonMaxSuppression", "does not build .*runners")],
+        [
+            ("Unknown", "does not read .*Unknown head/nms: "),
+            ("NonMaxSuppression", "does not build .*runners.*, which concerns head/nms"),
+        ],
     )
     def test_refused_network_shows_tensorrts_reasons(self, operator, message, tmp_path):
         path = tmp_path / "x.onnx"
         onnx.save(model_of(operator), path)
         with pytest.raises(AdaptError, match=message):
-            build_engine(path, tmp_path / "x.plan", **RTX)
+            build_engine(path, tmp_path / "x.plan", RTX)
         assert not list(tmp_path.glob("*.plan*"))
 
     def test_flavours_name_the_version(self):
@@ -122,7 +148,7 @@ class TestWithTensorRTRTX:
     def test_unwritable_folder_is_reported(self, detector_onnx, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(AdaptError, match="cannot write"):
-            build_engine(detector_onnx, tmp_path / "file" / "x.plan", **RTX)
+            build_engine(detector_onnx, tmp_path / "file" / "x.plan", RTX)
 
 
 def model_of(operator):
@@ -131,7 +157,8 @@ def model_of(operator):
     scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 1, 4])
     chosen = helper.make_tensor_value_info("chosen", TensorProto.INT64, [None, 3])
     number = helper.make_tensor("number", TensorProto.INT64, [1], [4])
-    node = helper.make_node(operator, ["boxes", "scores", "number"], ["chosen"])
+    inputs = ["boxes", "scores", "number"]
+    node = helper.make_node(operator, inputs, ["chosen"], name="head/nms")
     graph = helper.make_graph([node], "g", [boxes, scores], [chosen], [number])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
@@ -150,34 +177,66 @@ def test_truncated_onnx_is_explained(detector_onnx, tmp_path):
         build_engine(tmp_path / "half.onnx", tmp_path / "x.plan")
 
 
-class FakeCache:
-    """A timing cache as TensorRT's: joined with others, then written."""
-
-    def __init__(self, content):
-        self.timings = set(bytes(content))
-
-    def combine(self, other, ignore_mismatch):
-        assert ignore_mismatch is False
-        self.timings |= other.timings
-        return True
-
-    def serialize(self):
-        return memoryview(bytes(sorted(self.timings)))
+@pytest.mark.parametrize(
+    "options",
+    [{"workspace_mb": 0}, {"level": 6}, {"level": -1}],
+)
+def test_build_options_out_of_range_are_refused(options):
+    with pytest.raises(AdaptError, match=r"must (be|lie)"):
+        BuildOptions(**options)
 
 
-class FakeConfig:
-    def __init__(self, timed):
-        self._own = FakeCache(timed)
+def inspector_json(field, *types):
+    layers = [
+        {
+            "Name": str(number),
+            "Inputs": [{"Name": "a", field: "Float"}],
+            "Outputs": [{"Name": "b", field: name}],
+        }
+        for number, name in enumerate(types)
+    ]
+    return json.dumps({"Layers": layers, "Bindings": ["a", "b"]})
 
-    def create_timing_cache(self, content):
-        return FakeCache(content)
 
-    def get_timing_cache(self):
-        return self._own
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        (
+            "Format/Datatype",  # TensorRT 10
+            ["Row major linear FP16 format", "Thirty-two wide Int8 format", "Float", "Float"],
+        ),
+        ("DataType", ["Half", "Int8", "Float", "Int64"]),  # TensorRT 11
+    ],
+)
+def test_inspectors_of_tensorrt_10_and_11_tell_the_share_of_each_type(field, names):
+    layers = inspected_layers(inspector_json(field, *names))
+    assert layers == {"int8": 0.25, "fp16": 0.25, "fp32": 0.5}
 
 
-def test_builds_add_what_they_timed_to_the_shared_cache(tmp_path):
-    path = tmp_path / "timing-cache"
-    for timed in (b"ab", b"bc", b"d"):
-        _share_cache(FakeConfig(timed), path)
-    assert path.read_bytes() == b"abcd"
+def test_an_inspector_that_knows_names_only_tells_nothing():
+    assert inspected_layers(json.dumps({"Layers": ["conv1", "conv2"]})) is None
+
+
+@pytest.mark.parametrize(("precision", "fits"), [("fp32", True), ("fp16", False), ("int8", False)])
+def test_precision_is_missing_only_if_no_layer_has_it(precision, fits):
+    check_precision({"int8": 0.1, "fp16": 0.1, "fp32": 0.8}, precision, "x.onnx")
+    if not fits:
+        with pytest.raises(AdaptError, match=f"no layer .*{precision}.*100% fp32"):
+            check_precision({"fp32": 1.0}, precision, "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensorrt_version": "10.1"}, r"was built with tensorrt 10.1, 11.4 is installed.*--trt"),
+        ({"target": "NVIDIA T4"}, r"built for NVIDIA T4, this GPU is NVIDIA A100 \(SM80\)"),
+        ({"target": "SM89"}, "built for SM89"),
+    ],
+)
+def test_engines_of_another_version_or_gpu_are_refused(changes, message):
+    info = {"flavour": "tensorrt", "tensorrt_version": "11.4", "target": "NVIDIA A100"}
+    here = (Path("a.plan"), "11.4", "NVIDIA A100", "SM80")
+    check_fits(info, *here)
+    check_fits({**info, "target": "SM80"}, *here)
+    with pytest.raises(AdaptError, match=message):
+        check_fits({**info, **changes}, *here)

@@ -5,12 +5,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_parts import INFO, SIZE, exported, images, small_detector
+from export_parts import INFO, SIZE, exported, small_detector, tensors
 
 from adapt.errors import AdaptError
 from adapt.images import InputSize
 from export.graph import (
     DeployedDetector,
+    GraphOptions,
     RestOfDetector,
     export_detector,
     export_rest,
@@ -36,7 +37,7 @@ def detector_onnx(folder):
 @torch.no_grad()
 def torchvision_detections(batch):
     """RetinaNet's own post-processing, padded with zeros to 100 rows."""
-    found = small_detector()(list(torch.from_numpy(batch)))
+    found = small_detector()(list(batch))
     return [
         (len(image["scores"]), image["boxes"], image["scores"], image["labels"]) for image in found
     ]
@@ -50,13 +51,12 @@ def test_anchors_are_torchvisions():
     )
 
 
+@pytest.mark.parametrize("tail", ["tensor-nms", "onnx-nms"])
 @pytest.mark.parametrize("seed", range(5))
-def test_detections_equal_torchvisions(seed):
-    batch = images(2, seed)
+def test_detections_equal_torchvisions(seed, tail):
+    batch = tensors(2, seed)
     with torch.no_grad():
-        number, boxes, scores, classes = DeployedDetector(small_detector(), INFO)(
-            torch.from_numpy(batch)
-        )
+        number, boxes, scores, classes = DeployedDetector(small_detector(), INFO, tail)(batch)
     for i, (count, *expected) in enumerate(torchvision_detections(batch)):
         assert number[i] == count > 50
         torch.testing.assert_close(boxes[i, :count], expected[0], atol=1e-3, rtol=0)
@@ -67,19 +67,19 @@ def test_detections_equal_torchvisions(seed):
 def test_score_threshold_is_strict_and_empty_rows_are_zero():
     everything_below = replace(INFO, detector=replace(INFO.detector, score_threshold=1.0))
     with torch.no_grad():
-        outputs = DeployedDetector(small_detector(), everything_below)(torch.from_numpy(images(1)))
+        outputs = DeployedDetector(small_detector(), everything_below)(tensors(1))
     assert all(output.count_nonzero() == 0 for output in outputs)
 
 
 def test_more_detections_than_candidates_shrink_the_output():
     few = replace(INFO, detector=replace(INFO.detector, candidates=1, detections=100))
     with torch.no_grad():
-        _, boxes, _, _ = DeployedDetector(small_detector(), few)(torch.from_numpy(images(1)))
+        _, boxes, _, _ = DeployedDetector(small_detector(), few)(tensors(1))
     assert boxes.shape == (1, 5, 4)
 
 
 def test_laterals_and_p6_into_the_rest_are_the_whole_detector():
-    model, x = small_detector(), torch.from_numpy(images(2))
+    model, x = small_detector(), tensors(2)
     whole = DeployedDetector(model, INFO)
     fpn = model.backbone.fpn
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_onnx_has_the_promised_inputs_and_outputs(detector_onnx):
 def test_raw_heads_have_the_letterbox_of_the_input(folder):
     info = replace(INFO, input=RAW_SIZE)
     path = folder / "raw.onnx"
-    export_detector(small_detector(), info, path, tail="none", provenance={})
+    export_detector(small_detector(), info, path, GraphOptions("none"), provenance={})
     assert read_onnx_info(path)[0] == INFO
 
 
@@ -138,7 +138,7 @@ def test_export_folds_batchnorm_and_leaves_the_model_alone(detector_onnx):
 
 
 def test_fused_copy_computes_the_same():
-    model, x = small_detector(), torch.from_numpy(images(1))
+    model, x = small_detector(), tensors(1)
     with torch.no_grad():
         pairs = zip(model.backbone(x).values(), fused(model).backbone(x).values(), strict=True)
         for expected, found in pairs:
@@ -185,13 +185,16 @@ def test_unreadable_files_are_explained(detector_onnx, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tail": "plugin"}, "tail must be 'tensor-nms' or 'none', got 'plugin'"),
+        ({"tail": "plugin"}, "tail must be one of 'tensor-nms', 'onnx-nms', 'none', got 'plugin'"),
+        ({"pixels": "int8"}, "pixels must be one of 'float32', 'uint8', got 'int8'"),
+        ({"precision": "int8"}, r"must be 'fp32' or 'fp16', got 'int8'.*calibrated"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"dynamic": True}, "dynamic batch needs room for 2 images or more"),
     ],
 )
-def test_bad_options_are_explained(options, message, tmp_path):
+def test_bad_options_are_explained(options, message):
     with pytest.raises(AdaptError, match=message):
-        export_detector(small_detector(), INFO, tmp_path / "x.onnx", provenance={}, **options)
+        GraphOptions(**options)
 
 
 def test_unwritable_folder_is_reported_before_the_work(tmp_path):

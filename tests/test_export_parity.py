@@ -8,7 +8,7 @@ from torch import nn
 
 from adapt.errors import AdaptError
 from export.graph import export_detector
-from export.parity import compare_raw_heads, match_detections, verify_export
+from export.parity import Tolerances, match_detections, raw_head_differences, verify_export
 from export.runner import ImageDetections
 
 TOLERANCES = {"score_tol": 0.01, "box_tol": 0.5}
@@ -69,10 +69,20 @@ def test_nothing_matches_nothing():
     assert match_detections(detections(), detections(), **TOLERANCES).same
 
 
-def test_raw_heads_on_onnx_runtime_equal_torch(folder):
-    differences = compare_raw_heads(small_detector(), exported(folder, "none"), images(1))
+@pytest.mark.parametrize("tail", ["none", "tensor-nms"])
+def test_raw_heads_on_onnx_runtime_equal_torch(folder, tail):
+    path = exported(folder, tail)
+    differences = raw_head_differences(small_detector(), path, [images(1), images(1, seed=1)])
     assert list(differences) == ["cls_logits", "bbox_regression"]
-    assert max(differences.values()) <= 1e-4
+    assert 0 < max(differences.values()) <= 1e-4
+
+
+def test_raw_heads_alone_are_verified_without_detections(folder):
+    report = verify_export(small_detector(), INFO, exported(folder, "none"), images(2))
+    assert (report.passed, report.match, report.images) == (True, None, 2)
+    strict = Tolerances(head=1e-9)
+    heads = small_detector(), INFO, exported(folder, "none"), images(2)
+    assert not verify_export(*heads, tolerances=strict).passed
 
 
 def test_exported_detections_equal_torchvisions(folder):
@@ -82,6 +92,8 @@ def test_exported_detections_equal_torchvisions(folder):
     assert report.match.excused <= 2
     content = json.loads(json.dumps(report.to_dict()))
     assert (content["passed"], content["images"]) == (True, 6)
+    assert content["worst"]["image"] in {"0", "1", "2", "3", "4", "5"}
+    assert 0 < max(content["heads"].values()) < 1e-4
 
 
 def test_export_of_other_weights_fails_parity(folder):

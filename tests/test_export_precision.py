@@ -4,17 +4,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_parts import INFO, exported, images, small_detector
+from export_parts import INFO, exported, images, small_detector, tensors
 from onnx import numpy_helper
 
-from adapt.errors import AdaptError
 from adapt.units import MBConvUnit, Stem
 from bench.unit_graphs import random_inputs, unit_model
-from export.graph import RawHeads, export_detector, read_onnx_info
+from export.graph import GraphOptions, RawHeads, export_detector, read_onnx_info
 from export.onnx_file import fused
-from export.parity import verify_export
+from export.parity import Tolerances, verify_export
 from export.precision import with_qdq
-from export.runner import ort_session
+from export.runner import ort_session, unit
 
 RESIDUAL = MBConvUnit(8, 8, 5, 6, 1, True, 15, 20)
 UNITS = [RESIDUAL, MBConvUnit(8, 16, 3, 1, 2, False, 15, 20), Stem(8, 32, 64)]
@@ -29,7 +28,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def half_detector(folder):
     path = folder / "half.onnx"
-    return export_detector(small_detector(), INFO, path, precision="fp16", provenance={})
+    return export_detector(
+        small_detector(), INFO, path, GraphOptions(precision="fp16"), provenance={}
+    )
 
 
 def quantize_static_options():
@@ -98,7 +99,7 @@ def test_units_have_the_pairs_of_quantize_static(unit, tmp_path):
 def test_detectors_have_the_pairs_of_quantize_static(folder, tmp_path):
     path = exported(folder)
     expected = quantised_by_onnx_runtime(
-        path, {"images": images(1)}, path=tmp_path / "detector.onnx"
+        path, {"images": unit(images(1))}, path=tmp_path / "detector.onnx"
     )
     found = with_qdq(onnx.load(path))
     onnx.checker.check_model(found, full_check=True)
@@ -107,7 +108,7 @@ def test_detectors_have_the_pairs_of_quantize_static(folder, tmp_path):
 
 def test_with_calibrated_scales_heads_compute_what_those_of_quantize_static_do(folder, tmp_path):
     path = exported(folder, "none")
-    batches = [{"images": images(1, seed)} for seed in range(3)]
+    batches = [{"images": unit(images(1, seed))} for seed in range(3)]
     expected = quantised_by_onnx_runtime(path, *batches, path=tmp_path / "heads.onnx")
     scales = {
         name.removesuffix("_scale"): numpy_helper.to_array(constant).item()
@@ -183,7 +184,7 @@ def test_the_given_model_is_left_alone():
 
 
 def test_half_heads_give_nearly_the_same_in_float32():
-    x = torch.from_numpy(images(1))
+    x = tensors(1)
     with torch.no_grad():
         found = RawHeads(fused(small_detector()).half())(x)
         expected = RawHeads(small_detector())(x)
@@ -194,7 +195,7 @@ def test_half_heads_give_nearly_the_same_in_float32():
 
 def test_fp16_detections_nearly_equal_torchvisions(half_detector):
     report = verify_export(
-        small_detector(), INFO, half_detector, images(4), score_tol=0.01, box_tol=1.0
+        small_detector(), INFO, half_detector, images(4), tolerances=Tolerances.of("fp16")
     )
     assert report.match.matched > 200
     assert report.match.missing + report.match.extra < 0.05 * report.match.matched
@@ -222,10 +223,3 @@ def test_in_fp16_normalisation_and_all_after_the_heads_are_fp32(half_detector):
 
 def test_fp16_export_leaves_the_model_in_fp32(half_detector):
     assert {parameter.dtype for parameter in small_detector().parameters()} == {torch.float32}
-
-
-def test_int8_export_says_that_it_needs_calibration(tmp_path):
-    with pytest.raises(AdaptError, match=r"must be 'fp32' or 'fp16', got 'int8'.*calibrated"):
-        export_detector(
-            small_detector(), INFO, tmp_path / "x.onnx", precision="int8", provenance={}
-        )

@@ -1,0 +1,98 @@
+"""In which precisions do the layers of a TensorRT engine compute?"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from adapt.errors import AdaptError
+
+# The lowest precision that a layer reads or writes is the one it was asked to compute in.
+ORDER = ("int8", "fp16", "fp32", "other")
+_KINDS = {
+    "int8": re.compile(r"\bint8\b", re.IGNORECASE),
+    "fp16": re.compile(r"\b(half|fp16|float16)\b", re.IGNORECASE),
+    "fp32": re.compile(r"\b(float|fp32|float32)\b", re.IGNORECASE),
+}
+
+
+def network_layers(network: Any) -> dict[str, float]:
+    """Return the share of layers by data type of what TensorRT was given.
+
+    The network is strongly typed: TensorRT may fuse layers, not change their types.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    return _shares(map(_layer_types, layers))
+
+
+def _layer_types(layer: Any) -> list[str]:
+    tensors = [layer.get_input(i) for i in range(layer.num_inputs)]
+    tensors += [layer.get_output(i) for i in range(layer.num_outputs)]
+    return [tensor.dtype.name for tensor in tensors if tensor is not None]
+
+
+def engine_layers(trt: Any, plan: bytes, logger: Any) -> dict[str, float] | None:
+    """Return the share of layers by data type of a built engine, as its inspector tells.
+
+    Returns:
+        None where the engine cannot be loaded, as without a GPU.
+    """
+    if not torch.cuda.is_available():
+        return None
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        return None
+    inspector = engine.create_engine_inspector()
+    return inspected_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def inspected_layers(text: str) -> dict[str, float] | None:
+    """Read an inspector's JSON; TensorRT 11 splits the field ``Format/Datatype`` of 10 in two.
+
+    Returns:
+        The share of layers by data type, or None if the text has no detailed layers.
+    """
+    layers = [layer for layer in json.loads(text).get("Layers", ()) if isinstance(layer, Mapping)]
+    return _shares(_tensor_types(layer) for layer in layers) if layers else None
+
+
+def _tensor_types(described: Mapping[str, Any]) -> list[str]:
+    tensors = [*described.get("Inputs", ()), *described.get("Outputs", ())]
+    names = ("DataType", "Datatype", "Format/Datatype", "Format")
+    return [
+        next((str(tensor[name]) for name in names if name in tensor), "")
+        for tensor in tensors
+        if isinstance(tensor, Mapping)
+    ]
+
+
+def _shares(layers: Iterable[Iterable[str]]) -> dict[str, float]:
+    found = Counter(min(map(_kind, types), key=ORDER.index, default="other") for types in layers)
+    total = found.total()
+    return {kind: found[kind] / total for kind in ORDER if found[kind]}
+
+
+def _kind(text: str) -> str:
+    return next((kind for kind, pattern in _KINDS.items() if pattern.search(text)), "other")
+
+
+def check_precision(layers: Mapping[str, float], precision: str, name: str) -> None:
+    """Check that an engine computes in the precision that was asked for.
+
+    Args:
+        layers: Share of layers by data type.
+        precision: What was asked for; ``unknown`` asks for nothing.
+        name: The file, for the error.
+
+    Raises:
+        AdaptError: If no layer does.
+    """
+    if precision in ("fp16", "int8") and not layers.get(precision):
+        shares = ", ".join(f"{share:.0%} {kind}" for kind, share in layers.items())
+        raise AdaptError(
+            f"no layer of the engine of {name} computes in {precision} ({shares}), although the "
+            f"file asks for it; export it again with --precision {precision}"
+        )
