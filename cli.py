@@ -129,9 +129,10 @@ def doctor_command(as_json: JsonOpt = False) -> None:
 
     Example: `adapt doctor`
     """
-    from bench.doctor import diagnose
+    from bench.doctor import diagnose, to_json
 
-    _show(diagnose(), as_json=as_json, title="adapt doctor")
+    found = diagnose()
+    _show(to_json(found) if as_json else found, as_json=as_json, title="adapt doctor")
 
 
 @app.command("weights")

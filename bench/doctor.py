@@ -1,5 +1,6 @@
 """What works on this machine, and how to get what does not?"""
 
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
@@ -10,47 +11,107 @@ from adapt.weights import PUBLISHED, find_local_weights
 from bench.provenance import device_description
 from bench.target import ANCHOR
 from bench.unit_graphs import unit_model
-from export.engine import load_tensorrt, trt_flavours
+from export.engine import INSTALL, check_builder, trt_flavours
 from export.runner import PROVIDERS, RUNTIMES, ort_session
+
+GPU = "run it on a machine with an NVIDIA GPU and its driver"
+
+
+@dataclass(frozen=True)
+class RuntimeState:
+    """Whether a runtime works here.
+
+    Attributes:
+        version: Installed version; None if it is not installed.
+        usable: Whether it runs detectors here.
+        builds: Whether it builds engines here; None for a runtime without engines.
+        problem: Why it is not usable; empty if it is.
+        fix: What makes it usable; empty if it is.
+    """
+
+    version: str | None
+    usable: bool
+    builds: bool | None = None
+    problem: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        name = self.version or "not installed"
+        builds = "builds engines, " if self.builds else ""
+        if self.usable:
+            return f"{name}: {builds}usable"
+        problem = f": {builds}not usable here: {self.problem}" if self.version else ""
+        return f"{name}{problem}; {self.fix}"
 
 
 def diagnose() -> dict[str, Any]:
-    """Return one line per library, runtime, weight file and for the device."""
+    """Return libraries, runtimes, weight files and the device, each with what to do about it."""
     found: dict[str, Any] = {"device": device_description()}
     for library in ("torch", "torchvision", "pycocotools", "onnx", "typer", "rich"):
         found[library] = metadata.version(library)
     for runtime in RUNTIMES:
-        found[f"runtime {runtime}"] = _runtime(runtime)
-    found["TensorRT"] = _tensorrt()
+        found[f"runtime {runtime}"] = runtime_state(runtime)
     for source in PUBLISHED:
         found[f"weights {source}"] = _weights(source)
     return found
 
 
-def _runtime(runtime: str) -> str:
-    needs_gpu = runtime not in ("torch", "ort-cpu")
-    on_tensorrt = runtime.startswith("tensorrt")
+def to_json(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what :func:`diagnose` found as plain JSON content."""
+    return {k: asdict(v) if isinstance(v, RuntimeState) else v for k, v in found.items()}
+
+
+def runtime_state(runtime: str) -> RuntimeState:
+    """Try a runtime.
+
+    Args:
+        runtime: One of :data:`export.runner.RUNTIMES`.
+    """
+    if runtime == "torch":
+        return RuntimeState(torch.__version__, usable=True)
+    if runtime in PROVIDERS:
+        return _onnxruntime(runtime)
+    return _tensorrt(runtime)
+
+
+def _onnxruntime(runtime: str) -> RuntimeState:
+    version = _version("onnxruntime-gpu") or (
+        _version("onnxruntime") if runtime == "ort-cpu" else None
+    )
+    package = "onnxruntime" if runtime == "ort-cpu" else "onnxruntime-gpu"
+    install = f"run `pip install {package}`"
+    if version is None:
+        return RuntimeState(None, usable=False, problem="not installed", fix=install)
+    if runtime == "ort-cuda" and not torch.cuda.is_available():
+        return RuntimeState(version, usable=False, problem="no CUDA GPU found", fix=GPU)
     try:
-        if on_tensorrt:
-            load_tensorrt(runtime.replace("-", "_"))
-        if needs_gpu and not torch.cuda.is_available():
-            return f"{'builds engines only' if on_tensorrt else 'not usable'}: no CUDA GPU found"
-        if runtime in PROVIDERS:
-            ort_session(runtime, unit_model(ANCHOR), threads=1)
+        ort_session(runtime, unit_model(ANCHOR), threads=1)
     except AdaptError as error:
-        return f"not usable: {error}"
-    return "usable"
+        return RuntimeState(version, usable=False, problem=str(error), fix=install)
+    return RuntimeState(version, usable=True)
 
 
-def _tensorrt() -> str:
-    flavours = trt_flavours()
-    if not flavours:
-        return (
-            "not installed: `pip install 'adapt-detector[trt]'` (NVIDIA GPU) or "
-            "`pip install 'adapt-detector[trt-rtx]'` (builds engines without one)"
-        )
-    installed = ", ".join(f"{name} {version}" for name, version in flavours.items())
-    return f"{installed}: builds engines"
+def _tensorrt(runtime: str) -> RuntimeState:
+    flavour = runtime.replace("-", "_")
+    version = trt_flavours().get(flavour)
+    if version is None:
+        install = INSTALL[flavour]
+        return RuntimeState(None, usable=False, builds=False, problem="not installed", fix=install)
+    try:
+        check_builder(flavour)
+    except AdaptError as error:
+        return RuntimeState(version, usable=False, builds=False, problem=str(error), fix=GPU)
+    if not torch.cuda.is_available():
+        problem = "no CUDA GPU found to run them"
+        return RuntimeState(version, usable=False, builds=True, problem=problem, fix=GPU)
+    return RuntimeState(version, usable=True, builds=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _weights(source: str) -> str:

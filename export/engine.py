@@ -25,7 +25,10 @@ from export.engine_layers import check_precision, engine_layers, network_layers
 from export.onnx_file import description_of, load_onnx
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # in order of preference
-_INSTALL = "run `pip install 'adapt-detector[trt]'` or `pip install 'adapt-detector[trt-rtx]'`"
+INSTALL = {
+    "tensorrt": "run `pip install 'adapt-detector[trt]'` (needs an NVIDIA GPU)",
+    "tensorrt_rtx": "run `pip install 'adapt-detector[trt-rtx]'` (builds engines without a GPU)",
+}
 Shape = tuple[int, ...]
 
 
@@ -268,7 +271,7 @@ def _polygraphy(trt: Any) -> Any:
     try:
         from polygraphy import config
     except ImportError as error:
-        raise AdaptError(f"Polygraphy is not installed; {_INSTALL}") from error
+        raise AdaptError(f"Polygraphy is not installed; {INSTALL[trt.__name__]}") from error
     rtx = trt.__name__ == "tensorrt_rtx"
     if rtx != config.USE_TENSORRT_RTX and "polygraphy.backend.trt" in sys.modules:
         raise AdaptError(
@@ -310,8 +313,19 @@ def load_tensorrt(flavour: str | None = None) -> Any:
         module = _import(name)
         if module is not None:
             return module
-    missing = "neither tensorrt nor tensorrt_rtx" if flavour is None else f"no {flavour}"
-    raise AdaptError(f"{missing} is installed; {_INSTALL}")
+    if flavour is not None:
+        raise AdaptError(f"{flavour} is not installed; {INSTALL[flavour]}")
+    raise AdaptError(f"no TensorRT is installed; {' or '.join(INSTALL.values())}")
+
+
+def check_builder(flavour: str) -> None:
+    """Check that a kind of TensorRT can build here.
+
+    Raises:
+        AdaptError: If it is not installed or does not start.
+    """
+    trt = load_tensorrt(flavour)
+    _builder(trt, logger_of(trt))
 
 
 def _import(name: str) -> Any | None:

@@ -153,11 +153,10 @@ class Postprocess(nn.Module):
 
     def detect(self, class_logits: Tensor, deltas: Tensor) -> Outputs:
         """Return detections for ``Tensor[B, A, K]`` and ``Tensor[B, A, 4]`` of all levels."""
-        classes = class_logits.shape[2]
-        logits, best = self._candidates(class_logits)
-        boxes = self._decode(deltas, best // classes)
-        scores, labels = logits.sigmoid(), best % classes
-        keep = self._keep(boxes, scores, labels, classes)
+        logits, anchor, labels = self._candidates(class_logits)
+        boxes = self._decode(deltas, anchor)
+        scores = logits.sigmoid()
+        keep = self._keep(boxes, scores, labels, class_logits.shape[2])
         return self._best(keep, boxes, scores, labels)
 
     def _keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -168,21 +167,23 @@ class Postprocess(nn.Module):
             return kept
         return nms_keep(*candidates)
 
-    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the best logits and their indices into [A * K], both ``Tensor[B, C]``.
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best logits, their anchors and their labels, each ``Tensor[B, C]``.
 
-        Ranking logits is ranking scores. Only what survives both rankings is decoded.
+        Ranking logits is ranking scores. Only what survives all rankings is decoded. Unless more
+        candidates are left than a level may have, the levels need no ranking of their own.
         """
-        values, indices, start = [], [], 0
+        most = self.detector.nms_candidates
+        if most <= self.detector.candidates:
+            return best_pairs(logits, most)
+        levels, start = [], 0
         for level in torch.split(logits, self.anchor_counts, 1):
-            flat = level.flatten(1)
-            value, index = flat.topk(min(self.detector.candidates, flat.shape[1]))
-            values.append(value)
-            indices.append(index + start)
-            start += flat.shape[1]
-        pool = torch.cat(values, 1)
-        value, index = pool.topk(min(self.detector.nms_candidates, pool.shape[1]))
-        return value, torch.cat(indices, 1).gather(1, index)
+            value, anchor, label = best_pairs(level, self.detector.candidates)
+            levels.append((value, anchor + start, label))
+            start += level.shape[1]
+        values, anchors, labels = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
+        value, index = values.topk(min(most, values.shape[1]))
+        return value, anchors.gather(1, index), labels.gather(1, index)
 
     def _decode(self, deltas: Tensor, anchor: Tensor) -> Tensor:
         """Return boxes ``Tensor[B, C, 4]`` of the anchors with the indices ``Tensor[B, C]``."""
@@ -201,8 +202,28 @@ class Postprocess(nn.Module):
         return count, boxes, scores, classes.int()
 
 
+def best_pairs(logits: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest logits of anchors and classes, with their anchors and classes.
+
+    An anchor whose largest logit is not among the ``most`` largest of the anchors has no logit
+    among the ``most`` largest of all, so only those anchors are sorted: much less than all logits.
+
+    Args:
+        logits: ``Tensor[B, A, K]``.
+        most: How many.
+
+    Returns:
+        Three ``Tensor[B, C]`` with ``C = min(most, A * K)``, in descending order of the logits.
+    """
+    classes = logits.shape[2]
+    anchors = logits.amax(2).topk(min(most, logits.shape[1])).indices
+    rows = _rows(logits, anchors).flatten(1)
+    values, index = rows.topk(min(most, rows.shape[1]))
+    return values, anchors.gather(1, index // classes), index % classes
+
+
 def _rows(table: Tensor, rows: Tensor) -> Tensor:
-    """Select rows of each image's table: ``Tensor[B, N, 4], Tensor[B, C] -> Tensor[B, C, 4]``."""
+    """Select rows of each image's table: ``Tensor[B, N, w], Tensor[B, C] -> Tensor[B, C, w]``."""
     return table.gather(1, rows.unsqueeze(2).expand(-1, -1, table.shape[2]))
 
 

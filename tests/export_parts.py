@@ -1,6 +1,7 @@
 """Which small detector and files do the export tests share?"""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,19 @@ INFO = DetectorInfo(
 @functools.cache
 def small_detector() -> RetinaNet:
     """A random detector that finds more than 100 overlapping boxes in every image."""
+    return awake(INFO.build, SIZE)
+
+
+def awake(build: Callable[[], RetinaNet], size: InputSize) -> RetinaNet:
+    """A random detector whose features have normal statistics and whose heads fire."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = INFO.build()
+        model = build()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None  # the average of all batches
         for _ in range(2):
-            model.backbone(torch.randn(4, 3, SIZE.height, SIZE.width))
+            model.backbone(torch.randn(4, 3, size.height, size.width))
         head = model.head.classification_head.cls_logits
         nn.init.normal_(head.weight, std=0.1)
         nn.init.constant_(head.bias, -2.0)

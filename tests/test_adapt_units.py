@@ -1,20 +1,19 @@
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from core_parts import random_architecture
+from published import TABLE_TWO, row_architecture, table_two
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import Architecture, Block, mobilenet_v2
+from adapt.architecture import Architecture, mobilenet_v2
 from adapt.backbone import Backbone
 from adapt.detector import DetectorConfig, build_retinanet, count_parameters
 from adapt.images import InputSize
-from adapt.space import Operation, SearchSpace
+from adapt.space import SearchSpace
 from adapt.units import (
     P6,
     Boundary,
@@ -155,36 +154,6 @@ def test_in_a_detector_every_boundary_has_one_writer(size: InputSize) -> None:
     assert [(e.height, e.width) for e in rest] == pyramid_sizes(size.height, size.width)[:4]
 
 
-@pytest.fixture(scope="module")
-def table_two(shared_data: Path) -> dict[str, Any]:
-    path = shared_data.parent / "facts" / "table2.json"
-    if not path.is_file():
-        pytest.skip(f"the components of Table II are not at {path}")
-    return {row["backbone"]: row for row in json.loads(path.read_text())["rows"]}
-
-
-def row_architecture(row: dict[str, Any]) -> Architecture:
-    """Rebuild a network of MBConvs from the published rows of its configuration."""
-    blocks: dict[int, list[dict[str, Any]]] = {}
-    for op in row["blocks"]:
-        blocks.setdefault(op["stage"], []).append(op)
-    stem, *searchable = (blocks[stage] for stage in sorted(blocks))
-    return Architecture(
-        "mobilenet_v2",
-        row["stem"]["out_ch"],
-        stem[0]["out_ch"],
-        (2, 4, 6),
-        tuple(
-            Block(
-                ops[0]["stride"],
-                ops[0]["out_ch"],
-                tuple(Operation(op["kernel"], op["expansion"]) for op in ops),
-            )
-            for ops in searchable
-        ),
-    )
-
-
 def parts_in_g(architecture: Architecture) -> Iterator[float]:
     """G MAdds of backbone, neck and head of the paper's detector."""
     config = DetectorConfig(80)
@@ -200,9 +169,10 @@ def parts_in_g(architecture: Architecture) -> Iterator[float]:
 
 
 @pytest.mark.shared
+@pytest.mark.skipif(not TABLE_TWO.is_file(), reason=f"{TABLE_TWO} is absent")
 @pytest.mark.parametrize("name", ["MobileNetV2", "FNA"])
-def test_components_of_table_two_are_reproduced(table_two: dict[str, Any], name: str) -> None:
-    row = table_two[name]
+def test_components_of_table_two_are_reproduced(name: str) -> None:
+    row = table_two()[name]
     architecture, measured = row_architecture(row), row["measured"]
     expected = [measured[f"{part}_madds_B"] for part in ("backbone", "neck", "head")]
     assert list(parts_in_g(architecture)) == pytest.approx(expected, abs=1e-9)

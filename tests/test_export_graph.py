@@ -13,10 +13,12 @@ from export.graph import (
     DeployedDetector,
     GraphOptions,
     RestOfDetector,
+    best_pairs,
     export_detector,
     export_rest,
     level_anchors,
     read_onnx_info,
+    run_heads,
 )
 from export.onnx_file import fused
 from export.runner import ort_session
@@ -62,6 +64,28 @@ def test_detections_equal_torchvisions(seed, tail):
         torch.testing.assert_close(boxes[i, :count], expected[0], atol=1e-3, rtol=0)
         torch.testing.assert_close(scores[i, :count], expected[1], atol=1e-6, rtol=0)
         assert torch.equal(classes[i, :count].long(), expected[2])
+
+
+@pytest.mark.parametrize(("anchors", "classes", "most"), [(50, 4, 20), (5, 4, 12), (3, 2, 99)])
+def test_best_pairs_are_the_best_of_all_logits(anchors, classes, most):
+    logits = torch.randn(3, anchors, classes, generator=torch.Generator().manual_seed(0))
+    flat = logits.flatten(1)
+    expected, index = flat.topk(min(most, flat.shape[1]))
+    found, anchor, label = best_pairs(logits, most)
+    assert torch.equal(found, expected)
+    assert torch.equal(anchor * classes + label, index)
+
+
+@pytest.mark.parametrize("candidates", [40, 60])
+def test_levels_are_ranked_by_themselves_only_if_more_candidates_are_left(candidates):
+    config = replace(INFO.detector, candidates=candidates, nms_candidates=60)
+    detector = DeployedDetector(small_detector(), replace(INFO, detector=config))
+    heads = run_heads(detector.postprocess.head, detector.features(tensors(1)))
+    logits, anchors, labels = detector.postprocess._candidates(heads[0])
+    levels = torch.split(heads[0], detector.postprocess.anchor_counts, 1)
+    pool = [level.flatten().topk(min(candidates, level.numel())).values for level in levels]
+    assert torch.equal(logits[0], torch.cat(pool).topk(60).values)
+    assert torch.equal(logits[0], heads[0][0, anchors[0], labels[0]])
 
 
 def test_score_threshold_is_strict_and_empty_rows_are_zero():

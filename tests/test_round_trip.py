@@ -1,0 +1,63 @@
+"""From an architecture to ONNX to ONNX Runtime and TensorRT-RTX, for many architectures."""
+
+import importlib.util
+from functools import partial
+
+import numpy as np
+import pytest
+from core_parts import random_architecture
+from export_parts import awake
+from published import TABLE_TWO, mbconv_rows, published_backbone, row_architecture
+
+from adapt.detector import DetectorConfig, build_retinanet
+from adapt.detector_file import DetectorInfo
+from adapt.images import InputSize
+from adapt.space import SearchSpace
+from export.engine import BuildOptions, build_engine
+from export.graph import export_detector
+from export.parity import verify_export
+
+SPACE = SearchSpace.load("mobilenet_v2")
+SIZE = InputSize(64, 96)
+DETECTOR = DetectorConfig(num_classes=2, fpn_width=16, head_depth=1, candidates=150)
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 96), dtype=np.uint8)
+FAST = 4  # the others need minutes
+
+
+def check(model, info, folder):
+    """The export computes what torchvision computes, and becomes an engine."""
+    path = export_detector(model, info, folder / "detector.onnx", provenance={})
+    report = verify_export(model, info, path, IMAGES)
+    assert report.passed, report
+    assert report.match.matched > 20
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("needs tensorrt_rtx")
+    built = build_engine(path, folder / "detector.plan", BuildOptions(flavour="tensorrt_rtx"))
+    assert built.outputs["boxes"] == "float[1, 100, 4]"
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(n, marks=[] if n < FAST else [pytest.mark.slow]) for n in range(20)],
+)
+def test_random_architectures(seed, tmp_path):
+    info = DetectorInfo(random_architecture(SPACE, seed), DETECTOR, SIZE, ("a", "b"))
+    check(awake(info.build, SIZE), info, tmp_path)
+
+
+@pytest.mark.trt
+@pytest.mark.shared
+@pytest.mark.skipif(not TABLE_TWO.is_file(), reason=f"{TABLE_TWO} is absent")
+@pytest.mark.parametrize("name", ["MobileNetV2", "FNA", "FBNet-C", "Proxyless (GPU)", "DenseNAS-C"])
+def test_published_backbones(name, tmp_path):
+    row = mbconv_rows()[name]
+    info = DetectorInfo(row_architecture(row), DETECTOR, SIZE, ("a", "b"))
+    build = partial(build_retinanet, published_backbone(row), DETECTOR)
+    check(awake(build, SIZE), info, tmp_path)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not TABLE_TWO.is_file(), reason=f"{TABLE_TWO} is absent")
+def test_these_are_all_published_networks_of_mbconvs():
+    assert len(mbconv_rows()) == 5
