@@ -1,5 +1,6 @@
 """How is a file written whole or not at all, and how does it say what it is?"""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any
 
 from adapt.errors import AdaptError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -21,7 +24,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A crash or an exception leaves neither a partial file nor a changed old one.
 
     Raises:
-        AdaptError: If the folder cannot be created or written to.
+        AdaptError: If the folder cannot be created or written to, or the disk is full.
     """
     temporary = _temporary_beside(path)
     try:
@@ -29,6 +32,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # Some libraries put a file of their own, with their own permissions, in its place.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise AdaptError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another --out"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -21,6 +21,7 @@ from adapt.units import detector_units, madds
 from bench.provenance import device_description
 from bench.target import ANCHOR, OrtTarget
 from bench.timing import Anchor, Latency, Protocol, Timer, measure, wall_timer
+from export.plan import read_plan_info
 from export.runner import ARTIFACTS, Runner, batch_of_one, check_artifact, open_runner
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
@@ -237,7 +238,13 @@ def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency:
 
 
 def usual_runtime(artifact: Path) -> str:
-    """Return the runtime that runs files of this kind on a CPU."""
+    """Return the runtime that runs such a file: on the CPU, unless it is an engine.
+
+    Raises:
+        AdaptError: If it is an engine that does not say what built it.
+    """
+    if artifact.suffix == ".plan":
+        return str(read_plan_info(artifact)["flavour"]).replace("_", "-")
     return "torch" if artifact.suffix == ".safetensors" else "ort-cpu"
 
 

@@ -208,6 +208,12 @@ def check_possible(wanted: Deployment) -> None:
     graph = wanted.graph
     if wanted.engine is None:
         return
+    tuned = wanted.engine.tuned_batch
+    if tuned and not (graph.dynamic and tuned <= graph.batch):
+        raise AdaptError(
+            f"an engine tuned for {tuned} images must take a dynamic batch; pass --dynamic and "
+            f"--batch {max(tuned, 2)} or more"
+        )
     trt = load_tensorrt(wanted.engine.flavour)
     if graph.tail == "onnx-nms" and trt.__name__ == "tensorrt_rtx":
         raise AdaptError(
