@@ -534,6 +534,9 @@ def export_command(
     from export.deploy import Deployment, deploy
     from export.engine import BuildOptions
 
+    asked = (flavour, workspace, level, timing_cache, tuned_batch)
+    if not trt and any(value is not None for value in asked):
+        raise AdaptError("options of TensorRT build an engine; pass --trt with them")
     engine = BuildOptions(
         flavour=flavour and flavour.replace("-", "_"),
         workspace_mb=workspace,

@@ -128,6 +128,7 @@ def deploy_within(
     with staged(onnx_path) as path:
         checked = Gate(detector, loaded, gate, progress)
         ap, kept, drops = _write(detector, path, wanted, checked, progress)
+        checked.check({path.name: ap})  # before the minutes of an engine
         summary = finish(detector, path, wanted, onnx_path)
         ap_engine = _engine_ap(checked, path, summary)
         aps = {path.name: ap} | ({"the engine": ap_engine} if ap_engine is not None else {})

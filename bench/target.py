@@ -252,7 +252,7 @@ class TensorRTTarget:
 
         plan = Plan(load_tensorrt(self.flavour), built, "a unit's engine")
         plan.feed_noise()
-        return cuda_timer(plan.graph().replay, plan.stream)
+        return cuda_timer(plan.replay(), plan.stream)
 
     def state(self) -> DeviceState:
         """Return the state of the GPU."""

@@ -40,7 +40,7 @@ class Deployment:
         nms_candidates: Candidates that reach non-maximum suppression; the detector's own by
             default.
         calibration: Images, folders of them, or data sets, whose train split is used; int8 needs
-            them. The first 64, evenly spaced, are used.
+            them. 64 of them, evenly spaced, are used.
         verify: Images or folders of them on which raw heads and detections are compared with those
             of the same graph in fp32 PyTorch; the result is written beside the file.
         engine: How to build a TensorRT engine; None builds none.
@@ -107,7 +107,7 @@ def deploy(
 
 @contextmanager
 def staged(onnx_path: Path) -> Iterator[Path]:
-    """Yield where to write an ONNX file and those beside it; they appear together or not at all."""
+    """Yield where to write an ONNX file and those beside it; they appear when all are complete."""
     make_folder(onnx_path.parent)
     with tempfile.TemporaryDirectory(dir=onnx_path.parent, prefix=".export-") as folder:
         yield Path(folder, onnx_path.name)
@@ -136,8 +136,9 @@ def quantizer(detector: Path, wanted: Deployment) -> Iterator[Quantizer]:
         AdaptError: If the detector or an image cannot be read.
     """
     size = load_detector(detector)[1].input.fixed()
-    pixels, _ = fitted_images(_training_images(wanted.calibration), size, CALIBRATION_IMAGES)
-    batches = [in_type(batch, wanted.pixels) for batch in _in_batches(pixels, wanted.batch)]
+    most = max(CALIBRATION_IMAGES, wanted.batch)
+    pixels, _ = fitted_images(_training_images(wanted.calibration), size, most)
+    batches = [in_type(batch, wanted.pixels) for batch in _in_batches(pixels, wanted)]
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder, "fp32.onnx")
         _write_float(detector, fp32, wanted)
@@ -188,12 +189,13 @@ def finish(
         "input": f"{content['pixels']} {ImageInput.of(info, content)}",
     }
     if wanted.verify:
-        summary["parity"] = _verify(detector, path, wanted).to_dict()
-        write_json(path.with_name(path.name + ".parity.json"), summary["parity"])
+        parity = {"onnx_sha256": file_hash(path), **_verify(detector, path, wanted).to_dict()}
+        summary["parity"] = parity
+        write_json(path.with_name(path.name + ".parity.json"), parity)
         progress(2, steps)
     if wanted.engine:
         plan = path.with_suffix(".plan")
-        report = build_engine(path, plan, wanted.engine)
+        report = build_engine(path, plan, wanted.engine, name=str(onnx_path))
         summary |= {"engine": str(onnx_path.with_suffix(".plan")), **report.to_dict()}
         progress(steps, steps)
     return summary
@@ -244,11 +246,14 @@ def fitted_images(paths: Sequence[Path], size: InputSize, most: int) -> tuple[Ar
     return np.concatenate(pixels), [str(path) for path in chosen]
 
 
-def _in_batches(images: Array, batch: int) -> list[Array]:
-    if len(images) < batch:
+def _in_batches(images: Array, wanted: Deployment) -> list[Array]:
+    """Split images into batches; what does not fill one is left out unless it may be smaller."""
+    batch = wanted.batch
+    batches = [images[start : start + batch] for start in range(0, len(images), batch)]
+    whole = [images for images in batches if wanted.dynamic or len(images) == batch]
+    if not whole:
         raise AdaptError(f"{len(images)} images do not fill a batch of {batch}; pass more")
-    starts = range(0, len(images) - batch + 1, batch)
-    return [images[start : start + batch] for start in starts]
+    return whole
 
 
 def _verify(detector: Path, path: Path, wanted: Deployment) -> ParityReport:
@@ -258,8 +263,9 @@ def _verify(detector: Path, path: Path, wanted: Deployment) -> ParityReport:
         AdaptError: If an fp32 export is not the same.
     """
     model, info = _load(detector, wanted)
-    images, names = fitted_images(find_images(wanted.verify), info.input.fixed(), VERIFY_IMAGES)
-    whole = len(np.concatenate(_in_batches(images, wanted.batch)))
+    most = max(VERIFY_IMAGES, wanted.batch)
+    images, names = fitted_images(find_images(wanted.verify), info.input.fixed(), most)
+    whole = sum(map(len, _in_batches(images, wanted)))
     report = verify_export(
         model,
         info,

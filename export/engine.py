@@ -121,7 +121,11 @@ def sidecar_path(plan_path: Path) -> Path:
 
 
 def build_engine(
-    onnx_path: Path, plan_path: Path, options: BuildOptions | None = None
+    onnx_path: Path,
+    plan_path: Path,
+    options: BuildOptions | None = None,
+    *,
+    name: str | None = None,
 ) -> EngineReport:
     """Build an engine and write it with a JSON description (``<plan>.json``) beside it.
 
@@ -129,6 +133,7 @@ def build_engine(
         onnx_path: File that ``adapt export`` wrote.
         plan_path: Engine to write.
         options: How.
+        name: What the ONNX file is called in errors; its path by default.
 
     Returns:
         What was built.
@@ -142,13 +147,14 @@ def build_engine(
     description = description_of(load_onnx(onnx_path)) or {}
     precision = description.get("precision", "unknown")
     trt = load_tensorrt(options.flavour)
-    cache = options.timing_cache
+    name = name or str(onnx_path)
     start = time.perf_counter()
-    built = build_plan(onnx_path.read_bytes(), str(onnx_path), options)
+    built = build_plan(onnx_path.read_bytes(), name, options)
     seconds = time.perf_counter() - start
     inspected = engine_layers(trt, built.plan, logger_of(trt))
     layers = inspected or built.layers
-    check_precision(layers, precision, str(onnx_path))
+    check_precision(layers, precision, name)
+    cache = options.timing_cache if trt.__name__ == "tensorrt" else None
     report = EngineReport(
         flavour=trt.__name__,
         tensorrt_version=trt.__version__,
@@ -209,6 +215,10 @@ def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> 
     """
     options = options or BuildOptions()
     trt = load_tensorrt(options.flavour)
+    if options.timing_cache:
+        make_folder(options.timing_cache.parent)
+        if options.timing_cache.is_dir():
+            raise AdaptError(f"timing cache {options.timing_cache} is a folder; name a file")
     logger = logger_of(trt)
     logger.clear()
     builder = _builder(trt, logger)
@@ -218,7 +228,8 @@ def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> 
     try:
         plan = _build(trt, builder, network, profile, options)
     except _polygraphy_error() as error:
-        raise _refused(trt, f"does not build {name}", logger.errors, model) from error
+        concerned = _concerned(logger.errors, model)
+        raise _refused(trt, f"does not build {name}", logger.errors, concerned) from error
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     return BuiltPlan(
@@ -257,11 +268,20 @@ def _build(
     if rtx:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        without_gpu = {} if torch.cuda.is_available() else {"compute_capabilities": [(8, 0)]}
-        config = CreateConfigRTX(**settings, **without_gpu)
+        on_gpu = torch.cuda.is_available()
+        target = {"use_gpu": True} if on_gpu else {"compute_capabilities": [(8, 0)]}
+        create = CreateConfigRTX(**settings, **target)
     else:
-        config = polygraphy.CreateConfig(tf32=True, **settings)  # as TensorRT has it by default
-    build = polygraphy.EngineBytesFromNetwork((builder, network), config, save_timing_cache=cache)
+        create = polygraphy.CreateConfig(**settings)
+
+    def configure(*network: Any) -> Any:
+        config = create(*network)
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 has the mantissa of fp16
+        return config
+
+    build = polygraphy.EngineBytesFromNetwork(
+        (builder, network), configure, save_timing_cache=cache
+    )
     with _silent():
         return bytes(build())
 
@@ -269,16 +289,16 @@ def _build(
 def _polygraphy(trt: Any) -> Any:
     """Import Polygraphy for a kind of TensorRT; which one, it decides once per process."""
     try:
-        from polygraphy import config
+        from polygraphy import config as choice
     except ImportError as error:
         raise AdaptError(f"Polygraphy is not installed; {INSTALL[trt.__name__]}") from error
     rtx = trt.__name__ == "tensorrt_rtx"
-    if rtx != config.USE_TENSORRT_RTX and "polygraphy.backend.trt" in sys.modules:
+    if rtx != choice.USE_TENSORRT_RTX and "polygraphy.backend.trt" in sys.modules:
         raise AdaptError(
             "one process builds engines for one kind of TensorRT only; run the command once for "
             "tensorrt and once for tensorrt-rtx"
         )
-    config.USE_TENSORRT_RTX = rtx
+    choice.USE_TENSORRT_RTX = rtx
     return importlib.import_module("polygraphy.backend.trt")
 
 
@@ -339,7 +359,7 @@ def _builder(trt: Any, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
     except (RuntimeError, TypeError) as error:  # TypeError: the C++ constructor returned nothing
-        raise _refused(trt, "does not start (it needs an NVIDIA GPU)", logger.errors) from error
+        raise _refused(trt, "does not start", logger.errors, "it needs an NVIDIA GPU") from error
 
 
 def _parse(trt: Any, network: Any, model: bytes, name: str) -> None:
@@ -347,7 +367,7 @@ def _parse(trt: Any, network: Any, model: bytes, name: str) -> None:
     if not parser.parse(model):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         reasons = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors]
-        raise _refused(trt, f"does not read {name}", reasons)
+        raise _refused(trt, f"does not read {name}", reasons, "export it again, or update TensorRT")
 
 
 def _profile(network: Any, model: bytes, options: BuildOptions) -> dict[str, list[Shape]]:
@@ -385,21 +405,22 @@ def _shapes(tensors: Sequence[Any]) -> dict[str, str]:
     return {tensor.name: f"{tensor.dtype.name.lower()}{list(tensor.shape)}" for tensor in tensors}
 
 
-def _refused(trt: Any, what: str, reasons: Sequence[str], model: bytes = b"") -> AdaptError:
+def _refused(trt: Any, what: str, reasons: Sequence[str], remedy: str) -> AdaptError:
     told = "; ".join(dict.fromkeys(reason.strip() for reason in reasons)) or "it gave no reason"
-    return AdaptError(
-        f"{trt.__name__} {trt.__version__} {what} ({told}){_concerned(told, model)}; export with "
-        "tail 'tensor-nms' and an opset it reads, or update it"
-    )
+    return AdaptError(f"{trt.__name__} {trt.__version__} {what} ({told}); {remedy}")
 
 
-def _concerned(told: str, model: bytes) -> str:
-    """Name the nodes of the model that an error mentions, which are named after their modules."""
+def _concerned(reasons: Sequence[str], model: bytes) -> str:
+    """Say which node of the model errors mention; nodes are named after their modules."""
     import onnx
 
-    nodes = onnx.load_from_string(model).graph.node if model else []
-    named = [node.name for node in nodes if node.name and node.name in told]
-    return f", which concerns {max(named, key=len)}" if named else ""
+    told, nodes = "; ".join(reasons), onnx.load_from_string(model).graph.node
+    named = [node for node in nodes if node.name and node.name in told]
+    if not named:
+        return "give it more memory, or update TensorRT"
+    node = max(named, key=lambda node: len(node.name))
+    other = "; export with tail 'tensor-nms'" if node.op_type == "NonMaxSuppression" else ""
+    return f"this concerns {node.name}{other}"
 
 
 @functools.cache

@@ -53,14 +53,20 @@ def inspected_layers(text: str) -> dict[str, float] | None:
     """Read an inspector's JSON; TensorRT 11 splits the field ``Format/Datatype`` of 10 in two.
 
     Returns:
-        The share of layers by data type, or None if the text has no detailed layers.
+        The share of layers by data type, or None if the text tells of none.
     """
-    layers = [layer for layer in json.loads(text).get("Layers", ()) if isinstance(layer, Mapping)]
-    return _shares(_tensor_types(layer) for layer in layers) if layers else None
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    layers = content.get("Layers") if isinstance(content, Mapping) else None
+    detailed = [layer for layer in layers or () if isinstance(layer, Mapping)]
+    shares = _shares(_tensor_types(layer) for layer in detailed)
+    return shares if set(shares) - {"other"} else None
 
 
 def _tensor_types(described: Mapping[str, Any]) -> list[str]:
-    tensors = [*described.get("Inputs", ()), *described.get("Outputs", ())]
+    tensors = [*(described.get("Inputs") or ()), *(described.get("Outputs") or ())]
     names = ("DataType", "Datatype", "Format/Datatype", "Format")
     return [
         next((str(tensor[name]) for name in names if name in tensor), "")

@@ -1,5 +1,6 @@
 """Do two artifacts detect the same?"""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -127,7 +128,9 @@ def _pairs(
 
 
 def _largest(difference: Array) -> float:
-    return float(np.abs(difference).max(initial=0))
+    """Return the largest absolute difference; infinite if one is no number."""
+    largest = float(np.abs(difference).max(initial=0))
+    return math.inf if math.isnan(largest) else largest
 
 
 def _beyond(scores: Array, cut_off: float) -> int:

@@ -54,8 +54,10 @@ class Plan:
     """
 
     def __init__(self, trt: Any, plan: bytes, name: str) -> None:
+        self._name, self._logger = name, logger_of(trt)
         self._engine = _deserialise(trt, plan, name)
         self._context = self._engine.create_execution_context()
+        self._check(self._context is not None, "gets no memory to run in")
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         takes = {n: self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
@@ -74,7 +76,8 @@ class Plan:
         if not torch.cuda.is_available():
             raise AdaptError(
                 f"engine {path} needs an NVIDIA GPU to run and this machine has none; copy it "
-                f"with {sidecar_path(path).name} to one, or choose runtime ort-cpu"
+                f"with {sidecar_path(path).name} to one of the kind it was built for "
+                f"({info['target']}), or run the .onnx file on ort-cpu"
             )
         trt = load_tensorrt(info["flavour"])
         check_fits(info, path, trt.__version__, torch.cuda.get_device_name(), _capability())
@@ -87,9 +90,10 @@ class Plan:
         return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
 
     def _allocate(self, inputs: Mapping[str, tuple[int, ...]]) -> None:
-        """Make buffers for these shapes of the inputs; a captured graph holds the old ones."""
+        """Make buffers for these shapes of the inputs."""
         for name, shape in inputs.items():
-            self._context.set_input_shape(name, shape)
+            accepted = self._context.set_input_shape(name, shape)
+            self._check(accepted, f"does not take {name} of shape {shape}")
         for name in (*inputs, *self.outputs):
             dtype = DTYPES[self._engine.get_tensor_dtype(name).name.lower()]
             shape = tuple(self._context.get_tensor_shape(name))
@@ -117,26 +121,36 @@ class Plan:
         self._enqueue()
         self.stream.synchronize()
 
-    def graph(self) -> torch.cuda.CUDAGraph:
-        """Return the run as one CUDA graph, free of launch overhead."""
+    def replay(self) -> Callable[[], None]:
+        """Return the run as a replay of one CUDA graph, free of launch overhead.
+
+        The replay keeps the engine and the buffers it was captured with alive.
+        """
         self.run()  # TensorRT allocates on the first run, which a graph cannot hold
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             self._enqueue()
-        return graph
+        kept = graph, self, dict(self.buffers)  # a CUDA graph holds addresses only
+        return lambda: kept[0].replay()
 
     def capture(self) -> Callable[[], None]:
         """Return :meth:`run` as a replay of its CUDA graph."""
-        graph = self.graph()
+        replay = self.replay()
 
         def call() -> None:
-            graph.replay()
+            replay()
             torch.cuda.synchronize()
 
         return call
 
     def _enqueue(self) -> None:
-        self._context.execute_async_v3(self.stream.cuda_stream)
+        self._check(self._context.execute_async_v3(self.stream.cuda_stream), "does not run")
+
+    def _check(self, done: bool, problem: str) -> None:
+        """Turn what TensorRT returns instead of raising into an error."""
+        if not done:
+            reasons = "; ".join(self._logger.errors) or "it gave no reason"
+            raise AdaptError(f"{self._name} {problem} ({reasons}); build it again here")
 
 
 def _capability() -> str:

@@ -46,7 +46,7 @@ def with_qdq(
     is slower than fp32 there: its integer kernels absorb a Clip only if activations have a zero
     point, which TensorRT refuses.
 
-    Latency does not depend on the scales; for calibrated ones see :func:`export.quantize.quantize`.
+    Latency does not depend on the scales; :class:`export.quantize.Quantizer` calibrates them.
 
     Args:
         model: An fp32 model of a unit, the rest of a detector or a whole detector.

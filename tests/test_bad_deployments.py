@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
+from adapt.synthetic import generate
 from cli import app
 
 NO_GPU = not torch.cuda.is_available()
@@ -29,6 +30,7 @@ def files(tmp_path_factory):
     (folder / "alone.plan").write_bytes(b"engine")
     save_engine(folder / "old.plan", "tensorrt", whole)
     save_engine(folder / "rtx.plan", "tensorrt_rtx", whole)
+    generate(folder / "set", train=1, val=1, size=(128, 128))
     (folder / "texts").mkdir()
     (folder / "texts" / "notes.txt").write_text("no image")
     (folder / "photos").mkdir()
@@ -60,7 +62,7 @@ def save_engine(path, flavour, source):
 EXPORT = ["export", "detector.safetensors", "--out", "out/a.onnx"]
 BAD = [
     (["predict", "half.onnx", "photos"], 1, "half.onnx is not a readable ONNX file"),
-    (["eval", "half.onnx", "--data", "data"], 1, "data set"),
+    (["eval", "half.onnx", "--data", "set"], 1, "half.onnx is not a readable ONNX file"),
     (["export", "half.safetensors"], 1, "half.safetensors is not a readable safetensors file"),
     (["predict", "foreign.onnx", "photos"], 1, "foreign.onnx is not an adapt onnx-detector file"),
     (["parity", "tensor-nms.onnx", "foreign.onnx", "photos"], 1, "foreign.onnx is not an adapt"),
@@ -77,6 +79,8 @@ BAD = [
     ([*EXPORT, "--dynamic"], 1, "dynamic batch needs room for 2 images"),
     ([*EXPORT, "--trt", "--tuned-batch", "4"], 1, "pass --dynamic and --batch 4 or more"),
     ([*EXPORT, "--trt", "--level", "9"], 2, "level"),
+    ([*EXPORT, "--level", "1"], 1, "pass --trt with them"),
+    ([*EXPORT, "--trt", "--timing-cache", "photos"], 1, "photos is a folder; name a file"),
     (["export", "detector.safetensors", "--out", "/proc/x/a.onnx"], 1, "cannot write"),
     (
         ["export", "detector.safetensors", "--out", "detector.safetensors/a.onnx"],

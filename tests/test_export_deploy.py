@@ -15,7 +15,7 @@ from adapt.detector_file import save_detector
 from adapt.errors import AdaptError
 from adapt.images import find_images, open_image
 from adapt.synthetic import generate
-from export.deploy import Deployment, _training_images, deploy, quantizer
+from export.deploy import Deployment, _in_batches, _training_images, deploy, quantizer
 from export.engine import BuildOptions, build_engine
 from export.graph import read_onnx_info
 from export.parity import Tolerances, compare_artifacts, raw_head_differences
@@ -105,6 +105,15 @@ def test_batches_hold_several_images(detector, photos, tmp_path):
     assert (summary["input"], summary["tail"]) == ("uint8 2x3x128x160", "onnx-nms")
     with open_runner("ort-cpu", tmp_path / "two.onnx") as runner:
         assert len(runner.infer(images(2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "batch", "dynamic", "sizes"),
+    [(7, 3, False, [3, 3]), (7, 3, True, [3, 3, 1]), (2, 3, True, [2])],
+)
+def test_batches_are_whole_unless_they_may_be_smaller(number, batch, dynamic, sizes):
+    wanted = Deployment(batch=batch, dynamic=dynamic)
+    assert [len(b) for b in _in_batches(images(number), wanted)] == sizes
 
 
 def test_data_sets_calibrate_with_their_train_split_only(tmp_path):

@@ -28,6 +28,7 @@ CLASSES = {  # of the variables in these files
     "_context": "IExecutionContext",
     "_engine": "ICudaEngine",
     "builder": "Builder",
+    "config": "IBuilderConfig",
     "e": "ParserError",
     "engine": "ICudaEngine",
     "inspector": "EngineInspector",
@@ -132,7 +133,10 @@ class TestWithTensorRTRTX:
         ("operator", "message"),
         [
             ("Unknown", "does not read .*Unknown head/nms: "),
-            ("NonMaxSuppression", "does not build .*runners.*, which concerns head/nms"),
+            (
+                "NonMaxSuppression",
+                "does not build .*runners.*; this concerns head/nms; export",
+            ),
         ],
     )
     def test_refused_network_shows_tensorrts_reasons(self, operator, message, tmp_path):
@@ -213,8 +217,17 @@ def test_inspectors_of_tensorrt_10_and_11_tell_the_share_of_each_type(field, nam
     assert layers == {"int8": 0.25, "fp16": 0.25, "fp32": 0.5}
 
 
-def test_an_inspector_that_knows_names_only_tells_nothing():
-    assert inspected_layers(json.dumps({"Layers": ["conv1", "conv2"]})) is None
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        json.dumps({"Layers": ["conv1", "conv2"]}),
+        json.dumps({"Layers": [{"Name": "a", "Inputs": None, "Outputs": []}]}),
+    ],
+)
+def test_an_inspector_without_types_tells_nothing(text):
+    assert inspected_layers(text) is None
 
 
 @pytest.mark.parametrize(("precision", "fits"), [("fp32", True), ("fp16", False), ("int8", False)])

@@ -1,4 +1,6 @@
+import copy
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +9,7 @@ from export_parts import INFO, exported, images, small_detector
 from torch import nn
 
 from adapt.errors import AdaptError
-from export.graph import export_detector
+from export.graph import GraphOptions, export_detector
 from export.parity import Tolerances, match_detections, raw_head_differences, verify_export
 from export.runner import ImageDetections
 
@@ -75,6 +77,15 @@ def test_raw_heads_on_onnx_runtime_equal_torch(folder, tail):
     differences = raw_head_differences(small_detector(), path, [images(1), images(1, seed=1)])
     assert list(differences) == ["cls_logits", "bbox_regression"]
     assert 0 < max(differences.values()) <= 1e-4
+
+
+def test_heads_that_are_no_numbers_never_pass(tmp_path):
+    broken = copy.deepcopy(small_detector())
+    nn.init.constant_(broken.head.regression_head.bbox_reg.bias, math.nan)
+    path = export_detector(broken, INFO, tmp_path / "nan.onnx", GraphOptions("none"), provenance={})
+    report = verify_export(small_detector(), INFO, path, images(1))
+    assert report.heads["bbox_regression"] == math.inf
+    assert not report.passed
 
 
 def test_raw_heads_alone_are_verified_without_detections(folder):

@@ -25,7 +25,8 @@ def artifacts(folder):
     """What each runtime runs, by variant."""
     onnx = {
         "fp32": exported(folder),
-        "fp16 uint8": variant(folder, GraphOptions("onnx-nms", "fp16", pixels="uint8")),
+        "fp16 uint8": variant(folder, GraphOptions("tensor-nms", "fp16", pixels="uint8")),
+        "onnx-nms": exported(folder, "onnx-nms"),
         "int8": int8(folder),
         "dynamic uint8": variant(
             folder, GraphOptions("tensor-nms", batch=3, dynamic=True, pixels="uint8")
@@ -46,7 +47,11 @@ def int8(folder):
 
 
 VARIANTS = ("fp32", "fp16 uint8", "int8", "dynamic uint8")
-CASES = [("torch", "fp32"), *((r, v) for r in RUNTIMES if r != "torch" for v in VARIANTS)]
+CASES = [
+    ("torch", "fp32"),
+    *((runtime, v) for runtime in RUNTIMES if runtime != "torch" for v in VARIANTS),
+    *((runtime, "onnx-nms") for runtime in ("ort-cpu", "ort-cuda")),
+]
 # Noise makes many boxes of near-equal scores, of which rounding chooses others.
 AGREE = {"fp32": 0.98, "fp16": 0.9, "int8": 0.5}
 
