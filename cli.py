@@ -372,19 +372,40 @@ def search_command(
 @app.command("derive")
 def derive_command(
     supernet: Annotated[Path, typer.Argument(help="`supernet.pt` of a finished search.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Architecture file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Architecture file; a folder for --pareto.")
+    ] = None,
     costs: CostsOpt = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Most it may cost, such as 4.0ms or 134.9G multiply-adds."),
+    ] = None,
+    pareto: Annotated[
+        int | None,
+        typer.Option("--pareto", min=2, help="Derive the best networks of so many budgets."),
+    ] = None,
     uncertified: UncertifiedOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Derive one architecture from a search: the arg max of alpha and beta.
+    """Derive architectures from a search: the arg max, or the most probable within a budget.
 
-    Example: `adapt derive runs/bccd/search/supernet.pt --out runs/bccd/arch.json`
+    Example: `adapt derive runs/bccd/search/supernet.pt --budget 9.5ms --costs runs/costs.sqlite`
     """
-    from search.derive import derive
+    from search.derive import Budget, derive, derive_front
 
+    how: dict[str, Any] = {"costs": costs, "uncertified": uncertified}
+    if pareto:
+        if budget:
+            raise AdaptError("--pareto derives for many budgets; leave out --budget or --pareto")
+        folder = out or supernet.parent / "front"
+        rows = derive_front(supernet, folder, pareto, **how)
+        lines = [f"{Path(r['architecture']).name}: {_plain(r)}" for r in rows]
+        _show(
+            {"networks": rows if as_json else lines, "plot": folder / "front.png"}, as_json=as_json
+        )
+        return
     path = out or supernet.parent / "arch.json"
-    found = derive(supernet, path, costs, uncertified=uncertified)
+    found = derive(supernet, path, **how, budget=Budget.parse(budget) if budget else None)
     _say_how_certain(costs)
     _show(found, as_json=as_json, title="derived")
 

@@ -246,6 +246,12 @@ class Supernet(nn.Module):
         ops = [[alpha.softmax(0) for alpha in block] for block in self._alpha_lists()]
         return ops, [beta.softmax(0) for beta in self.betas]
 
+    @torch.no_grad()
+    def log_probabilities(self) -> tuple[list[list[Tensor]], list[Tensor]]:
+        """Return the logarithms of :meth:`probabilities`, float64 and finite where these are 0."""
+        ops = [[a.cpu().double().log_softmax(0) for a in block] for block in self._alpha_lists()]
+        return ops, [beta.detach().cpu().double().log_softmax(0) for beta in self.betas]
+
     def architecture_parameters(self) -> list[nn.Parameter]:
         """Return alpha and beta, the upper-level variables of Eq. 3."""
         return [*self.alphas.parameters(), *self.betas.parameters()]

@@ -12,6 +12,7 @@ from adapt.cost import CostModel, detector_cost
 from adapt.cost_table import CostTable, predict_latency
 from adapt.errors import AdaptError
 from adapt.machine import processor_name
+from adapt.runtime import usual_tail
 from adapt.units import madds
 from search.recipe import Recipe
 
@@ -48,6 +49,12 @@ def check_table(recipe: Recipe, table: CostTable) -> None:
         size=size,
         device=recipe.device.name or _own_device(recipe),
     )
+    tail = usual_tail(recipe.device.runtime)
+    if table.conditions.tail != tail:
+        raise AdaptError(
+            f"{table.path} was measured with graphs that end in {table.conditions.tail}, detectors "
+            f"for {recipe.device.runtime} end in {tail}; measure again with `adapt profile`"
+        )
     if table.conditions.threads not in (0, recipe.device.threads):  # 0: a GPU does the work
         raise AdaptError(
             f"{table.path} was measured with {table.conditions.threads} threads, recipe "
@@ -128,7 +135,7 @@ def costs_of(
     """
     config = recipe.detector_config(num_classes)
     costs = {"madds": detector_cost(architecture, config, recipe.measured_size(), madds)}
-    if table:
+    if table is not None:  # an empty one is false
         check_table(recipe, table)
         size = recipe.input.fixed()
         costs["predicted_ms"] = predict_latency(table, architecture, config, size)

@@ -1,14 +1,23 @@
 """Which one network does a finished search stand for?"""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from adapt.architecture import Architecture
+from adapt.artifacts import atomic_path, header, make_folder, write_json
+from adapt.cost import CostModel, UnitCost
 from adapt.cost_table import CostTable
 from adapt.errors import AdaptError
 from adapt.space import SearchSpace
-from adapt.supernet import Supernet
+from adapt.supernet import Supernet, architecture_of
+from adapt.units import madds
+from search.budget import Derived, Deriver
 from search.checkpoint import read_checkpoint
-from search.costs import check_certificate, costs_of
+from search.costs import check_certificate, check_table, costs_of
 from search.recipe import Recipe
 
 
@@ -36,31 +45,192 @@ def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
 
 
 def derive(
-    searched: Path, out: Path, costs: Path | None = None, *, uncertified: bool = False
+    searched: Path,
+    out: Path,
+    costs: Path | None = None,
+    *,
+    uncertified: bool = False,
+    budget: "Budget | None" = None,
 ) -> dict[str, Any]:
-    """Write the arg max network of a finished search (paper section III-B) to ``out``.
+    """Write one network of a finished search to ``out``.
 
     Args:
         searched: ``supernet.pt``.
         out: Architecture file to write.
         costs: Cost table that predicts the latency of the network.
         uncertified: Whether a table without a certificate will do.
+        budget: What it may cost; the arg max network (paper section III-B) if None.
 
     Returns:
         The network, what it costs, and what the search expected.
 
     Raises:
+        AdaptError: If the search is unfinished, the table does not fit or has no certificate, or no
+            network fits the budget.
+    """
+    with _opened(searched, costs, uncertified=uncertified) as search:
+        architecture = search.supernet.argmax()
+        rule = "argmax"
+        if budget:
+            best = search.deriver(budget.unit).best(search.sum_of(budget))
+            architecture, rule = search.network(best), f"budget {budget}"
+        found = search.costs(architecture)
+    architecture.save(out, rule=rule, search=search.identity, costs=found)
+    return {"architecture": str(out), "network": str(architecture), **found}
+
+
+def derive_front(
+    searched: Path,
+    out: Path,
+    number: int,
+    costs: Path | None = None,
+    *,
+    uncertified: bool = False,
+) -> list[dict[str, Any]]:
+    """Write the best networks of many budgets, ``front.json`` and the plot ``front.png``.
+
+    The budgets are latencies if a cost table is given, multiply-adds otherwise.
+
+    Args:
+        searched: ``supernet.pt``.
+        out: Folder to write to; the networks are ``arch-01.json`` and so on, the cheapest first.
+        number: Budgets.
+        costs: Cost table.
+        uncertified: Whether a table without a certificate will do.
+
+    Returns:
+        File, score and costs of every network.
+
+    Raises:
         AdaptError: If the search is unfinished, or the table does not fit or has no certificate.
     """
+    make_folder(out)
+    rows = []
+    with _opened(searched, costs, uncertified=uncertified) as search:
+        unit: Unit = "ms" if costs else "madds"
+        for position, best in enumerate(search.deriver(unit).front(number), start=1):
+            architecture, path = search.network(best), out / f"arch-{position:02d}.json"
+            found = search.costs(architecture)
+            architecture.save(path, rule=f"front {unit}", search=search.identity, costs=found)
+            rows.append({"architecture": str(path), "score": best.score, **found})
+    write_json(out / "front.json", header("front", networks=rows))
+    _plot(rows, "predicted_ms" if costs else "madds", out / "front.png")
+    return rows
+
+
+Unit = Literal["ms", "madds"]
+_UNITS: dict[str, tuple[Unit, float]] = {
+    "ms": ("ms", 1.0),
+    "us": ("ms", 1e-3),
+    "M": ("madds", 1e6),
+    "G": ("madds", 1e9),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a detector may cost at most.
+
+    Attributes:
+        unit: ``ms`` of latency or ``madds``.
+        amount: Milliseconds or multiply-adds.
+    """
+
+    unit: Unit
+    amount: float
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} ms" if self.unit == "ms" else f"{self.amount / 1e9:g} GMAdds"
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Read ``4.0ms``, ``850us``, ``134.9G`` or ``900M``.
+
+        Raises:
+            AdaptError: If the text has another form.
+        """
+        match = re.fullmatch(r"\s*([0-9.]+)\s*(ms|us|M|G)\s*", text)
+        try:
+            amount = float(match[1]) if match else 0.0
+        except ValueError:
+            amount = 0.0
+        if not match or amount <= 0:
+            raise AdaptError(f"--budget must be like 4.0ms or 134.9G (multiply-adds), got {text!r}")
+        unit, factor = _UNITS[match[2]]
+        return cls(unit, amount * factor)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A finished search and what its networks cost."""
+
+    supernet: Supernet
+    recipe: Recipe
+    classes: int
+    identity: Any
+    table: CostTable | None
+
+    def deriver(self, unit: Unit) -> Deriver:
+        """Return what finds networks within budgets of a unit."""
+        config, size = self.recipe.detector_config(self.classes), self.recipe.measured_size()
+        cost: UnitCost = madds
+        if unit == "ms":
+            if self.table is None:
+                raise AdaptError(
+                    "a budget in milliseconds needs a cost table; measure one with `adapt profile "
+                    "RECIPE` and pass it with --costs"
+                )
+            check_table(self.recipe, self.table)
+            cost, size = self.table.lookup, self.recipe.input.fixed()
+        ops, widths = self.supernet.log_probabilities()
+        model = CostModel.build(self.supernet.space, config, size, cost)
+        return Deriver(model, [[p.numpy() for p in b] for b in ops], [p.numpy() for p in widths])
+
+    def sum_of(self, budget: Budget) -> float:
+        """Return the sum of table rows at which the corrected latency is the budget."""
+        certificate = (
+            self.table.certificate if self.table is not None and budget.unit == "ms" else None
+        )
+        if certificate is None:
+            return budget.amount
+        return float((budget.amount - certificate["offset_ms"]) / certificate["scale"])
+
+    def network(self, best: Derived) -> Architecture:
+        """Return the network of derived choices."""
+        return architecture_of(self.supernet.space, best.ops, best.widths)
+
+    def costs(self, architecture: Architecture) -> dict[str, float]:
+        """Return multiply-adds, and latency where there is a table."""
+        return costs_of(architecture, self.recipe, self.classes, self.table)
+
+
+@contextmanager
+def _opened(searched: Path, costs: Path | None, *, uncertified: bool) -> Iterator[_Search]:
     supernet, recipe, content = load_searched(searched)
-    architecture = supernet.argmax()
-    classes = content["num_classes"]
-    if costs:
-        with CostTable.open(costs) as table:
-            if not uncertified:
-                check_certificate(table)
-            found = costs_of(architecture, recipe, classes, table)
-    else:
-        found = costs_of(architecture, recipe, classes)
-    architecture.save(out, rule="argmax", search=content["identity"], costs=found)
-    return {"architecture": str(out), "network": str(architecture), **found}
+    found = recipe, content["num_classes"], content["identity"]
+    if costs is None:
+        yield _Search(supernet, *found, None)
+        return
+    with CostTable.open(costs) as table:
+        if not uncertified:
+            check_certificate(table)
+        yield _Search(supernet, *found, table)
+
+
+def _plot(rows: list[dict[str, Any]], cost: str, path: Path) -> None:
+    """Draw score over cost."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    scale = 1.0 if cost == "predicted_ms" else 1e9
+    costs = [row[cost] / scale for row in rows]
+    axes.plot(costs, [row["score"] for row in rows], marker="o", color="tab:blue")
+    for number, (x, row) in enumerate(zip(costs, rows, strict=True), start=1):
+        axes.annotate(f"{number:02d}", (x, row["score"]), (4, -10), textcoords="offset points")
+    axes.set_xlabel("predicted latency (ms)" if scale == 1.0 else "multiply-adds (10$^9$)")
+    axes.set_ylabel("log probability of the network")
+    axes.set_title("Best network of each budget")
+    axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

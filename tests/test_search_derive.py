@@ -1,0 +1,133 @@
+"""From a finished search to networks within budgets."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from simulated_device import Simulated
+from typer.testing import CliRunner
+
+from adapt.architecture import Architecture
+from adapt.cost_table import CostTable
+from adapt.errors import AdaptError
+from adapt.images import InputSize
+from bench.profiler import profile
+from cli import app
+from search.bilevel import run_search
+from search.costs import madds_cost
+from search.derive import Budget, derive, derive_front, load_searched
+from search.recipe import DeviceRecipe
+
+
+@pytest.fixture
+def recipe(tiny_recipe):
+    return replace(tiny_recipe, device=DeviceRecipe(runtime="tensorrt", threads=1))
+
+
+@pytest.fixture
+def searched(recipe, tiny_data, tmp_path):
+    classes = len(tiny_data.class_names)
+    folder = tmp_path / "search"
+    return run_search(recipe, tiny_data, madds_cost(recipe, classes), folder, limit_steps=1)
+
+
+@pytest.fixture
+def table(recipe, tmp_path):
+    """The true costs of the recipe's space on a simulated device."""
+    path = tmp_path / "costs.sqlite"
+    device = Simulated(runtime="tensorrt")
+    profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), path, device)
+    return path
+
+
+def test_without_a_budget_the_arg_max_is_derived(searched, tmp_path):
+    derive(searched, tmp_path / "a.json")
+    supernet, _, _ = load_searched(searched)
+    assert Architecture.load(tmp_path / "a.json") == supernet.argmax()
+
+
+def test_a_generous_budget_derives_the_arg_max(searched, tmp_path):
+    derive(searched, tmp_path / "a.json", budget=Budget.parse("100G"))
+    supernet, _, _ = load_searched(searched)
+    assert Architecture.load(tmp_path / "a.json") == supernet.argmax()
+
+
+def test_networks_cost_no_more_than_their_budget(searched, tmp_path):
+    rows = derive_front(searched, tmp_path / "front", 6)
+    costs = [row["madds"] for row in rows]
+    assert costs == sorted(set(costs))
+    assert [row["score"] for row in rows] == sorted(row["score"] for row in rows)
+    for row in rows:
+        found = derive(searched, tmp_path / "a.json", budget=Budget("madds", row["madds"]))
+        assert found["madds"] == row["madds"]
+    content = json.loads((tmp_path / "front" / "front.json").read_text())
+    assert content["networks"] == rows
+    assert (tmp_path / "front" / "front.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("certified", [False, True])
+def test_a_budget_in_milliseconds_counts_as_the_certificate_corrects(
+    searched, table, tmp_path, certified
+):
+    if certified:
+        with CostTable.open(table, writable=True) as opened:
+            zero = dict.fromkeys(("mape", "bias", "worst", "kendall_tau", "mape_corrected"), 0.0)
+            line = {"scale": 1.25, "offset_ms": 0.25}
+            opened.store("certificate", {"detectors": 30, **zero, **line})
+    how = {"costs": table, "uncertified": not certified}
+    name = "corrected_ms" if certified else "predicted_ms"
+    dearest = derive(searched, tmp_path / "a.json", **how)[name]
+    front = derive_front(searched, tmp_path / "front", 5, **how)
+    budget = (front[0][name] + dearest) / 2
+    found = derive(searched, tmp_path / "b.json", budget=Budget("ms", budget), **how)
+    assert front[0][name] <= found[name] <= budget < dearest
+
+
+def test_a_budget_that_no_network_fits_names_the_cheapest(searched, table, tmp_path):
+    out = tmp_path / "a.json"
+    with pytest.raises(AdaptError, match=r"no network costs 1000 or less, the cheapest costs \d+"):
+        derive(searched, out, budget=Budget("madds", 1000))
+    with pytest.raises(AdaptError, match="a budget in milliseconds needs a cost table"):
+        derive(searched, out, budget=Budget.parse("4ms"))
+    assert not out.exists()
+
+
+def test_a_table_of_another_tail_is_refused(searched, recipe, table, tmp_path):
+    with CostTable.open(table) as opened:
+        conditions = replace(opened.conditions, tail="onnx-nms")
+    CostTable.create(tmp_path / "other.sqlite", conditions).close()
+    with pytest.raises(AdaptError, match=r"end in onnx-nms, detectors for tensorrt end in tensor"):
+        derive(searched, tmp_path / "a.json", tmp_path / "other.sqlite", uncertified=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "amount"),
+    [
+        ("4.0ms", "ms", 4.0),
+        ("850us", "ms", 0.85),
+        ("134.9G", "madds", 134.9e9),
+        ("9M", "madds", 9e6),
+    ],
+)
+def test_budgets_are_read_with_their_unit(text, unit, amount):
+    budget = Budget.parse(text)
+    assert (budget.unit, budget.amount) == (unit, pytest.approx(amount))
+
+
+@pytest.mark.parametrize("text", ["4", "ms", "-1ms", "0G", "1..2ms", "4 fps"])
+def test_other_budgets_are_refused(text):
+    with pytest.raises(AdaptError, match=r"must be like 4.0ms or 134.9G"):
+        Budget.parse(text)
+
+
+def test_the_command_derives_a_front_or_one_network(searched, tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(app, ["derive", str(searched), *map(str, arguments)])
+
+    front = run("--pareto", 4, "--out", tmp_path / "front", "--json")
+    assert front.exit_code == 0, front.output
+    cheapest = json.loads(front.stdout)["networks"][0]
+    one = run("--budget", f"{cheapest['madds'] / 1e6}M", "--out", tmp_path / "a.json", "--json")
+    assert json.loads(one.stdout)["madds"] == cheapest["madds"]
+    both = run("--budget", "1G", "--pareto", 4)
+    assert (both.exit_code, both.stderr.startswith("error: --pareto derives for many")) == (1, True)
