@@ -553,7 +553,7 @@ def export_command(
     from adapt.progress import console_stage
     from bench.gate import deploy_within
     from export.deploy import Deployment, deploy
-    from export.engine import BuildOptions
+    from export.engine_build import BuildOptions
 
     asked = (flavour, workspace, level, timing_cache, tuned_batch)
     if not trt and any(value is not None for value in asked):

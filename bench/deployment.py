@@ -29,11 +29,14 @@ from adapt.detector_file import DetectorInfo
 from adapt.images import InputSize
 from bench.provenance import device_description
 from bench.timing import Protocol, measure, wall_timer
-from export.engine import BuildOptions, build_engine, trt_flavours
-from export.graph import GraphOptions, RawHeads, export_detector
+from export.engine import build_engine, trt_flavours
+from export.engine_build import BuildOptions
+from export.graph import RawHeads, export_detector
 from export.onnx_file import OPSET
+from export.onnx_session import bound_call, ort_session
+from export.options import GraphOptions
 from export.parity import MatchReport, match_detections
-from export.runner import Array, ImageDetections, OrtRunner, bound_call, ort_session, unit
+from export.runner import Array, ImageDetections, OrtRunner, unit
 
 CLASSES = 80
 LEGACY_OPSET = 17  # newest that the legacy exporter writes

@@ -11,8 +11,10 @@ from adapt.weights import PUBLISHED, find_local_weights
 from bench.provenance import device_description
 from bench.target import ANCHOR
 from bench.unit_graphs import unit_model
-from export.engine import INSTALL, check_builder, trt_flavours
-from export.runner import PROVIDERS, RUNTIMES, ort_session
+from export.engine import check_builder, trt_flavours
+from export.engine_build import INSTALL
+from export.onnx_session import PROVIDERS, ort_session
+from export.runner import RUNTIMES
 
 GPU = "run it on a machine with an NVIDIA GPU and its driver"
 

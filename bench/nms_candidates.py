@@ -16,7 +16,8 @@ from adapt.coco import CocoSplit, load_split
 from adapt.detector_file import load_detector
 from adapt.progress import console_stage
 from bench.measure import evaluate_artifact
-from export.graph import GraphOptions, export_detector
+from export.graph import export_detector
+from export.options import GraphOptions
 
 COUNTS = (100, 200, 300, 500, 1000, 2000)
 

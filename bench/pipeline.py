@@ -30,7 +30,8 @@ from bench.recipe_profile import certify_recipe, profile_recipe, recipe_target
 from bench.report import write_report
 from bench.target import conditions
 from bench.timing import Protocol
-from export.graph import GraphOptions, export_detector
+from export.graph import export_detector
+from export.options import GraphOptions
 from search.bilevel import run_search
 from search.costs import search_cost
 from search.derive import derive

@@ -30,8 +30,9 @@ from bench.provenance import (
 from bench.timing import PROTOCOL, Call, Timer, wall_timer
 from bench.torch_units import detector_call, unit_call
 from bench.unit_graphs import detector_model, random_inputs, unit_model
-from export.engine import BuildOptions, build_plan, load_tensorrt
-from export.runner import PROVIDERS, bound_call, ort_session
+from export.engine import build_plan, load_tensorrt
+from export.engine_build import BuildOptions
+from export.onnx_session import PROVIDERS, bound_call, ort_session
 
 # Larger than a core's caches: a small one does not notice that others use up the memory bandwidth.
 ANCHOR = MBConvUnit(24, 24, 3, 6, 1, True, 64, 80)

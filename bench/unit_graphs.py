@@ -41,7 +41,8 @@ from adapt.units import (
     pyramid_sizes,
     rest_unit,
 )
-from export.graph import DETECTIONS, export_rest
+from export.graph import export_rest
+from export.options import DETECTIONS
 from export.precision import FloatPrecision, with_qdq
 
 OPSET = 20

@@ -17,8 +17,10 @@ from adapt.errors import AdaptError
 from adapt.images import InputSize, find_images, fit, open_image
 from adapt.progress import Progress, silent
 from adapt.runtime import Precision, Tail
-from export.engine import BuildOptions, build_engine, load_tensorrt
-from export.graph import GraphOptions, ImageInput, Pixels, export_detector, read_onnx_info
+from export.engine import build_engine, load_tensorrt
+from export.engine_build import BuildOptions
+from export.graph import export_detector, read_onnx_info
+from export.options import GraphOptions, ImageInput, Pixels
 from export.parity import ParityReport, Tolerances, verify_export
 from export.quantize import Quantizer
 from export.runner import Array, batch_of_one, in_type

@@ -8,11 +8,8 @@ built is ours.
 
 import functools
 import importlib
-import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,46 +18,11 @@ import torch
 
 from adapt.artifacts import atomic_path, file_hash, header, make_folder, write_json
 from adapt.errors import AdaptError
+from export.engine_build import INSTALL, BuildOptions, Shape, build
 from export.engine_layers import check_precision, engine_layers, network_layers
 from export.onnx_file import description_of, load_onnx
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # in order of preference
-INSTALL = {
-    "tensorrt": "run `pip install 'adapt-detector[trt]'` (needs an NVIDIA GPU)",
-    "tensorrt_rtx": "run `pip install 'adapt-detector[trt-rtx]'` (builds engines without a GPU)",
-}
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How an engine is built.
-
-    Attributes:
-        flavour: ``tensorrt`` or ``tensorrt_rtx``; by default the first that is installed.
-        workspace_mb: Largest scratch memory of a layer in MiB; TensorRT's own default if None.
-        level: Builder optimisation level, 0 (builds fast) to 5 (runs fast); TensorRT's if None.
-        timing_cache: File of tactic timings that several builds share; made if there is none. What
-            TensorRT timed once it does not time again, so equal layers get equal tactics. Unused by
-            TensorRT-RTX, which chooses tactics when the engine runs.
-        tuned_batch: With a dynamic batch, the number of images the engine is tuned for; the most by
-            default.
-
-    Raises:
-        AdaptError: If a value is out of range.
-    """
-
-    flavour: str | None = None
-    workspace_mb: int | None = None
-    level: int | None = None
-    timing_cache: Path | None = None
-    tuned_batch: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.workspace_mb is not None and self.workspace_mb < 1:
-            raise AdaptError(f"the workspace must be at least 1 MiB, got {self.workspace_mb}")
-        if self.level is not None and not 0 <= self.level <= 5:
-            raise AdaptError(f"the builder level must lie in [0, 5], got {self.level}")
 
 
 @dataclass(frozen=True)
@@ -225,11 +187,10 @@ def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> 
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, model, name)
     profile = _profile(network, model, options)
-    try:
-        plan = _build(trt, builder, network, profile, options)
-    except _polygraphy_error() as error:
+    plan = build(trt, builder, network, profile, options)
+    if plan is None:
         concerned = _concerned(logger.errors, model)
-        raise _refused(trt, f"does not build {name}", logger.errors, concerned) from error
+        raise _refused(trt, f"does not build {name}", logger.errors, concerned)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     return BuiltPlan(
@@ -241,83 +202,6 @@ def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> 
         layers=network_layers(network),
         warnings=list(dict.fromkeys(logger.warnings)),
     )
-
-
-def _build(
-    trt: Any,
-    builder: Any,
-    network: Any,
-    profile: Mapping[str, list[Shape]],
-    options: BuildOptions,
-) -> bytes:
-    """Configure and build with Polygraphy."""
-    polygraphy = _polygraphy(trt)
-    rtx = trt.__name__ == "tensorrt_rtx"
-    cache = str(options.timing_cache) if options.timing_cache and not rtx else None
-    shapes = polygraphy.Profile()
-    for name, (least, tuned, most) in profile.items():
-        shapes.add(name, least, tuned, most)
-    settings: dict[str, Any] = {
-        "profiles": [shapes],
-        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,  # or the inspector knows nothing
-        "load_timing_cache": cache,
-        "builder_optimization_level": options.level,
-    }
-    if options.workspace_mb:
-        settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_mb << 20}
-    if rtx:
-        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-
-        on_gpu = torch.cuda.is_available()
-        target = {"use_gpu": True} if on_gpu else {"compute_capabilities": [(8, 0)]}
-        create = CreateConfigRTX(**settings, **target)
-    else:
-        create = polygraphy.CreateConfig(**settings)
-
-    def configure(*network: Any) -> Any:
-        config = create(*network)
-        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 has the mantissa of fp16
-        return config
-
-    build = polygraphy.EngineBytesFromNetwork(
-        (builder, network), configure, save_timing_cache=cache
-    )
-    with _silent():
-        return bytes(build())
-
-
-def _polygraphy(trt: Any) -> Any:
-    """Import Polygraphy for a kind of TensorRT; which one, it decides once per process."""
-    try:
-        from polygraphy import config as choice
-    except ImportError as error:
-        raise AdaptError(f"Polygraphy is not installed; {INSTALL[trt.__name__]}") from error
-    rtx = trt.__name__ == "tensorrt_rtx"
-    if rtx != choice.USE_TENSORRT_RTX and "polygraphy.backend.trt" in sys.modules:
-        raise AdaptError(
-            "one process builds engines for one kind of TensorRT only; run the command once for "
-            "tensorrt and once for tensorrt-rtx"
-        )
-    choice.USE_TENSORRT_RTX = rtx
-    return importlib.import_module("polygraphy.backend.trt")
-
-
-def _polygraphy_error() -> type[Exception]:
-    from polygraphy.exception import PolygraphyException
-
-    error: type[Exception] = PolygraphyException
-    return error
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep Polygraphy's own log off the terminal; TensorRT's goes to our logger."""
-    from polygraphy.logger import G_LOGGER
-
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), warnings.catch_warnings():
-        # It sets a timing cache always, which TensorRT-RTX deprecates.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
 
 
 def load_tensorrt(flavour: str | None = None) -> Any:

@@ -17,8 +17,10 @@ from adapt.errors import AdaptError
 from adapt.images import fit, open_image
 from adapt.progress import Progress, silent
 from adapt.runtime import Precision
-from export.graph import RAW_HEADS, DeployedDetector, RawHeads, read_onnx_info
+from export.graph import DeployedDetector, RawHeads, read_onnx_info
 from export.onnx_file import load_onnx, with_outputs
+from export.onnx_session import ort_session
+from export.options import RAW_HEADS
 from export.runner import (
     Array,
     ImageDetections,
@@ -27,7 +29,6 @@ from export.runner import (
     batch_detections,
     batch_of_one,
     in_type,
-    ort_session,
     unit,
 )
 

@@ -10,10 +10,11 @@ import onnx
 from onnx import numpy_helper
 
 from adapt.progress import Progress, silent
-from export.graph import RAW_HEADS
 from export.onnx_file import load_onnx, read_description, save_onnx, with_outputs
+from export.onnx_session import ort_session
+from export.options import RAW_HEADS
 from export.precision import LARGEST, conv_weights, with_qdq
-from export.runner import Array, ort_session
+from export.runner import Array
 
 SENSITIVITY_BATCHES = 4
 

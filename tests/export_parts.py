@@ -14,7 +14,8 @@ from adapt.detector import DetectorConfig
 from adapt.detector_file import DetectorInfo, save_detector
 from adapt.images import InputSize
 from adapt.runtime import Tail
-from export.graph import GraphOptions, export_detector
+from export.graph import export_detector
+from export.options import GraphOptions
 from export.runner import unit
 
 SIZE = InputSize(128, 160)

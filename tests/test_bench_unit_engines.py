@@ -13,7 +13,8 @@ from adapt.images import InputSize
 from adapt.space import SearchSpace
 from adapt.units import P6, Boundary, Lateral, MBConvUnit, Stem, rest_unit
 from bench.unit_graphs import detector_model, unit_model
-from export.engine import BuildOptions, build_plan
+from export.engine import build_plan
+from export.engine_build import BuildOptions
 from export.precision import PRECISIONS
 
 pytestmark = [

@@ -17,10 +17,12 @@ from adapt.images import InputSize
 from adapt.operations import MBConv, stem
 from adapt.units import P6, Boundary, Lateral, MBConvUnit, Rest, Stem, boundaries, rest_unit
 from bench.unit_graphs import REST_INPUTS, detector_model, random_inputs, unit_model
-from export.graph import DETECTIONS, GraphOptions, RestOfDetector, export_detector
+from export.graph import RestOfDetector, export_detector
+from export.onnx_session import ort_session
+from export.options import DETECTIONS, GraphOptions
 from export.parity import match_detections
 from export.precision import PRECISIONS
-from export.runner import batch_detections, ort_session
+from export.runner import batch_detections
 
 DETECTOR = DetectorConfig(
     num_classes=3,

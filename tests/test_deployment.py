@@ -11,7 +11,7 @@ from adapt.coco import CocoSplit, load_split
 from adapt.weights import find_local_weights
 from bench.measure import evaluate_artifact
 from export.deploy import Deployment, deploy
-from export.engine import BuildOptions
+from export.engine_build import BuildOptions
 from search.finetune import run_finetune
 from search.recipe import Recipe
 

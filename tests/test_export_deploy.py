@@ -16,7 +16,8 @@ from adapt.errors import AdaptError
 from adapt.images import find_images, open_image
 from adapt.synthetic import generate
 from export.deploy import Deployment, _in_batches, _training_images, deploy, quantizer
-from export.engine import BuildOptions, build_engine
+from export.engine import build_engine
+from export.engine_build import BuildOptions
 from export.graph import read_onnx_info
 from export.parity import Tolerances, compare_artifacts, raw_head_differences
 from export.predict import predict

@@ -10,20 +10,24 @@ from export_parts import INFO, SIZE, exported, small_detector
 from onnx import TensorProto, helper
 
 import export.engine
+import export.engine_build
 import export.engine_layers
 import export.plan
 from adapt.artifacts import file_hash
 from adapt.errors import AdaptError
-from export.engine import BuildOptions, build_engine, trt_flavours
+from export.engine import build_engine, trt_flavours
+from export.engine_build import BuildOptions
 from export.engine_layers import check_precision, inspected_layers
-from export.graph import GraphOptions, export_detector, export_rest
+from export.graph import export_detector, export_rest
 from export.onnx_file import description_of, save_onnx
+from export.options import GraphOptions
 from export.plan import check_fits
 
 HERE = Path(__file__).parent
 NAMES = json.loads((HERE / "data" / "tensorrt_api_names.json").read_text())
 LISTS = HERE.parents[1] / "shared" / "facts" / "tensorrt_api"
-SOURCES = [Path(module.__file__) for module in (export.engine, export.engine_layers, export.plan)]
+MODULES = (export.engine, export.engine_build, export.engine_layers, export.plan)
+SOURCES = [Path(module.__file__) for module in MODULES]
 CLASSES = {  # of the variables in these files
     "_context": "IExecutionContext",
     "_engine": "ICudaEngine",

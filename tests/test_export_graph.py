@@ -11,7 +11,6 @@ from adapt.errors import AdaptError
 from adapt.images import InputSize
 from export.graph import (
     DeployedDetector,
-    GraphOptions,
     RestOfDetector,
     best_pairs,
     export_detector,
@@ -21,7 +20,8 @@ from export.graph import (
     run_heads,
 )
 from export.onnx_file import fused
-from export.runner import ort_session
+from export.onnx_session import ort_session
+from export.options import GraphOptions
 
 RAW_SIZE = InputSize(120, 150, "shortest-edge")  # its letterbox is SIZE
 

@@ -9,7 +9,8 @@ from export_parts import INFO, exported, images, small_detector
 from torch import nn
 
 from adapt.errors import AdaptError
-from export.graph import GraphOptions, export_detector
+from export.graph import export_detector
+from export.options import GraphOptions
 from export.parity import Tolerances, match_detections, raw_head_differences, verify_export
 from export.runner import ImageDetections
 

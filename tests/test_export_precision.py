@@ -9,11 +9,13 @@ from onnx import numpy_helper
 
 from adapt.units import MBConvUnit, Stem
 from bench.unit_graphs import random_inputs, unit_model
-from export.graph import GraphOptions, RawHeads, export_detector, read_onnx_info
+from export.graph import RawHeads, export_detector, read_onnx_info
 from export.onnx_file import fused
+from export.onnx_session import ort_session
+from export.options import GraphOptions
 from export.parity import Tolerances, verify_export
 from export.precision import with_qdq
-from export.runner import ort_session, unit
+from export.runner import unit
 
 RESIDUAL = MBConvUnit(8, 8, 5, 6, 1, True, 15, 20)
 UNITS = [RESIDUAL, MBConvUnit(8, 16, 3, 1, 2, False, 15, 20), Stem(8, 32, 64)]

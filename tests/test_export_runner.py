@@ -6,8 +6,10 @@ import torch
 from export_parts import INFO, exported, images, saved, small_detector
 
 from adapt.errors import AdaptError
-from export.engine import BuildOptions, build_engine, trt_flavours
-from export.graph import GraphOptions, export_detector
+from export.engine import build_engine, trt_flavours
+from export.engine_build import BuildOptions
+from export.graph import export_detector
+from export.options import GraphOptions
 from export.parity import Tolerances, match_detections
 from export.quantize import Quantizer
 from export.runner import RUNTIMES, TorchRunner, open_runner, unit

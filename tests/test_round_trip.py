@@ -13,7 +13,8 @@ from adapt.detector import DetectorConfig, build_retinanet
 from adapt.detector_file import DetectorInfo
 from adapt.images import InputSize
 from adapt.space import SearchSpace
-from export.engine import BuildOptions, build_engine
+from export.engine import build_engine
+from export.engine_build import BuildOptions
 from export.graph import export_detector
 from export.parity import verify_export
 
