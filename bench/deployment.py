@@ -27,6 +27,7 @@ from adapt.artifacts import library_versions
 from adapt.detector import DetectorConfig
 from adapt.detector_file import DetectorInfo
 from adapt.images import InputSize
+from adapt.runtime import Tail
 from bench.provenance import device_description
 from bench.timing import Protocol, measure, wall_timer
 from export.engine import build_engine, trt_flavours
@@ -40,7 +41,9 @@ from export.runner import Array, ImageDetections, OrtRunner, unit
 
 CLASSES = 80
 LEGACY_OPSET = 17  # newest that the legacy exporter writes
-TAILS = {  # name in the report -> tail and candidates before non-maximum suppression
+TAILS: dict[
+    str, tuple[Tail, int]
+] = {  # name in the report -> tail and candidates before non-maximum suppression
     "raw heads": ("none", 1000),
     "onnx-nms 1000": ("onnx-nms", 1000),
     "tensor-nms 1000": ("tensor-nms", 1000),
@@ -85,7 +88,7 @@ def compare_graphs(
     files, seconds = {}, {}
     for name, (tail, candidates) in TAILS.items():
         described = replace(info, detector=replace(info.detector, nms_candidates=candidates))
-        options = GraphOptions(tail)  # type: ignore[arg-type]
+        options = GraphOptions(tail)
         files[name] = folder / f"{name}.onnx"
         start = time.perf_counter()
         export_detector(model, described, files[name], options, provenance={})

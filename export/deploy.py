@@ -48,7 +48,7 @@ class Deployment:
         engine: How to build a TensorRT engine; None builds none.
 
     Raises:
-        AdaptError: If int8 has nothing to calibrate with, or a value is out of range.
+        AdaptError: If int8 has nothing to calibrate with.
     """
 
     tail: Tail | None = None

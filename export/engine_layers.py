@@ -38,13 +38,17 @@ def engine_layers(trt: Any, plan: bytes, logger: Any) -> dict[str, float] | None
     """Return the share of layers by data type of a built engine, as its inspector tells.
 
     Returns:
-        None where the engine cannot be loaded, as without a GPU.
+        None without a GPU, where no engine can be loaded, and where the inspector tells no types.
+
+    Raises:
+        AdaptError: If the engine does not load on the GPU it was built on.
     """
     if not torch.cuda.is_available():
         return None
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    if engine is None:
-        return None
+    if engine is None:  # TensorRT does not raise
+        reasons = "; ".join(logger.errors) or "it gave no reason"
+        raise AdaptError(f"{trt.__name__} built an engine that it does not load here ({reasons})")
     inspector = engine.create_engine_inspector()
     return inspected_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 

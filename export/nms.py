@@ -112,15 +112,7 @@ def greedy_nms_keep(
 
 
 @greedy_nms_keep.register_fake
-def _(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    valid: Tensor,
-    iou_threshold: float,
-    classes: int,
-    most: int,
-) -> Tensor:
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, *_: object) -> Tensor:
     return torch.empty_like(valid)
 
 
