@@ -391,7 +391,8 @@ def derive_command(
 
     Example: `adapt derive runs/bccd/search/supernet.pt --budget 9.5ms --costs runs/costs.sqlite`
     """
-    from search.derive import Budget, derive, derive_front
+    from search.costs import Budget
+    from search.derive import derive, derive_front
 
     how: dict[str, Any] = {"costs": costs, "uncertified": uncertified}
     if pareto:

@@ -1,11 +1,10 @@
 """Which one network does a finished search stand for?"""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from adapt.architecture import Architecture
 from adapt.artifacts import atomic_path, header, make_folder, write_json
@@ -17,7 +16,7 @@ from adapt.supernet import Supernet, architecture_of
 from adapt.units import madds
 from search.budget import Derived, Deriver
 from search.checkpoint import read_checkpoint
-from search.costs import check_certificate, check_table, costs_of
+from search.costs import Budget, Unit, check_certificate, check_table, costs_of
 from search.recipe import Recipe
 
 
@@ -50,7 +49,7 @@ def derive(
     costs: Path | None = None,
     *,
     uncertified: bool = False,
-    budget: "Budget | None" = None,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Write one network of a finished search to ``out``.
 
@@ -72,7 +71,7 @@ def derive(
         architecture = search.supernet.argmax()
         rule = "argmax"
         if budget:
-            best = search.deriver(budget.unit).best(search.sum_of(budget))
+            best = search.deriver(budget.unit).best(budget.in_sums(search.table))
             architecture, rule = search.network(best), f"budget {budget}"
         found = search.costs(architecture)
     architecture.save(out, rule=rule, search=search.identity, costs=found)
@@ -118,48 +117,6 @@ def derive_front(
     return rows
 
 
-Unit = Literal["ms", "madds"]
-_UNITS: dict[str, tuple[Unit, float]] = {
-    "ms": ("ms", 1.0),
-    "us": ("ms", 1e-3),
-    "M": ("madds", 1e6),
-    "G": ("madds", 1e9),
-}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a detector may cost at most.
-
-    Attributes:
-        unit: ``ms`` of latency or ``madds``.
-        amount: Milliseconds or multiply-adds.
-    """
-
-    unit: Unit
-    amount: float
-
-    def __str__(self) -> str:
-        return f"{self.amount:g} ms" if self.unit == "ms" else f"{self.amount / 1e9:g} GMAdds"
-
-    @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """Read ``4.0ms``, ``850us``, ``134.9G`` or ``900M``.
-
-        Raises:
-            AdaptError: If the text has another form.
-        """
-        match = re.fullmatch(r"\s*([0-9.]+)\s*(ms|us|M|G)\s*", text)
-        try:
-            amount = float(match[1]) if match else 0.0
-        except ValueError:
-            amount = 0.0
-        if not match or amount <= 0:
-            raise AdaptError(f"--budget must be like 4.0ms or 134.9G (multiply-adds), got {text!r}")
-        unit, factor = _UNITS[match[2]]
-        return cls(unit, amount * factor)
-
-
 @dataclass(frozen=True)
 class _Search:
     """A finished search and what its networks cost."""
@@ -185,15 +142,6 @@ class _Search:
         ops, widths = self.supernet.log_probabilities()
         model = CostModel.build(self.supernet.space, config, size, cost)
         return Deriver(model, [[p.numpy() for p in b] for b in ops], [p.numpy() for p in widths])
-
-    def sum_of(self, budget: Budget) -> float:
-        """Return the sum of table rows at which the corrected latency is the budget."""
-        certificate = (
-            self.table.certificate if self.table is not None and budget.unit == "ms" else None
-        )
-        if certificate is None:
-            return budget.amount
-        return float((budget.amount - certificate["offset_ms"]) / certificate["scale"])
 
     def network(self, best: Derived) -> Architecture:
         """Return the network of derived choices."""
