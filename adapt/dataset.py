@@ -145,20 +145,33 @@ def training_batches(
     seed: int,
     start_step: int = 0,
     num_workers: int = 0,
+    prefetch: int = 2,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yield training batches without end; they depend on the seed and the step only.
 
     A run that stopped after ``n`` steps continues with ``start_step=n``, in the middle of an epoch
     too, and with any number of workers.
+
+    Args:
+        dataset: The images.
+        batch_size: Images per batch, of all processes together.
+        seed: Seed of the run.
+        start_step: Batches to leave out.
+        num_workers: Processes that load images; 0 loads them in this one.
+        prefetch: Batches that each of them keeps ready.
+        shard: Number of this process and number of processes; each gets its images of every batch.
     """
     indices = endless_batches(
         len(dataset), batch_size, seed=seed, flip=dataset.flip, start_step=start_step
     )
-    return _load(dataset, indices, num_workers)
+    number, of = shard
+    own = (batch[number * len(batch) // of : (number + 1) * len(batch) // of] for batch in indices)
+    return _load(dataset, own, num_workers, prefetch)
 
 
 def _load(
-    dataset: DetectionDataset, batches: Iterable[list[Index]], num_workers: int
+    dataset: DetectionDataset, batches: Iterable[list[Index]], num_workers: int, prefetch: int
 ) -> Iterator[Batch]:
     if not num_workers:
         yield from (collate([dataset[index] for index in batch]) for batch in batches)
@@ -167,6 +180,8 @@ def _load(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
+        prefetch_factor=prefetch,
+        pin_memory=torch.cuda.is_available(),  # copies to the GPU do not wait then
         collate_fn=collate,
         # One of its own, or the loader would draw from the run's random numbers.
         generator=torch.Generator(),

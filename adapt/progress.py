@@ -21,6 +21,10 @@ def silent(done: int, total: int, note: str = "", /) -> None:
     """Report nothing."""
 
 
+def ignore(message: str) -> None:
+    """Say nothing."""
+
+
 @contextmanager
 def silent_stage(title: str) -> Iterator[Progress]:
     """Report nothing of a stage."""

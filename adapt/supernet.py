@@ -3,19 +3,23 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from adapt.architecture import Architecture, Block, MBConvShape
 from adapt.masks import GateNorm, Gates, MaskKind, gate, non_overlapping_masks, overlapping_masks
 from adapt.operations import MBConv, first_block, stem
+from adapt.recompute import can_recompute, frozen_forward
 from adapt.space import SKIP, BlockSpace, Operation, SearchSpace
 
 # N images, C widest candidate, K width candidates, O operation candidates, L operations of a block.
-Paths = list[list[int]]  # chosen candidate per block and position
+Choice = int | tuple[int, ...]  # one sampled candidate, or several that compete
+Paths = list[list[Choice]]  # per block and position
+Recompute = Literal["off", "norms", "operation", "block"]
 
 
 class MixedOperation(nn.Module):
@@ -56,26 +60,59 @@ class MixedOperation(nn.Module):
         self,
         x: Tensor,
         probabilities: Tensor,
-        chosen: int | None,
+        chosen: Choice | None,
         reach: Tensor | None = None,
+        recompute: Recompute = "off",
     ) -> Tensor:
-        """Return the weighted sum of all candidates (Eq. 1), or the output of the chosen one.
+        """Return the weighted sum of candidates (Eq. 1).
+
+        A single candidate has weight 1; where alpha learns, its probability gets the gradient that
+        the weight would have (the straight-through estimator of GDAS). Several sampled ones are
+        weighted by their probabilities among themselves.
 
         Args:
             x: Tensor[N, c_in, H, W].
             probabilities: Tensor[O], softmax of alpha.
-            chosen: Index of the sampled candidate, or None for all.
+            chosen: What was sampled, or None for all.
             reach: Tensor[c_in], how far each input channel is in use; see :class:`MBConv`.
+            recompute: What is computed again in the backward pass.
         """
+        if isinstance(chosen, int):
+            out = self._candidate(chosen, x, reach, recompute)
+            p = probabilities[chosen]
+            return out * (1 + p - p.detach()) if p.requires_grad else out
         if chosen is not None:
-            return self._candidate(chosen, x, reach)
-        outputs = [p * self._candidate(i, x, reach) for i, p in enumerate(probabilities)]
-        return torch.stack(outputs).sum(0)
+            sampled = probabilities[list(chosen)]
+            weights = dict(zip(chosen, sampled / sampled.sum(), strict=True))
+        else:
+            weights = dict(enumerate(probabilities))
+        # A running sum: stacking would hold all candidates twice.
+        total: Tensor | None = None
+        for index, weight in weights.items():
+            out = weight * self._candidate(index, x, reach, recompute)
+            total = out if total is None else total + out
+        assert total is not None
+        return total
 
-    def _candidate(self, index: int, x: Tensor, reach: Tensor | None) -> Tensor:
+    def _candidate(
+        self, index: int, x: Tensor, reach: Tensor | None, recompute: Recompute
+    ) -> Tensor:
         op = self.ops[index]
-        out: Tensor = op(x, reach) if isinstance(op, MBConv) else op(x)
-        return out
+        if not isinstance(op, MBConv):
+            return cast(Tensor, op(x))
+        if recompute == "operation" and torch.is_grad_enabled():
+            out: Tensor = checkpoint(
+                _run, op, x, reach, use_reentrant=False, preserve_rng_state=False
+            )
+            return out
+        return _run(op, x, reach, lean=recompute == "norms")
+
+
+def _run(op: MBConv, x: Tensor, reach: Tensor | None, *, lean: bool = False) -> Tensor:
+    if lean and reach is None and torch.is_grad_enabled() and can_recompute(op):
+        out = frozen_forward(op.conv, x)
+        return x + out if op.shape.residual else out
+    return cast(Tensor, op(x, reach))
 
 
 def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList:
@@ -124,15 +161,16 @@ class SharedBlock(nn.Module):
         x: Tensor,
         op_probabilities: Sequence[Tensor],
         width_probabilities: Tensor,
-        chosen: Sequence[int | None],
+        chosen: Sequence[Choice | None],
         reach: Tensor | None = None,
+        recompute: Recompute = "off",
     ) -> Tensor:
         """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
         factors = gate(self.masks, width_probabilities, self.gate_norm)[:, None, None]
         for operation, probabilities, choice in zip(
             self.operations, op_probabilities, chosen, strict=True
         ):
-            x = operation(x, probabilities, choice, reach)
+            x = operation(x, probabilities, choice, reach, recompute)
             if self.narrows:
                 x, reach = x * factors, self.reach(width_probabilities)
         return x if self.narrows else x * factors
@@ -158,8 +196,9 @@ class IndividualBlocks(nn.Module):
         x: Tensor,
         op_probabilities: Sequence[Tensor],
         width_probabilities: Tensor,
-        chosen: Sequence[int | None],
+        chosen: Sequence[Choice | None],
         reach: Tensor | None = None,
+        recompute: Recompute = "off",
     ) -> Tensor:
         """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
         padded = []
@@ -168,7 +207,8 @@ class IndividualBlocks(nn.Module):
             for operation, probabilities, choice in zip(
                 cast(nn.ModuleList, operations), op_probabilities, chosen, strict=True
             ):
-                out, used = operation(out, probabilities, choice, used), None
+                out = operation(out, probabilities, choice, used, recompute)
+                used = None
             padded.append(weight * F.pad(out, (0, 0, 0, 0, 0, self.widest - out.shape[1])))
         return torch.stack(padded).sum(0)
 
@@ -181,7 +221,8 @@ class Supernet(nn.Module):
     """Every network of a search space at once; a backbone like any other.
 
     ``alphas`` holds one vector per block and position, ``betas`` one per block. ``paths`` is None
-    while all candidates run, or the sampled candidate per block and position.
+    while all candidates run, or what was sampled per block and position. ``recompute`` says what
+    the backward pass computes again, to save memory.
 
     Args:
         space: The search space.
@@ -221,6 +262,7 @@ class Supernet(nn.Module):
         )
         self.betas = nn.ParameterList(torch.zeros(len(block.widths)) for block in space.blocks)
         self.paths: Paths | None = None
+        self.recompute: Recompute = "off"
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
         """Return the tapped feature maps, finest first, keyed ``"0"``, ``"1"``, ...
@@ -235,11 +277,20 @@ class Supernet(nn.Module):
         for number, block in enumerate(self.blocks):
             assert isinstance(block, SharedBlock | IndividualBlocks)
             chosen = self.paths[number] if self.paths else [None] * len(ops[number])
-            x = block(x, ops[number], widths[number], chosen, reach)
+            x = self._block(block, x, ops[number], widths[number], chosen, reach)
             reach = block.reach(widths[number])
             if number + 1 in self.space.taps:
                 taps[str(len(taps))] = x
         return taps
+
+    def _block(self, block: nn.Module, x: Tensor, *choices: object) -> Tensor:
+        if self.recompute == "block" and torch.is_grad_enabled():
+            out: Tensor = checkpoint(
+                block, x, *choices, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            out = block(x, *choices, self.recompute)
+        return out
 
     def probabilities(self) -> tuple[list[list[Tensor]], list[Tensor]]:
         """Return softmax of alpha per block and position, and softmax of beta per block."""
@@ -256,15 +307,41 @@ class Supernet(nn.Module):
         """Return alpha and beta, the upper-level variables of Eq. 3."""
         return [*self.alphas.parameters(), *self.betas.parameters()]
 
-    def sample_paths(self, generator: torch.Generator, *, uniform: bool) -> Paths:
-        """Draw one candidate per position: uniformly, or by softmax of alpha."""
+    def sample_paths(
+        self,
+        generator: torch.Generator,
+        *,
+        uniform: bool,
+        number: int = 1,
+        without: Paths | None = None,
+    ) -> Paths:
+        """Draw candidates per position: uniformly, or by softmax of alpha.
 
-        def draw(alpha: Tensor) -> int:
-            # On the CPU, where the generator is: a GPU draws the same paths.
+        Args:
+            generator: Of the CPU; every device and process draws the same.
+            uniform: Whether all candidates are equally likely.
+            number: Different candidates per position; all where there are fewer.
+            without: Single candidates that are not to be drawn again, where there are others.
+        """
+
+        def draw(alpha: Tensor, used: Choice | None) -> Choice:
             weights = torch.ones(len(alpha)) if uniform else alpha.detach().softmax(0).cpu()
-            return int(torch.multinomial(weights, 1, generator=generator))
+            # Softmax may round to 0, which multinomial cannot draw `number` different ones from.
+            weights = weights.clamp_min(torch.finfo(weights.dtype).tiny)
+            if isinstance(used, int) and len(alpha) > 1:
+                weights[used] = 0
+            if number == 1:
+                return int(torch.multinomial(weights, 1, generator=generator))
+            drawn = torch.multinomial(weights, min(number, len(alpha)), generator=generator)
+            return tuple(sorted(drawn.tolist()))
 
-        return [[draw(alpha) for alpha in block] for block in self._alpha_lists()]
+        return [
+            [
+                draw(alpha, without[block][position] if without else None)
+                for position, alpha in enumerate(alphas)
+            ]
+            for block, alphas in enumerate(self._alpha_lists())
+        ]
 
     def _alpha_lists(self) -> list[list[Tensor]]:
         return [list(block.parameters()) for block in self.alphas]

@@ -22,7 +22,7 @@ from adapt.artifacts import (
 from adapt.cost_table import CostTable, predict_latency
 from adapt.detector_file import load_detector
 from adapt.errors import AdaptError
-from adapt.progress import Progress, Stage, silent_stage
+from adapt.progress import Progress, Stage, ignore, silent_stage
 from adapt.runtime import usual_tail
 from adapt.weights import find_weights
 from bench.measure import DETECTOR_PROTOCOL, BenchResult, compare
@@ -37,6 +37,8 @@ from search.costs import search_cost
 from search.derive import derive
 from search.finetune import run_finetune
 from search.recipe import Recipe
+from search.search_plot import plot_search
+from search.target import Budget
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Run:
         out: Folder of all results.
         stage: Opens the progress display of a stage.
         limit_steps: Shorten every training phase to this many steps.
+        warn: Told of everything that looks like a collapse of the search.
     """
 
     def __init__(
@@ -96,8 +99,10 @@ class Run:
         *,
         stage: Stage = silent_stage,
         limit_steps: int | None = None,
+        warn: Callable[[str], object] = ignore,
     ) -> None:
         self.recipe, self.out, self.stage, self.limit_steps = recipe, out, stage, limit_steps
+        self.warn = warn
         self.train = recipe.split(recipe.data.train)
         self.test = recipe.split(recipe.data.benchmark)
         self.config = recipe.detector_config(len(self.train.class_names))
@@ -160,28 +165,38 @@ class Run:
     def _search(self) -> Path:
         recipe, folder = self.recipe, self.out / "search"
         costs = self._profile() if recipe.search.cost == "latency" else None
-        cost, provenance = search_cost(recipe, self.train, costs)
+        cost = search_cost(recipe, self.train, costs)
         path = folder / "supernet.pt"
-        self._once(
-            "search",
-            content_hash([recipe.search_hash, provenance, self.limit_steps]),
-            [path],
-            lambda p: run_search(
+
+        def work(progress: Progress) -> None:
+            run_search(
                 recipe,
                 self.train,
-                cost,
+                cost.model,
                 folder,
-                progress=p,
+                progress=progress,
+                warn=self.warn,
                 limit_steps=self.limit_steps,
-                provenance=provenance,
-            ),
+                provenance=cost.provenance,
+                target=cost.target,
+            )
+            plot_search(folder / "search.jsonl", folder / "search.png")
+
+        self._once(
+            "search",
+            content_hash([recipe.search_hash, cost.provenance, self.limit_steps]),
+            [path],
+            work,
         )
         return path
 
     def _derive(self, searched: Path) -> Architecture:
         path = self.out / "arch.json"
         key = content_hash(self.keys["search"])
-        self._once("derive", key, [path], lambda _: derive(searched, path))
+        wanted = self.recipe.search
+        budget = Budget.parse(wanted.target) if wanted.target else None
+        costs = self.out / "costs.sqlite" if wanted.cost == "latency" else None
+        self._once("derive", key, [path], lambda _: derive(searched, path, costs, budget=budget))
         return Architecture.load(path)
 
     def _finetune(self, name: str, architecture: Architecture) -> Path:

@@ -1,9 +1,7 @@
 """How are weights and architecture searched together? (paper Eq. 3 and 4)"""
 
-import json
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,80 +16,33 @@ from adapt.detector import build_retinanet
 from adapt.errors import AdaptError
 from adapt.mapping import map_supernet
 from adapt.masks import gate
-from adapt.progress import Progress, silent
+from adapt.progress import Progress, ignore, silent
 from adapt.space import SearchSpace
-from adapt.supernet import SharedBlock, Supernet
+from adapt.supernet import Paths, SharedBlock, Supernet
 from adapt.weights import source_backbone
-from search.checkpoint import resume, save_checkpoint
-from search.recipe import Recipe, SearchRecipe
+from search.budget import Deriver
+from search.checkpoint import Clock, RandomState, resume, save_checkpoint
+from search.guards import collapse_warnings, mean_entropy
+from search.multiplier import Multiplier
+from search.placement import place
+from search.plan import SearchPlan, split_halves
+from search.recipe import Recipe
+from search.search_log import Entry, Totals, named_probabilities, search_log
+from search.search_plot import plot_search
+from search.target import Budget
 from search.training import (
+    Stepper,
     build_optimizer,
     build_scheduler,
     detection_loss,
-    place,
+    divergence_saved,
+    divided,
     training_dataset,
-    update,
 )
+from search.world import World
 
+PLOT_MINUTES = 1.0  # a long search can be watched; a short one is drawn at its end
 GIGA = 1e9
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """Steps of a search.
-
-    Attributes:
-        steps_per_epoch: Weight steps of one pass over trainA.
-        warmup_steps: Steps that train weights alone.
-        total_steps: All weight steps.
-        arch_every: Weight steps per architecture step after the warm-up.
-    """
-
-    steps_per_epoch: int
-    warmup_steps: int
-    total_steps: int
-    arch_every: int
-
-    @classmethod
-    def of(cls, recipe: SearchRecipe, images: int, limit_steps: int | None = None) -> "SearchPlan":
-        """Plan a search on ``images`` training images; ``limit_steps`` shortens both phases."""
-        steps = recipe.weights.steps_per_epoch(images // 2)
-        warmup = recipe.warmup_epochs * steps
-        alternating = (recipe.weights.epochs - recipe.warmup_epochs) * steps
-        if limit_steps is not None:
-            warmup = min(warmup, limit_steps)
-            alternating = min(alternating, limit_steps * recipe.arch_every)
-        return cls(steps, warmup, warmup + alternating, recipe.arch_every)
-
-    def arch_step(self, step: int) -> int | None:
-        """Return the number of the architecture step before weight step ``step``, or None."""
-        after = step - self.warmup_steps
-        return after // self.arch_every if after >= 0 and after % self.arch_every == 0 else None
-
-    @property
-    def arch_steps(self) -> int:
-        """All architecture steps."""
-        return -(-(self.total_steps - self.warmup_steps) // self.arch_every)
-
-
-def split_halves(split: CocoSplit, seed: int) -> tuple[CocoSplit, CocoSplit]:
-    """Divide the training images by shuffled image id into trainA and trainB (Eq. 3).
-
-    Raises:
-        AdaptError: If there are fewer than two images.
-    """
-    if len(split) < 2:
-        raise AdaptError(
-            f"{split.annotations} has {len(split)} image; a search divides the training images "
-            "into two halves and needs at least 2"
-        )
-    ids = sorted(image.id for image in split.images)
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
-    half = len(ids) // 2
-    return (
-        split.subset([ids[i] for i in order[:half]]),
-        split.subset([ids[i] for i in order[half : 2 * half]]),
-    )
 
 
 def build_supernet(recipe: Recipe, space: SearchSpace) -> Supernet:
@@ -119,102 +70,203 @@ class BilevelSearch:
         train: Training images; they are divided into trainA and trainB.
         cost: Cost of every choice, in MAdds or milliseconds.
         limit_steps: Shorten warm-up and alternation to this many steps each.
+        target: Cost to end at, in the unit of ``cost``; the recipe's own target if None.
+        world: The processes that search together; this one alone if None.
+
+    Raises:
+        AdaptError: If no network reaches the target, or a batch cannot be shared out.
     """
 
     def __init__(
-        self, recipe: Recipe, train: CocoSplit, cost: CostModel, limit_steps: int | None = None
+        self,
+        recipe: Recipe,
+        train: CocoSplit,
+        cost: CostModel,
+        limit_steps: int | None = None,
+        *,
+        target: float | None = None,
+        world: World | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.how = recipe, recipe.search
+        self.recipe, self.how, self.world = recipe, recipe.search, world or World.alone()
         self.plan = SearchPlan.of(self.how, len(train), limit_steps)
-        space = recipe.space.load()
-        self.supernet = build_supernet(recipe, space)
+        self.supernet = build_supernet(recipe, recipe.space.load())
         config = recipe.detector_config(len(train.class_names))
-        self.detector = place(build_retinanet(self.supernet, config)).train()
-        self.device = next(self.detector.parameters()).device
-        self.cost = cost.to(self.device)
+        detector = build_retinanet(self.supernet, config)
+        self.detector = place(detector, recipe.compute, self.world).train()
+        self.cost = cost.to(self.world.device)
         self.halves = [training_dataset(recipe, half) for half in split_halves(train, recipe.seed)]
+        self.world.share(min(self.how.weights.batch_size, len(self.halves[0])))
+        self.multiplier = Multiplier(self.how, self._target(target))
+        self.totals = Totals()
+        self._build_optimizers()
+
+    def _build_optimizers(self) -> None:
+        how, world, amp = self.how.weights, self.world, self.recipe.compute.amp
         self.arch_parameters = self.supernet.architecture_parameters()
         chosen = {id(p) for p in self.arch_parameters}
         self.weights = [p for p in self.detector.parameters() if id(p) not in chosen]
-        self.weight_optimizer = build_optimizer(self.weights, self.how.weights)
-        self.scheduler = build_scheduler(
-            self.weight_optimizer, self.how.weights, self.plan.steps_per_epoch
-        )
-        self.arch_optimizer = torch.optim.Adam(
+        weight_optimizer = build_optimizer(self.weights, how)
+        self.scheduler = build_scheduler(weight_optimizer, how, self.plan.steps_per_epoch)
+        arch_optimizer = torch.optim.Adam(
             self.arch_parameters,
             lr=self.how.arch_lr,
             betas=self.how.arch_betas,
             weight_decay=self.how.arch_weight_decay,
         )
+        self.weight_stepper = Stepper(weight_optimizer, self.weights, how.clip_norm, amp, world)
+        self.arch_stepper = Stepper(arch_optimizer, self.arch_parameters, how.clip_norm, amp, world)
+
+    def _target(self, target: float | None) -> float | None:
+        """Return the target in G MAdds or milliseconds, if there is one that can be reached."""
+        if target is None:
+            if not self.how.target:
+                return None
+            target = Budget.parse(self.how.target).amount
+        ops, widths = self.supernet.log_probabilities()
+        model = self.cost.to(torch.device("cpu"))
+        arrays = [[p.numpy() for p in block] for block in ops], [p.numpy() for p in widths]
+        cheapest = Deriver(model, *arrays).cheapest
+        if cheapest > target:
+            raise AdaptError(
+                f"target {self.how.target} cannot be reached: the cheapest network costs "
+                f"{cheapest:.4g} where the target asks for {target:.4g}; raise it"
+            )
+        return target / self._unit
+
+    @property
+    def _unit(self) -> float:
+        return GIGA if self.how.cost == "madds" else 1.0
 
     @property
     def parts(self) -> dict[str, Any]:
         """Everything a checkpoint holds."""
         return {
             "detector": self.detector,
-            "weight_optimizer": self.weight_optimizer,
+            "weight_optimizer": self.weight_stepper.optimizer,
             "scheduler": self.scheduler,
-            "arch_optimizer": self.arch_optimizer,
+            "arch_optimizer": self.arch_stepper.optimizer,
+            "weight_scaler": self.weight_stepper.scaler,
+            "arch_scaler": self.arch_stepper.scaler,
+            "multiplier": self.multiplier,
+            "totals": self.totals,
+            "random": RandomState(),
         }
 
     def batches(self, half: int, start_step: int) -> Iterator[Batch]:
-        """Return the endless batches of trainA (0) or trainB (1) from a step on."""
+        """Return this process's endless batches of trainA (0) or trainB (1) from a step on."""
         return training_batches(
             self.halves[half],
             batch_size=self.how.weights.batch_size,
             seed=self.recipe.seed + half,
             start_step=start_step,
             num_workers=self.recipe.data.workers,
+            prefetch=self.recipe.compute.prefetch,
+            shard=(self.world.rank, self.world.size),
         )
 
     def weight_step(self, step: int, batch: Batch) -> float:
         """Train the sampled operations on a batch of trainA; alpha and beta are frozen."""
         _train_only(self.weights, self.arch_parameters)
-        # The step seeds the sample, so a resumed search draws the same paths.
-        generator = torch.Generator().manual_seed(hash((self.recipe.seed, step)) % 2**63)
-        uniform = step < self.plan.warmup_steps
-        self.supernet.paths = self.supernet.sample_paths(generator, uniform=uniform)
-        loss = detection_loss(self.detector, batch, self.device)
-        clip = self.how.weights.clip_norm
-        value = update(loss, self.weight_optimizer, self.weights, clip, batch)
+        paths = self._weight_paths(self._generator("weight", step), step)
+        value = self.weight_stepper.step(self._losses(batch, paths), batch)
         self.scheduler.step()
         return value
 
-    def arch_step(self, batch: Batch) -> float:
-        """Train alpha and beta on a batch of trainB with all operations (Eq. 4)."""
+    def _weight_paths(self, generator: torch.Generator, step: int) -> list[Paths | None]:
+        """Draw the paths of a weight step: uniformly in the warm-up, then by softmax of alpha."""
+        if self.how.weight_paths == "all":
+            return [None]
+        draw = self.supernet.sample_paths
+        uniform = step < self.plan.warmup_steps
+        first = draw(generator, uniform=uniform, number=self.how.weight_paths)
+        if not self.how.bi_sampling:
+            return [first]
+        return [first, draw(generator, uniform=True, without=first)]
+
+    def arch_step(self, batch: Batch, step: int = 0) -> float:
+        """Train alpha and beta on a batch of trainB (Eq. 4).
+
+        Args:
+            batch: Images of trainB.
+            step: Number of the architecture step.
+        """
         _train_only(self.arch_parameters, self.weights)
-        self.supernet.paths = None
-        loss = detection_loss(self.detector, batch, self.device)
-        loss = loss + self.penalty(self.expected_cost())
-        clip = self.how.weights.clip_norm
-        return update(loss, self.arch_optimizer, self.arch_parameters, clip, batch)
+        paths: Paths | None = None
+        if self.how.arch_paths != "all":
+            generator = self._generator("arch", step)
+            paths = self.supernet.sample_paths(generator, uniform=False, number=self.how.arch_paths)
+        losses = [*self._losses(batch, [paths]), (1.0, self._penalty)]
+        value = self.arch_stepper.step(losses, batch)
+        self.multiplier.update(float(self.expected_cost().detach()))
+        return value
+
+    def _generator(self, kind: str, step: int) -> torch.Generator:
+        # The step seeds the sample, so a resumed search and every process draw the same paths.
+        key = (self.recipe.seed, step) if kind == "weight" else (self.recipe.seed, step, 1)
+        return torch.Generator().manual_seed(hash(key) % 2**63)
+
+    def _losses(
+        self, batch: Batch, paths: list[Paths | None]
+    ) -> Iterator[tuple[float, Callable[[], Tensor]]]:
+        """Yield the loss of every part of a batch on every path, and its weight."""
+        for share, part in divided(batch, self.how.weights.accumulate):
+            for path in paths:
+                self.supernet.paths = path
+                yield share / len(paths), partial(detection_loss, self.detector, part, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.world.device
+
+    def _penalty(self) -> Tensor:
+        return self.multiplier.penalty(self.expected_cost())
 
     def expected_cost(self) -> Tensor:
         """Return C of Eq. 4, in G MAdds or milliseconds."""
-        cost = self.cost.expected(*self.supernet.probabilities(), form=self.how.cost_form)
-        return cost / (GIGA if self.how.cost == "madds" else 1.0)
-
-    def penalty(self, cost: Tensor) -> Tensor:
-        """Return the cost term: lambda * C (Eq. 4), or lambda * log10(C) (FNA)."""
-        return self.how.cost_weight * (cost if self.how.penalty == "linear" else cost.log10())
+        return (
+            self.cost.expected(*self.supernet.probabilities(), form=self.how.cost_form) / self._unit
+        )
 
     @torch.no_grad()
-    def log_entry(self, step: int, weight_loss: float, arch_loss: float | None) -> dict[str, Any]:
-        """Return what is worth knowing after an epoch."""
+    def log_entry(self, step: int) -> Entry:
+        """Return what is worth knowing after an epoch; losses are means over it."""
         ops, widths = self.supernet.probabilities()
+        best = [[one_hot(p) for p in block] for block in ops], [one_hot(p) for p in widths]
         return {
             "step": step,
-            "weight_loss": weight_loss,
-            "arch_loss": arch_loss,
+            "epoch": step / self.plan.steps_per_epoch,
+            **self.totals.means(),
             "lr": self.scheduler.get_last_lr()[0],
             "expected_cost": float(self.expected_cost()),
+            "argmax_cost": float(self.cost.expected(*best)) / self._unit,
+            "target": self.multiplier.target,
+            "cost_weight": self.multiplier.value,
             "cost_unit": "GMAdds" if self.how.cost == "madds" else "ms",
-            "op_entropy": _mean_entropy([p for block in ops for p in block]),
-            "width_entropy": _mean_entropy(widths),
+            "op_entropy": mean_entropy([p for block in ops for p in block]),
+            "width_entropy": mean_entropy(widths),
             "gate_scale": self._gate_scales(widths),
             "argmax": self.supernet.argmax().to_dict()["blocks"],
+            "probabilities": named_probabilities(self.supernet.space, ops, widths),
+            "warnings": collapse_warnings(
+                self.supernet.space, ops, widths, self.plan.arch_share(step)
+            ),
         }
+
+    def run(self, start: int, progress: Progress = silent) -> Iterator[int]:
+        """Take the steps of the plan from ``start`` on; yield the steps taken after each."""
+        plan = self.plan
+        weight_batches = self.batches(0, start)
+        done = max(0, -(-(start - plan.warmup_steps) // plan.arch_every))
+        arch_batches = self.batches(1, done)
+        for step in range(start, plan.total_steps):
+            number = plan.arch_step(step)
+            if number is not None:
+                self.totals.add("arch_loss", self.arch_step(next(arch_batches), number))
+            loss = self.weight_step(step, next(weight_batches))
+            self.totals.add("weight_loss", loss)
+            progress(step + 1, plan.total_steps, f"loss {loss:.3f}")
+            yield step + 1
 
     def _gate_scales(self, widths: list[Tensor]) -> list[float]:
         return [
@@ -231,14 +283,11 @@ def _train_only(trained: list[nn.Parameter], frozen: list[nn.Parameter]) -> None
         parameter.requires_grad_(False)
 
 
-def _mean_entropy(distributions: list[Tensor]) -> float:
-    """Return the mean entropy as a share of the uniform distribution's; 0 is decided."""
-    shares = [
-        float(-(p * p.clamp_min(1e-12).log()).sum()) / math.log(len(p))
-        for p in distributions
-        if len(p) > 1
-    ]
-    return sum(shares) / len(shares) if shares else 0.0
+def one_hot(probabilities: Tensor) -> Tensor:
+    """Return the distribution that has decided for the most probable candidate."""
+    decided = torch.zeros_like(probabilities)
+    decided[probabilities.argmax()] = 1
+    return decided
 
 
 def run_search(
@@ -248,12 +297,16 @@ def run_search(
     out: Path,
     *,
     progress: Progress = silent,
+    warn: Callable[[str], object] = ignore,
     limit_steps: int | None = None,
     provenance: dict[str, Any] | None = None,
+    target: float | None = None,
+    world: World | None = None,
 ) -> Path:
-    """Search, and write ``supernet.pt`` and ``search.jsonl`` to ``out``.
+    """Search, and write ``supernet.pt``, ``search.jsonl`` and TensorBoard's files to ``out``.
 
-    A checkpoint is written after every epoch; the same call resumes from it.
+    Checkpoints are written after every epoch, and in between by the clock; the same call resumes
+    from the last one, with another number of processes too.
 
     Args:
         recipe: Numbers of the search.
@@ -261,17 +314,21 @@ def run_search(
         cost: Cost of every choice, in MAdds or milliseconds.
         out: Folder of the results.
         progress: Told after every step.
+        warn: Told once of everything that looks like a collapse.
         limit_steps: Shorten warm-up and alternation to this many steps each.
         provenance: What else identifies the run, such as the hash of the cost table.
+        target: Cost to end at, in the unit of ``cost``; the recipe's own target if None.
+        world: The processes that search together; this one alone if None.
 
     Returns:
         Path of the finished ``supernet.pt``.
 
     Raises:
-        AdaptError: If the loss diverges, or ``out`` holds another run.
+        AdaptError: If the loss diverges, the target cannot be reached, or ``out`` holds another
+            run.
     """
-    search = BilevelSearch(recipe, train, cost, limit_steps)
-    path, plan = out / "supernet.pt", search.plan
+    search = BilevelSearch(recipe, train, cost, limit_steps, target=target, world=world)
+    path, main = out / "supernet.pt", search.world.is_main
     identity = content_hash([recipe.search_hash, limit_steps, provenance])
     fields = {
         "identity": identity,
@@ -279,34 +336,24 @@ def run_search(
         "space": recipe.space.load().to_dict(),
         "num_classes": len(train.class_names),
         "provenance": provenance or {},
-        "total_steps": plan.total_steps,
+        "total_steps": search.plan.total_steps,
     }
     make_folder(out)  # before hours of work, not after
     start = resume(path, "supernet", search.parts, identity)
-    for step, entry in _steps(search, start, progress):
-        save_checkpoint(path, "supernet", search.parts, step=step, **fields)
-        _append_log(out / "search.jsonl", entry, first=step <= plan.steps_per_epoch)
+    clock, watched = Clock(recipe.compute.checkpoint_minutes), Clock(PLOT_MINUTES)
+    with (
+        search_log(out, start, main=main) as log,
+        divergence_saved(out / "diverged.json", train, search.world),
+    ):
+        for step in search.run(start, progress):
+            epoch_ended = search.plan.ends_epoch(step)
+            if log and epoch_ended:
+                for warning in log.append(search.log_entry(step)):
+                    warn(warning)
+                if watched.due():
+                    plot_search(log.path, out / "search.png")
+            if epoch_ended:
+                search.totals.clear()
+            if main and (epoch_ended or clock.due()):
+                save_checkpoint(path, "supernet", search.parts, step=step, **fields)
     return path
-
-
-def _steps(
-    search: BilevelSearch, start: int, progress: Progress
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Take the steps from ``start`` on; yield (steps taken, log entry) after every epoch."""
-    plan = search.plan
-    weight_batches = search.batches(0, start)
-    done = max(0, -(-(start - plan.warmup_steps) // plan.arch_every))
-    arch_batches = search.batches(1, done)
-    arch_loss = None
-    for step in range(start, plan.total_steps):
-        if plan.arch_step(step) is not None:
-            arch_loss = search.arch_step(next(arch_batches))
-        weight_loss = search.weight_step(step, next(weight_batches))
-        progress(step + 1, plan.total_steps, f"loss {weight_loss:.3f}")
-        if (step + 1) % plan.steps_per_epoch == 0 or step + 1 == plan.total_steps:
-            yield step + 1, search.log_entry(step + 1, weight_loss, arch_loss)
-
-
-def _append_log(path: Path, entry: dict[str, Any], *, first: bool) -> None:
-    with path.open("w" if first else "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")

@@ -1,6 +1,7 @@
 """How does an interrupted training go on where it was?"""
 
 import pickle
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +47,41 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     return check_header(content, kind, path)
 
 
+class RandomState:
+    """The state of PyTorch's own random numbers, as a part of a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the CPU's and the GPU's generator."""
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Restore the state, as far as this machine has the devices."""
+        torch.set_rng_state(state["cpu"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+
+
+class Clock:
+    """Tells when the next checkpoint is due.
+
+    Args:
+        minutes: Most minutes between two checkpoints; 0 for one after every step.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = minutes * 60
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether it is time, and start anew if so."""
+        now = time.monotonic()
+        due = now - self._last >= self._seconds
+        if due:
+            self._last = now
+        return due
+
+
 def restore(content: dict[str, Any], parts: Mapping[str, Stateful]) -> None:
     """Load the states of a checkpoint into its parts."""
     for name, part in parts.items():
@@ -67,6 +103,8 @@ def resume(path: Path, kind: str, parts: Mapping[str, Stateful], identity: str) 
     Raises:
         AdaptError: If the checkpoint is damaged or belongs to another run.
     """
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
     if not path.is_file():
         return 0
     content = read_checkpoint(path, kind)

@@ -1,9 +1,8 @@
 """What does a recipe's search pay for? (multiply-adds, or latencies from a table)"""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,61 +16,8 @@ from adapt.machine import processor_name
 from adapt.runtime import usual_tail
 from adapt.units import madds
 from search.recipe import Recipe
-
-Unit = Literal["ms", "madds"]
-_UNITS: dict[str, tuple[Unit, float]] = {
-    "ms": ("ms", 1.0),
-    "us": ("ms", 1e-3),
-    "M": ("madds", 1e6),
-    "G": ("madds", 1e9),
-}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a detector may cost at most.
-
-    Attributes:
-        unit: ``ms`` of latency or ``madds``.
-        amount: Milliseconds or multiply-adds.
-    """
-
-    unit: Unit
-    amount: float
-
-    def __str__(self) -> str:
-        return f"{self.amount:g} ms" if self.unit == "ms" else f"{self.amount / 1e9:g} GMAdds"
-
-    @classmethod
-    def parse(cls, text: str, option: str = "--budget") -> "Budget":
-        """Read ``4.0ms``, ``850us``, ``134.9G`` or ``900M``.
-
-        Args:
-            text: What the user wrote.
-            option: Where, for the error.
-
-        Raises:
-            AdaptError: If the text has another form.
-        """
-        match = re.fullmatch(r"\s*([0-9.]+)\s*(ms|us|M|G)\s*", text)
-        try:
-            amount = float(match[1]) if match else 0.0
-        except ValueError:
-            amount = 0.0
-        if not match or amount <= 0:
-            raise AdaptError(f"{option} must be like 4.0ms or 134.9G (multiply-adds), got {text!r}")
-        unit, factor = _UNITS[match[2]]
-        return cls(unit, amount * factor)
-
-    def in_sums(self, table: CostTable | None) -> float:
-        """Return the amount that sums of table rows must not exceed.
-
-        Milliseconds are of the latency that the table's certificate predicts from such a sum.
-        """
-        certificate = table.certificate if table is not None and self.unit == "ms" else None
-        if certificate is None:
-            return self.amount
-        return float((self.amount - certificate["offset_ms"]) / certificate["scale"])
+from search.target import Budget as Budget
+from search.target import Unit as Unit
 
 
 def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
@@ -153,10 +99,25 @@ def certificate_line(table: CostTable) -> str:
     )
 
 
+@dataclass(frozen=True)
+class SearchCost:
+    """What a search pays for.
+
+    Attributes:
+        model: Cost of every choice, in MAdds or milliseconds.
+        target: The recipe's target as the model counts; None without one.
+        provenance: What identifies the inputs.
+    """
+
+    model: CostModel
+    target: float | None
+    provenance: dict[str, Any]
+
+
 def search_cost(
     recipe: Recipe, train: CocoSplit, costs: Path | None, *, uncertified: bool = False
-) -> tuple[CostModel, dict[str, Any]]:
-    """Return the cost model of a search, and what identifies its inputs.
+) -> SearchCost:
+    """Return the cost model of a search, its target, and what identifies its inputs.
 
     Args:
         recipe: The run.
@@ -169,8 +130,11 @@ def search_cost(
     """
     classes = len(train.class_names)
     provenance: dict[str, Any] = {"annotations_sha256": file_hash(train.annotations)}
+    budget = Budget.parse(recipe.search.target) if recipe.search.target else None
     if recipe.search.cost == "madds":
-        return madds_cost(recipe, classes), provenance
+        return SearchCost(
+            madds_cost(recipe, classes), budget.amount if budget else None, provenance
+        )
     if costs is None:
         raise AdaptError(
             "a search for latency needs a cost table; measure one with `adapt profile RECIPE` and "
@@ -179,7 +143,9 @@ def search_cost(
     with CostTable.open(costs) as table:
         if not uncertified:
             check_certificate(table)
-        return latency_cost(recipe, classes, table), {**provenance, "costs": table.hash}
+        target = budget.in_sums(table) if budget else None
+        identity = {**provenance, "costs": table.hash, "target": target}
+        return SearchCost(latency_cost(recipe, classes, table), target, identity)
 
 
 def costs_of(

@@ -18,8 +18,8 @@ from adapt.backbone import Backbone
 from adapt.detector import build_retinanet
 from adapt.images import InputSize
 from adapt.supernet import Supernet
-from search.bilevel import SearchPlan
 from search.finetune import total_steps
+from search.plan import SearchPlan
 from search.recipe import Recipe
 
 # The rate at which the paper's 1.7 (search) and 3.6 (fine-tuning) GPU-days on an A100 come out.

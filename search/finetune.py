@@ -1,5 +1,6 @@
 """How is a derived detector trained from mapped parameters?"""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ from adapt.detector_file import DetectorInfo, save_detector
 from adapt.mapping import MappingReport, map_backbone
 from adapt.progress import Progress, silent
 from adapt.weights import source_backbone
-from search.checkpoint import resume, save_checkpoint
+from search.checkpoint import Clock, RandomState, resume, save_checkpoint
+from search.placement import place
 from search.recipe import Recipe
 from search.training import (
+    Stepper,
     build_optimizer,
     build_scheduler,
     detection_loss,
-    place,
+    divergence_saved,
+    divided,
     training_dataset,
-    update,
 )
+from search.world import World
 
 
 def resolve_architecture(name_or_path: str, recipe: Recipe) -> Architecture:
@@ -80,10 +84,12 @@ def run_finetune(
     progress: Progress = silent,
     limit_steps: int | None = None,
     provenance: dict[str, Any] | None = None,
+    world: World | None = None,
 ) -> Path:
     """Map, train, and write the detector to ``path``.
 
-    A checkpoint beside ``path`` is written after every epoch; the same call resumes from it.
+    Checkpoints beside ``path`` are written after every epoch, and in between by the clock; the same
+    call resumes from the last one, with another number of processes too.
 
     Args:
         recipe: Numbers of the training.
@@ -93,6 +99,7 @@ def run_finetune(
         progress: Told after every step.
         limit_steps: Stop after this many steps.
         provenance: Where the architecture comes from.
+        world: The processes that train together; this one alone if None.
 
     Raises:
         AdaptError: If weights are missing, the loss diverges, or ``path`` has another run's
@@ -102,8 +109,12 @@ def run_finetune(
     config = recipe.detector_config(len(train.class_names))
     info = DetectorInfo(architecture, config, recipe.input, train.class_names)
     model, report = initial_detector(recipe, info)
-    place(model).train()
-    _train(recipe, model, info, train, path, progress, limit_steps)
+    world = world or World.alone()
+    model = place(model, recipe.compute, world).train()
+    with divergence_saved(path.with_suffix(".diverged.json"), train, world):
+        _train(recipe, model, info, train, path, progress, limit_steps, world)
+    if not world.is_main:
+        return path
     save_detector(
         path,
         model,
@@ -124,13 +135,21 @@ def _train(
     path: Path,
     progress: Progress,
     limit_steps: int | None,
+    world: World,
 ) -> None:
-    how, device = recipe.finetune, next(model.parameters()).device
+    how, compute = recipe.finetune, recipe.compute
     parameters = list(model.parameters())
     optimizer = build_optimizer(parameters, how)
     steps_per_epoch = how.steps_per_epoch(len(train))
     scheduler = build_scheduler(optimizer, how, steps_per_epoch)
-    parts = {"detector": model, "optimizer": optimizer, "scheduler": scheduler}
+    stepper = Stepper(optimizer, parameters, how.clip_norm, compute.amp, world)
+    parts = {
+        "detector": model,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "scaler": stepper.scaler,
+        "random": RandomState(),
+    }
     checkpoint = path.with_suffix(".checkpoint.pt")
     identity = content_hash(
         [recipe.finetune_hash, limit_steps, info.to_dict(), file_hash(train.annotations)]
@@ -143,12 +162,20 @@ def _train(
         seed=recipe.seed,
         start_step=start,
         num_workers=recipe.data.workers,
+        prefetch=compute.prefetch,
+        shard=(world.rank, world.size),
     )
+    world.share(min(how.batch_size, len(train)))
+    clock = Clock(compute.checkpoint_minutes)
     for step in range(start, total):
         batch = next(batches)
-        loss = detection_loss(model, batch, device)
-        value = update(loss, optimizer, parameters, how.clip_norm, batch)
+        losses = (
+            (share, partial(detection_loss, model, part, world.device))
+            for share, part in divided(batch, how.accumulate)
+        )
+        value = stepper.step(losses, batch)
         scheduler.step()
         progress(step + 1, total, f"loss {value:.3f}")
-        if (step + 1) % steps_per_epoch == 0 and step + 1 < total:
+        due = (step + 1) % steps_per_epoch == 0 or clock.due()
+        if world.is_main and due and step + 1 < total:
             save_checkpoint(checkpoint, "finetuning", parts, step=step + 1, identity=identity)

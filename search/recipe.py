@@ -3,6 +3,7 @@
 The defaults are the paper's (section IV-A), and where it is silent those of its ancestor FNA.
 """
 
+import re
 import tomllib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 from adapt.artifacts import content_hash, file_hash, read_text
 from adapt.coco import CocoSplit, load_split
 from adapt.cost import CostForm
-from adapt.dataset import steps_per_epoch
 from adapt.detector import DetectorConfig, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.images import InputSize
@@ -21,20 +21,19 @@ from adapt.mapping import MappingMode
 from adapt.masks import GateNorm, Gates, MaskKind
 from adapt.runtime import Precision, Runtime
 from adapt.space import SearchSpace
+from search.optimisation import (
+    ComputeRecipe,
+    Optimisation,
+    SearchOptimisation,
+    check_not_negative,
+    check_positive,
+)
+from search.target import Budget
 
 PRESETS = Path(__file__).parent / "recipes"
 CostKind = Literal["madds", "latency"]
+PathCount = Literal["all"] | int
 Init = Literal["imagenet", "scratch"]
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _check_not_negative(name: str, value: float) -> None:
-    if value < 0:
-        raise ValueError(f"{name} must not be negative, got {value}")
 
 
 @dataclass(frozen=True)
@@ -65,71 +64,12 @@ class DataRecipe:
 
     def __post_init__(self) -> None:
         for name in ("workers", "cache_mb"):
-            _check_not_negative(name, getattr(self, name))
+            check_not_negative(name, getattr(self, name))
 
     @property
     def benchmark(self) -> str:
         """The split that the benchmark reports."""
         return self.test or self.val
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How weights are trained.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images per step.
-        optimizer: ``sgd`` or ``adamw``.
-        lr: Peak learning rate.
-        momentum: Of SGD.
-        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
-        schedule: ``step`` (warm-up, then drops at milestones) or ``one-cycle``.
-        warmup_steps: Steps in which the learning rate rises to its peak; at most half of all in
-            the ``one-cycle`` schedule.
-        warmup_factor: Share of ``lr`` at the first step.
-        milestones: Epochs at which the learning rate drops.
-        gamma: Factor of each drop.
-        clip_norm: Largest L2 norm of the gradient; 0 for no clipping.
-    """
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    epochs: int = 24
-    batch_size: int = 32
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-5
-    schedule: Literal["step", "one-cycle"] = "step"
-    warmup_steps: int = 500
-    warmup_factor: float = 1 / 3
-    milestones: tuple[int, ...] = (16, 22)
-    gamma: float = 0.1
-    clip_norm: float = 35.0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            _check_positive(name, getattr(self, name))
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        for name in ("momentum", "weight_decay", "warmup_steps", "clip_norm"):
-            _check_not_negative(name, getattr(self, name))
-
-    def steps_per_epoch(self, images: int) -> int:
-        """Return the steps of one pass over ``images`` images."""
-        return steps_per_epoch(images, self.batch_size)
-
-
-@dataclass(frozen=True)
-class SearchOptimisation(Optimisation):
-    """How the operation parameters of the supernet are trained; an epoch is a pass over trainA."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    epochs: int = 14
-    batch_size: int = 8
-    lr: float = 0.02
-    weight_decay: float = 1e-4
-    milestones: tuple[int, ...] = (8, 11)
 
 
 @dataclass(frozen=True)
@@ -151,7 +91,17 @@ class SearchRecipe:
         cost_form: Exact expectation, or Eq. 5 to 8 as printed.
         penalty: ``linear`` is Eq. 4's lambda * C; ``log`` is lambda * log10(C), as in FNA. C is in
             G MAdds or milliseconds.
-        cost_weight: lambda.
+        cost_weight: lambda; where it starts if there is a target.
+        target: Expected cost that the search is to end at, such as ``4.0ms`` or ``134.9G``; lambda
+            is learned then. Empty keeps lambda fixed.
+        target_rate: Rate of the dual ascent: lambda is multiplied by (C / target) ** rate after
+            every architecture step.
+        target_range: Least and largest lambda.
+        weight_paths: Candidates per position that a weight step trains: 1 as the paper's
+            ancestors, more, or ``all``.
+        arch_paths: Candidates per position that compete in an architecture step.
+        bi_sampling: Whether a weight step trains a second path too, drawn uniformly from the
+            candidates the first one left out (TF-NAS), so that none starves.
         mapping_noise: Standard deviation of the noise on parameters the source does not have.
     """
 
@@ -169,6 +119,12 @@ class SearchRecipe:
     cost_form: CostForm = "exact"
     penalty: Literal["linear", "log"] = "log"
     cost_weight: float = 0.02
+    target: str = ""
+    target_rate: float = 0.5
+    target_range: tuple[float, float] = (1e-4, 1e2)
+    weight_paths: PathCount = 1
+    arch_paths: PathCount = "all"
+    bi_sampling: bool = False
     mapping_noise: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -176,7 +132,7 @@ class SearchRecipe:
             raise ValueError(
                 f"warmup_epochs must lie in [0, {self.weights.epochs}], got {self.warmup_epochs}"
             )
-        _check_positive("arch_every", self.arch_every)
+        check_positive("arch_every", self.arch_every)
         if self.mask == "individual" and self.gate_norm != "none":
             raise ValueError(
                 f"individual blocks have no gates to normalise, got gate_norm {self.gate_norm!r}; "
@@ -184,8 +140,29 @@ class SearchRecipe:
             )
         if not all(0 <= beta < 1 for beta in self.arch_betas):
             raise ValueError(f"arch_betas must lie in [0, 1), got {list(self.arch_betas)}")
-        for name in ("arch_lr", "arch_weight_decay", "cost_weight", "mapping_noise"):
-            _check_not_negative(name, getattr(self, name))
+        for name in ("arch_lr", "arch_weight_decay", "cost_weight", "mapping_noise", "target_rate"):
+            check_not_negative(name, getattr(self, name))
+        for name in ("weight_paths", "arch_paths"):
+            if getattr(self, name) != "all":
+                check_positive(name, getattr(self, name))
+        if self.bi_sampling and self.weight_paths != 1:
+            raise ValueError(
+                f"bi_sampling trains two single paths, got weight_paths {self.weight_paths!r}; "
+                "use 1"
+            )
+        least, largest = self.target_range
+        if not 0 < least <= largest:
+            raise ValueError(f"target_range must be positive and rising, got {least}, {largest}")
+        if self.target:
+            self._check_target()
+
+    def _check_target(self) -> None:
+        unit = Budget.parse(self.target, "target").unit
+        if unit != ("ms" if self.cost == "latency" else "madds"):
+            raise ValueError(
+                f"target {self.target!r} does not fit cost {self.cost!r}; a latency is like 4.0ms, "
+                "multiply-adds are like 134.9G"
+            )
 
 
 @dataclass(frozen=True)
@@ -203,7 +180,7 @@ class SpaceRecipe:
     width_grid: int = 1
 
     def __post_init__(self) -> None:
-        _check_positive("width_grid", self.width_grid)
+        check_positive("width_grid", self.width_grid)
 
     def load(self) -> SearchSpace:
         """Return the search space."""
@@ -235,7 +212,7 @@ class DeviceRecipe:
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads", "rounds"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -277,9 +254,10 @@ class Recipe:
     search: SearchRecipe = field(default_factory=SearchRecipe)
     finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
     device: DeviceRecipe = field(default_factory=DeviceRecipe)
+    compute: ComputeRecipe = field(default_factory=ComputeRecipe)
 
     def __post_init__(self) -> None:
-        _check_not_negative("seed", self.seed)
+        check_not_negative("seed", self.seed)
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":
@@ -330,6 +308,7 @@ class Recipe:
 
     def _hash(self, without: tuple[str, ...]) -> str:
         content = {k: v for k, v in self.to_dict().items() if k not in without}
+        content["compute"] = self.compute.meaning
         # Where the data lie and how they are loaded changes no result.
         kept = ("train", "flip", "repair")
         content["data"] = {name: content["data"][name] for name in kept}
@@ -353,9 +332,30 @@ class Recipe:
             )
         return load_split(Path(self.data.root), name, strict=not self.data.repair)
 
-    def with_cost(self, cost: CostKind | None) -> "Recipe":
-        """Return the recipe with another ``search.cost``, if one is given."""
-        return replace(self, search=replace(self.search, cost=cost or self.search.cost))
+    def with_search(self, **changes: Any) -> "Recipe":
+        """Return the recipe with other fields of ``search``, where they are not None.
+
+        Raises:
+            AdaptError: If a value is wrong.
+        """
+        return replace(self, search=_changed(self.search, changes))
+
+    def with_compute(self, accumulate: int | None = None, **changes: Any) -> "Recipe":
+        """Return the recipe with other fields of ``compute``, where they are not None.
+
+        ``accumulate`` is that of search and fine-tuning.
+
+        Raises:
+            AdaptError: If a value is wrong.
+        """
+        parts = {"accumulate": accumulate}
+        weights = _changed(self.search.weights, parts)
+        return replace(
+            self,
+            compute=_changed(self.compute, changes),
+            search=replace(self.search, weights=weights),
+            finetune=_changed(self.finetune, parts),
+        )
 
     def with_device(
         self,
@@ -396,6 +396,30 @@ class Recipe:
     def measured_size(self) -> InputSize:
         """Return the input size that costs refer to."""
         return InputSize(*self.cost_size) if self.cost_size else self.input.fixed()
+
+
+def parse_paths(text: str | None) -> dict[str, PathCount]:
+    """Read ``all``, ``2`` or ``1:all`` as the fields of a search recipe; empty if None.
+
+    Raises:
+        AdaptError: If the text has another form.
+    """
+    if text is None:
+        return {}
+    found = re.fullmatch(r"(all|[1-9]\d*)(?::(all|[1-9]\d*))?", text)
+    if not found:
+        raise AdaptError(f"--paths must be like all, 2 or 1:all (WEIGHT:ARCH), got {text!r}")
+    weight, arch = found[1], found[2] or found[1]
+    counts = {"weight_paths": weight, "arch_paths": arch}
+    return {name: "all" if count == "all" else int(count) for name, count in counts.items()}
+
+
+def _changed(part: Any, changes: dict[str, Any]) -> Any:
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    try:
+        return replace(part, **wanted)
+    except ValueError as error:
+        raise AdaptError(str(error)) from error
 
 
 def _parse(text: str, path: Path) -> Recipe:

@@ -30,8 +30,9 @@ def test_paper_recipe_searches_derives_and_finetunes_on_real_coco_images(
         input=InputSize(96, 160, "shortest-edge"),
     )
     train = load_split(Path(recipe.data.root), recipe.data.train)
-    cost, provenance = search_cost(recipe, train, None)
-    searched = run_search(recipe, train, cost, tmp_path, limit_steps=2, provenance=provenance)
+    cost = search_cost(recipe, train, None)
+    how = {"limit_steps": 2, "provenance": cost.provenance}
+    searched = run_search(recipe, train, cost.model, tmp_path, **how)
     found = derive(searched, tmp_path / "arch.json")
     assert 129.1e9 < found["madds"] < 142.1e9  # the space's smallest and largest detector
     architecture = Architecture.load(tmp_path / "arch.json")

@@ -23,8 +23,9 @@ from adapt.errors import AdaptError
 from adapt.supernet import SharedBlock
 from adapt.units import madds
 from adapt.weights import PUBLISHED, source_backbone
-from search.bilevel import BilevelSearch, SearchPlan, build_supernet, run_search, split_halves
+from search.bilevel import BilevelSearch, build_supernet, run_search
 from search.derive import load_searched
+from search.plan import SearchPlan, split_halves
 from search.recipe import Recipe, SearchRecipe
 
 COCO_IMAGES = 118_287
@@ -268,7 +269,8 @@ def test_penalty_is_lambda_times_the_cost_or_its_logarithm(
     tiny_recipe: Recipe, tiny_data: CocoSplit, penalty: str, value: float
 ) -> None:
     recipe = with_search(tiny_recipe, penalty=penalty, cost_weight=0.5)
-    assert float(search_of(recipe, tiny_data).penalty(torch.tensor(100.0))) == value
+    multiplier = search_of(recipe, tiny_data).multiplier
+    assert float(multiplier.penalty(torch.tensor(100.0))) == value
 
 
 def test_cost_is_in_giga_madds_or_milliseconds(tiny_recipe: Recipe, tiny_data: CocoSplit) -> None:
@@ -281,7 +283,7 @@ def test_cost_is_in_giga_madds_or_milliseconds(tiny_recipe: Recipe, tiny_data: C
 
 def test_log_tells_how_decided_the_search_is(tiny_recipe: Recipe, tiny_data: CocoSplit) -> None:
     search = search_of(tiny_recipe, tiny_data)
-    entry = search.log_entry(1, 2.0, None)
+    entry = search.log_entry(1)
     assert entry["width_entropy"] == pytest.approx(1)  # betas start at the uniform distribution
     assert entry["op_entropy"] == pytest.approx(1, abs=1e-3)
     means = [1 / len(block.widths) for block in search.supernet.space.blocks]

@@ -6,7 +6,10 @@ from torch import nn
 
 from adapt.errors import AdaptError
 from search.recipe import FinetuneRecipe, Optimisation, SearchOptimisation
-from search.training import build_optimizer, build_scheduler, step_factor, update
+from search.training import Stepper, build_optimizer, build_scheduler, divided, step_factor
+from search.world import World
+
+ALONE = World.alone()
 
 PAPER = SearchOptimisation()
 PER_EPOCH = 1000
@@ -71,9 +74,42 @@ def stepped(how: Optimisation, gradient: float, steps: int = 1) -> float:
     """Value of a parameter that starts at 1, after steps with this gradient."""
     parameter = nn.Parameter(torch.ones(1))
     optimizer = build_optimizer([parameter], how)
+    stepper = Stepper(optimizer, [parameter], how.clip_norm, "off", ALONE)
     for _ in range(steps):
-        update((parameter * gradient).sum(), optimizer, [parameter], how.clip_norm, ([], []))
+        stepper.step([(1.0, lambda: (parameter * gradient).sum())], ([], []))
     return float(parameter.detach())
+
+
+def test_gradient_that_is_no_number_stops_before_anything_is_updated() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    stepper = Stepper(build_optimizer([parameter], Optimisation()), [parameter], 35, "off", ALONE)
+    batch = ([torch.zeros(3, 1, 1)], [{"image_id": torch.tensor(17)}])
+    with pytest.raises(AdaptError, match=r"gradient's norm became inf on images \[17\]"):
+        stepper.step([(1.0, lambda: parameter.sqrt().sum())], batch)  # finite, but its slope is not
+    assert float(parameter.detach()) == 0
+
+
+def test_weighted_losses_make_the_step_of_their_sum() -> None:
+    def after(weights: list[float]) -> float:
+        parameter = nn.Parameter(torch.ones(1))
+        how = Optimisation(lr=0.1, momentum=0, weight_decay=0)
+        stepper = Stepper(build_optimizer([parameter], how), [parameter], 0, "off", ALONE)
+        stepper.step([(w, lambda: parameter.square().sum()) for w in weights], ([], []))
+        return float(parameter.detach())
+
+    assert after([0.25, 0.5, 0.25]) == after([1.0]) == pytest.approx(1 - 0.1 * 2)
+
+
+@pytest.mark.parametrize(("images", "number"), [(4, 2), (4, 1), (5, 2), (1, 2), (6, 4)])
+def test_parts_of_a_batch_hold_every_image_once_and_weigh_by_their_number(
+    images: int, number: int
+) -> None:
+    batch = ([torch.full((3, 1, 1), i) for i in range(images)], [{"n": i} for i in range(images)])
+    found = list(divided(batch, number))
+    assert len(found) <= number
+    assert [image for _, part in found for image in part[0]] == batch[0]
+    assert [target for _, part in found for target in part[1]] == batch[1]
+    assert [share for share, _ in found] == [len(part[0]) / images for _, part in found]
 
 
 def test_sgd_is_momentum_with_an_l2_penalty() -> None:
@@ -99,8 +135,9 @@ def test_gradient_is_clipped_to_its_norm_and_zero_means_not(clip: float, moved: 
 def test_loss_that_is_no_number_stops_before_anything_is_updated(value: float) -> None:
     parameter = nn.Parameter(torch.ones(1))
     optimizer = build_optimizer([parameter], Optimisation())
+    stepper = Stepper(optimizer, [parameter], 35, "off", ALONE)
     batch = ([torch.zeros(3, 1, 1)], [{"image_id": torch.tensor(17)}])
     with pytest.raises(AdaptError, match=rf"{value} on images \[17\]; lower the learning rate"):
-        update((parameter * value).sum(), optimizer, [parameter], 35, batch)
+        stepper.step([(1.0, lambda: (parameter * value).sum())], batch)
     assert float(parameter.detach()) == 1
     assert parameter.grad is None

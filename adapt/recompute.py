@@ -1,0 +1,111 @@
+"""How do frozen candidates pass gradients on without keeping all their activations?
+
+In an architecture step only alpha and beta learn, and the candidates' weights are frozen. PyTorch
+still keeps the input of every convolution, which only the gradient of its weight needs. Here a
+convolution keeps its weight alone, and BatchNorm its input and statistics; what it returned is
+computed again in the backward pass. That is half of the large tensors of an MBConv.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+
+class _FrozenConv(Function):
+    """A convolution without bias whose weight is frozen; of its input it keeps the shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        x, weight = x.to(dtype), conv.weight.to(dtype)
+        ctx.conv, ctx.weight, ctx.shape = conv, weight, x.shape
+        ctx.layout = (
+            torch.channels_last
+            if x.is_contiguous(memory_format=torch.channels_last)
+            else torch.contiguous_format
+        )
+        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), conv = gradients, ctx.conv
+        # Never read: the kernel asks only for its shape and layout.
+        x = torch.empty(
+            ctx.shape,
+            dtype=gradient.dtype,
+            device=gradient.device,
+            memory_format=ctx.layout,
+        )
+        found = torch.ops.aten.convolution_backward(
+            gradient,
+            x,
+            ctx.weight,
+            None,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            False,
+            (0, 0),
+            conv.groups,
+            [True, False, False],
+        )
+        return found[0], None
+
+
+class _FrozenNorm(Function):
+    """BatchNorm by batch statistics without scale and shift, and ReLU6; keeps its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, activation: bool) -> Tensor:
+        out, mean, inverse = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
+        ctx.save_for_backward(x, mean, inverse)
+        ctx.eps, ctx.activation = eps, activation
+        return out.clamp_(0, 6) if activation else out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        x, mean, inverse = ctx.saved_tensors
+        if ctx.activation:
+            variance = inverse.pow(-2) - ctx.eps
+            again = F.batch_norm(x, mean, variance, training=False, eps=ctx.eps)
+            gradient = torch.ops.aten.hardtanh_backward(gradient, again, 0.0, 6.0)
+        found = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, None, None, None, mean, inverse, True, ctx.eps, [True, False, False]
+        )
+        return found[0], None, None
+
+
+def can_recompute(layers: nn.Module) -> bool:
+    """Return whether :func:`frozen_forward` computes what the layers would.
+
+    That is: all weights are frozen, and every BatchNorm is a plain one without parameters and
+    running statistics, in training mode.
+    """
+    norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    plain = all(
+        type(m) is nn.BatchNorm2d and m.training and not (m.affine or m.track_running_stats)
+        for m in norms
+    )
+    return plain and not any(p.requires_grad for p in layers.parameters())
+
+
+def frozen_forward(layers: nn.Module, x: Tensor) -> Tensor:
+    """Run convolution, BatchNorm, ReLU6, ... and keep for the backward pass only what it needs.
+
+    Args:
+        layers: The layers of an MBConv for which :func:`can_recompute` holds.
+        x: Tensor[N, C, H, W].
+    """
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU6)
+    flat = [module for module in layers.modules() if isinstance(module, kinds)]
+    for layer, following in zip(flat, [*flat[1:], None], strict=True):
+        if isinstance(layer, nn.Conv2d):
+            x = _FrozenConv.apply(x, layer)
+        elif isinstance(layer, nn.BatchNorm2d):
+            x = _FrozenNorm.apply(x, layer.eps, isinstance(following, nn.ReLU6))
+    return x

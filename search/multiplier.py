@@ -1,0 +1,53 @@
+"""How much is cost worth, so that a search ends at its target?"""
+
+from typing import Any
+
+from torch import Tensor
+
+from search.recipe import SearchRecipe
+
+
+class Multiplier:
+    """lambda of Eq. 4: fixed, or learned by dual ascent.
+
+    With a target T the penalty is lambda * log10(C / T). After every architecture step lambda is
+    multiplied by (C / T) ** rate, which is gradient ascent on its logarithm: it stays positive and
+    moves by the same factor whatever the unit of cost, and is kept within ``target_range``.
+
+    Args:
+        how: lambda, its form, rate and range.
+        target: T, in the unit of the costs; None keeps lambda fixed.
+    """
+
+    def __init__(self, how: SearchRecipe, target: float | None) -> None:
+        self.how, self.target = how, target
+        self.value = how.cost_weight
+        if target is not None:
+            self.value = self._clipped(how.cost_weight)
+
+    def penalty(self, cost: Tensor) -> Tensor:
+        """Return the cost term of Eq. 4: lambda * C, lambda * log10(C) (FNA), or that of a target.
+
+        Args:
+            cost: C, in G MAdds or milliseconds.
+        """
+        if self.target is not None:
+            return self.value * (cost / self.target).log10()
+        return self.value * (cost if self.how.penalty == "linear" else cost.log10())
+
+    def update(self, cost: float) -> None:
+        """Raise lambda where the expected cost is above the target, lower it where it is below."""
+        if self.target is not None:
+            self.value = self._clipped(self.value * (cost / self.target) ** self.how.target_rate)
+
+    def _clipped(self, value: float) -> float:
+        least, largest = self.how.target_range
+        return min(max(value, least), largest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Restore the state."""
+        self.value = state["value"]
