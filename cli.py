@@ -384,6 +384,10 @@ def derive_command(
         int | None,
         typer.Option("--pareto", min=2, help="Derive the best networks of so many budgets."),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Measure, and correct the table until --budget is met."),
+    ] = False,
     uncertified: UncertifiedOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -395,6 +399,8 @@ def derive_command(
     from search.derive import derive, derive_front
 
     how: dict[str, Any] = {"costs": costs, "uncertified": uncertified}
+    if verify and pareto:
+        raise AdaptError("--verify measures the network of one budget; leave out --pareto")
     if pareto:
         if budget:
             raise AdaptError("--pareto derives for many budgets; leave out --budget or --pareto")
@@ -406,9 +412,21 @@ def derive_command(
         )
         return
     path = out or supernet.parent / "arch.json"
-    found = derive(supernet, path, **how, budget=Budget.parse(budget) if budget else None)
+    how["budget"] = Budget.parse(budget) if budget else None
+    found = _verified(supernet, path, how) if verify else derive(supernet, path, **how)
+    if not as_json and verify:
+        found["rounds"] = list(map(_plain, found["rounds"]))
     _say_how_certain(costs)
     _show(found, as_json=as_json, title="derived")
+
+
+def _verified(supernet: Path, out: Path, how: dict[str, Any]) -> dict[str, Any]:
+    """Derive with measurements, showing how far they are."""
+    from adapt.progress import console_stage
+    from bench.verify import derive_verified
+
+    with console_stage("verify") as progress:
+        return derive_verified(supernet, out, progress=progress, **how)
 
 
 def _say_how_certain(costs: Path | None) -> None:

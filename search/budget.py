@@ -79,6 +79,11 @@ class Deriver:
         """The lowest cost that any network has."""
         return self._fixed - float(self._least[0][0])
 
+    @property
+    def dearest(self) -> float:
+        """The cost of the network of the highest score: a larger budget changes nothing."""
+        return self._fixed + self._chain(0.0).cost
+
     def best(self, budget: float) -> Derived:
         """Return the network of the highest score that costs no more than ``budget``.
 
@@ -101,8 +106,7 @@ class Deriver:
             number: Budgets, spaced evenly in the logarithm of the cost; several may have the same
                 best network, which is returned once.
         """
-        dearest = self._fixed + self._chain(0.0).cost
-        budgets = np.geomspace(self.cheapest, max(dearest, self.cheapest), number)
+        budgets = np.geomspace(self.cheapest, max(self.dearest, self.cheapest), number)
         found = [self.best(float(budget)) for budget in budgets]
         return list({(one.ops, one.widths): one for one in found}.values())
 

@@ -34,7 +34,13 @@ def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
         )
     recipe = Recipe.from_dict(content["recipe"])
     # The space as it was searched: its file may have been edited, or lie on another machine.
-    supernet = Supernet(SearchSpace.restore(content["space"]), mask=recipe.search.mask)
+    how = recipe.search
+    supernet = Supernet(
+        SearchSpace.restore(content["space"]),
+        mask=how.mask,
+        gate_norm=how.gate_norm,
+        gates=how.gates,
+    )
     prefix = "backbone.body."
     states = content["states"]["detector"]
     supernet.load_state_dict(
@@ -67,7 +73,7 @@ def derive(
         AdaptError: If the search is unfinished, the table does not fit or has no certificate, or no
             network fits the budget.
     """
-    with _opened(searched, costs, uncertified=uncertified) as search:
+    with open_search(searched, costs, uncertified=uncertified) as search:
         architecture = search.supernet.argmax()
         rule = "argmax"
         if budget:
@@ -105,7 +111,7 @@ def derive_front(
     """
     make_folder(out)
     rows = []
-    with _opened(searched, costs, uncertified=uncertified) as search:
+    with open_search(searched, costs, uncertified=uncertified) as search:
         unit: Unit = "ms" if costs else "madds"
         for position, best in enumerate(search.deriver(unit).front(number), start=1):
             architecture, path = search.network(best), out / f"arch-{position:02d}.json"
@@ -118,8 +124,16 @@ def derive_front(
 
 
 @dataclass(frozen=True)
-class _Search:
-    """A finished search and what its networks cost."""
+class FinishedSearch:
+    """A finished search and what its networks cost.
+
+    Attributes:
+        supernet: The supernet with its alphas and betas.
+        recipe: What was searched, and how.
+        classes: Object classes.
+        identity: Hash of everything that defined the search.
+        table: Open cost table; None to count multiply-adds only.
+    """
 
     supernet: Supernet
     recipe: Recipe
@@ -153,16 +167,28 @@ class _Search:
 
 
 @contextmanager
-def _opened(searched: Path, costs: Path | None, *, uncertified: bool) -> Iterator[_Search]:
+def open_search(
+    searched: Path, costs: Path | None, *, uncertified: bool = False
+) -> Iterator[FinishedSearch]:
+    """Open a finished search, with its cost table for as long as it is used.
+
+    Args:
+        searched: ``supernet.pt``.
+        costs: Cost table, if latencies matter.
+        uncertified: Whether a table without a certificate will do.
+
+    Raises:
+        AdaptError: If the search is unfinished, or the table has no certificate.
+    """
     supernet, recipe, content = load_searched(searched)
     found = recipe, content["num_classes"], content["identity"]
     if costs is None:
-        yield _Search(supernet, *found, None)
+        yield FinishedSearch(supernet, *found, None)
         return
     with CostTable.open(costs) as table:
         if not uncertified:
             check_certificate(table)
-        yield _Search(supernet, *found, table)
+        yield FinishedSearch(supernet, *found, table)
 
 
 def _plot(rows: list[dict[str, Any]], cost: str, path: Path) -> None:

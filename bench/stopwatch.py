@@ -1,0 +1,97 @@
+"""Which latency do derived detectors have on the machine of their cost table?"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Self
+
+from adapt.architecture import Architecture
+from adapt.cost_table import CostTable
+from adapt.errors import AdaptError
+from adapt.images import InputSize
+from adapt.progress import Progress, silent
+from bench.certify import WHOLE_PROTOCOL
+from bench.target import Target, WholeDetector, conditions
+from bench.timing import Latency, Protocol
+from bench.workers import Failure, Workers
+from search.derive import FinishedSearch
+
+REPEATS = 3  # of a measurement that met a slow machine
+
+
+class Stopwatch:
+    """Measures whole detectors as a table's certificate does; a context manager.
+
+    Args:
+        search: A finished search with its cost table.
+        target: What the table was measured on.
+        protocol: How much to measure of each.
+
+    Raises:
+        AdaptError: If the table was measured under other conditions than this machine's.
+    """
+
+    def __init__(
+        self, search: FinishedSearch, target: Target, protocol: Protocol = WHOLE_PROTOCOL
+    ) -> None:
+        assert search.table is not None
+        self._search = search
+        self._size = search.recipe.input.fixed()
+        check_here(search.table, target, self._size)
+        self._workers = Workers(
+            target, protocol, seed=search.recipe.seed, anchor_ms=search.table.anchor_ms
+        )
+
+    def __enter__(self) -> Self:
+        self._workers.__enter__()
+        return self
+
+    def __exit__(self, *how: Any) -> None:
+        self._workers.__exit__(*how)
+
+    def one(self, network: Architecture) -> tuple[float, bool]:
+        """Return the latency of a network in ms, and whether the machine was slow each time."""
+        least = float("inf")
+        for _ in range(REPEATS):
+            (latency,) = self.many([network])
+            least = min(least, latency.min_ms)
+            drifted = 2 * latency.drifted > latency.rounds
+            if not drifted:
+                break
+        return least, drifted
+
+    def many(
+        self, networks: Sequence[Architecture], *, progress: Progress = silent
+    ) -> list[Latency]:
+        """Return the latencies of networks that are measured in turns.
+
+        Raises:
+            AdaptError: If one cannot be measured.
+        """
+        config = self._search.recipe.detector_config(self._search.classes)
+        subjects = {
+            str(i): WholeDetector(network, config, self._size) for i, network in enumerate(networks)
+        }
+        found = self._workers.run(subjects, progress=progress)
+        return [_latency(found[name]) for name in subjects]
+
+
+def check_here(table: CostTable, target: Target, size: InputSize) -> None:
+    """Check that this machine measures under a table's conditions.
+
+    Raises:
+        AdaptError: With the first condition that differs.
+    """
+    here = asdict(conditions(target, size))
+    for name, value in asdict(table.conditions).items():
+        if here[name] != value:
+            raise AdaptError(
+                f"{table.path} was measured with {name} = {value}, this machine has {name} = "
+                f"{here[name]}; verify where the table was measured, or measure a table here with "
+                "`adapt profile`"
+            )
+
+
+def _latency(found: Latency | Failure) -> Latency:
+    if isinstance(found, Failure):
+        raise AdaptError(f"a derived detector could not be measured: {found.reason}; free memory")
+    return found
