@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from adapt.architecture import Architecture
 from adapt.artifacts import atomic_path, header, make_folder, write_json
 from adapt.cost import CostModel, UnitCost
 from adapt.cost_table import CostTable
 from adapt.errors import AdaptError
+from adapt.inherit import Choices
 from adapt.space import SearchSpace
 from adapt.supernet import Supernet, architecture_of
 from adapt.units import madds
@@ -132,6 +135,7 @@ class FinishedSearch:
         recipe: What was searched, and how.
         classes: Object classes.
         identity: Hash of everything that defined the search.
+        states: State of the whole detector around the supernet.
         table: Open cost table; None to count multiply-adds only.
     """
 
@@ -139,10 +143,24 @@ class FinishedSearch:
     recipe: Recipe
     classes: int
     identity: Any
+    states: dict[str, Tensor]
     table: CostTable | None
 
     def deriver(self, unit: Unit) -> Deriver:
         """Return what finds networks within budgets of a unit."""
+        ops, widths = self.supernet.log_probabilities()
+        return Deriver(
+            self.cost_model(unit),
+            [[p.numpy() for p in block] for block in ops],
+            [p.numpy() for p in widths],
+        )
+
+    def cost_model(self, unit: Unit) -> CostModel:
+        """Return what every choice costs.
+
+        Raises:
+            AdaptError: If latencies are asked for without a fitting table.
+        """
         config, size = self.recipe.detector_config(self.classes), self.recipe.measured_size()
         cost: UnitCost = madds
         if unit == "ms":
@@ -153,11 +171,9 @@ class FinishedSearch:
                 )
             check_table(self.recipe, self.table)
             cost, size = self.table.lookup, self.recipe.input.fixed()
-        ops, widths = self.supernet.log_probabilities()
-        model = CostModel.build(self.supernet.space, config, size, cost)
-        return Deriver(model, [[p.numpy() for p in b] for b in ops], [p.numpy() for p in widths])
+        return CostModel.build(self.supernet.space, config, size, cost)
 
-    def network(self, best: Derived) -> Architecture:
+    def network(self, best: Derived | Choices) -> Architecture:
         """Return the network of derived choices."""
         return architecture_of(self.supernet.space, best.ops, best.widths)
 
@@ -181,7 +197,8 @@ def open_search(
         AdaptError: If the search is unfinished, or the table has no certificate.
     """
     supernet, recipe, content = load_searched(searched)
-    found = recipe, content["num_classes"], content["identity"]
+    states = content["states"]["detector"]
+    found = recipe, content["num_classes"], content["identity"], states
     if costs is None:
         yield FinishedSearch(supernet, *found, None)
         return
