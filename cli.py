@@ -388,6 +388,16 @@ def derive_command(
         bool,
         typer.Option("--verify", help="Measure, and correct the table until --budget is met."),
     ] = False,
+    refine: Annotated[
+        int | None,
+        typer.Option(
+            "--refine", min=1, help="Re-rank so many networks of the front on held-out images."
+        ),
+    ] = None,
+    evolve: Annotated[
+        int, typer.Option("--evolve", min=0, help="Breed so many generations from these.")
+    ] = 0,
+    data: DataOpt = None,
     uncertified: UncertifiedOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -399,8 +409,13 @@ def derive_command(
     from search.derive import derive, derive_front
 
     how: dict[str, Any] = {"costs": costs, "uncertified": uncertified}
-    if verify and pareto:
-        raise AdaptError("--verify measures the network of one budget; leave out --pareto")
+    if verify and (pareto or refine or evolve):
+        option = "--pareto" if pareto else "--refine" if refine else "--evolve"
+        raise AdaptError(f"--verify measures the network of one budget; leave out {option}")
+    if refine or evolve:
+        how["budget"] = Budget.parse(budget) if budget else None
+        _refined(supernet, out, (pareto, refine, evolve), data, how, as_json=as_json)
+        return
     if pareto:
         if budget:
             raise AdaptError("--pareto derives for many budgets; leave out --budget or --pareto")
@@ -418,6 +433,30 @@ def derive_command(
         found["rounds"] = list(map(_plain, found["rounds"]))
     _say_how_certain(costs)
     _show(found, as_json=as_json, title="derived")
+
+
+def _refined(
+    supernet: Path,
+    out: Path | None,
+    numbers: tuple[int | None, int | None, int],
+    data: Path | None,
+    how: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Re-rank a front, and show the best network and the others."""
+    from adapt.progress import console_stage
+    from bench.refine import Refinement, refine_front
+
+    asked = Refinement.of(*numbers, how.pop("budget"))
+    folder = out or supernet.parent / "refined"
+    found = refine_front(supernet, folder, asked, data=data, stage=console_stage, **how)
+    if not as_json:
+        found["networks"] = [
+            f"{Path(r['architecture']).name}: {_plain(r)}" for r in found["networks"]
+        ]
+    _say_how_certain(how["costs"])
+    _show(found, as_json=as_json, title="refined")
 
 
 def _verified(supernet: Path, out: Path, how: dict[str, Any]) -> dict[str, Any]:

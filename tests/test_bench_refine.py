@@ -1,0 +1,148 @@
+"""A front is re-ranked on held-out images and measured; the best network within the budget wins."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import simulated_device
+from simulated_device import Simulated, true_ms
+from typer.testing import CliRunner
+
+from adapt.architecture import Architecture
+from adapt.errors import AdaptError
+from bench.profiler import profile
+from bench.refine import Refinement, refine_front
+from bench.target import WholeDetector
+from bench.timing import Protocol
+from cli import app
+from search.bilevel import run_search
+from search.costs import Budget, madds_cost
+from search.recipe import DeviceRecipe
+
+DEVICE = Simulated(runtime="tensorrt")
+SHORT = Protocol(rounds=2, round_ms=2.0)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Where the module's search and its table lie, once they are made."""
+    return tmp_path_factory.mktemp("refine")
+
+
+@pytest.fixture
+def recipe(tiny_recipe, tiny_data):
+    data = replace(tiny_recipe.data, root=str(tiny_data.annotations.parents[1]))
+    return replace(tiny_recipe, data=data, device=DeviceRecipe(runtime="tensorrt", threads=1))
+
+
+@pytest.fixture
+def searched(paths, recipe, tiny_data):
+    if not (paths / "supernet.pt").exists():
+        cost = madds_cost(recipe, len(tiny_data.class_names))
+        run_search(recipe, tiny_data, cost, paths, limit_steps=1)
+    return paths / "supernet.pt"
+
+
+@pytest.fixture
+def table(paths, recipe):
+    simulated_device.reset()
+    path = paths / "costs.sqlite"
+    if not path.exists():
+        profile(recipe.space.load(), recipe.detector_config(3), recipe.input, path, DEVICE)
+    return path
+
+
+def test_the_front_is_ranked_by_held_out_images(searched, tmp_path):
+    found = refine_front(searched, tmp_path, Refinement(front=8, keep=4))
+    rows = found["networks"]
+    assert [row["madds"] for row in rows] == sorted({row["madds"] for row in rows})
+    assert len(rows) == 4
+    (best,) = (row for row in rows if row["best"])
+    assert best["loss"] == found["loss"] == min(row["loss"] for row in rows)
+    assert best["pareto"]
+    content = json.loads((tmp_path / "front.json").read_text())
+    assert content["networks"] == rows
+    chosen = Architecture.load(tmp_path / "arch.json")
+    assert chosen == Architecture.load(tmp_path / best["architecture"])
+    assert (tmp_path / "front.png").stat().st_size > 10_000
+
+
+def test_pareto_optimal_networks_are_marked(searched, tmp_path):
+    rows = refine_front(searched, tmp_path, Refinement(front=8, keep=5))["networks"]
+    for row in rows:
+        cheaper = [other["loss"] for other in rows if other["madds"] < row["madds"]]
+        assert row["pareto"] == (row["loss"] < min(cheaper, default=float("inf")))
+
+
+def test_with_a_table_latency_is_measured(searched, table, recipe, tmp_path):
+    how = {"costs": table, "uncertified": True, "target": DEVICE, "protocol": SHORT}
+    rows = refine_front(searched, tmp_path, Refinement(front=8, keep=3), **how)["networks"]
+    for row in rows:
+        network = Architecture.load(tmp_path / row["architecture"])
+        whole = WholeDetector(network, recipe.detector_config(3), recipe.input)
+        assert row["measured_ms"] == pytest.approx(true_ms(whole))
+        assert row["predicted_ms"] == pytest.approx(row["measured_ms"])
+
+
+def test_evolution_adds_networks_within_the_budget(searched, tmp_path):
+    front = refine_front(searched, tmp_path / "a", Refinement(front=8, keep=3))["networks"]
+    budget = Budget("madds", front[1]["madds"])
+    asked = Refinement(front=8, keep=3, generations=3, budget=budget)
+    found = refine_front(searched, tmp_path / "b", asked)
+    bred = [row for row in found["networks"] if row["generation"]]
+    assert bred
+    assert all(row["madds"] <= budget.amount for row in found["networks"])
+    losses = [row["loss"] for row in found["networks"]]
+    assert found["loss"] == min(losses)
+
+
+def test_what_is_measured_over_the_budget_is_not_chosen(searched, table, tmp_path):
+    class Slow(Simulated):
+        def load(self, built):
+            timer = super().load(built)
+            return lambda: 2 * timer() if isinstance(built, WholeDetector) else timer()
+
+    asked = Refinement(front=8, keep=2, budget=Budget("ms", 0.45))
+    how = {"costs": table, "uncertified": True, "protocol": SHORT}
+    with pytest.raises(AdaptError, match=r"no network was measured within 0.45 ms, the fastest"):
+        refine_front(searched, tmp_path, asked, target=Slow(runtime="tensorrt"), **how)
+    assert len(json.loads((tmp_path / "front.json").read_text())["networks"]) == 2
+    assert not (tmp_path / "arch.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--refine", 3), "--refine 3 re-ranks networks of a front; add --pareto"),
+        (("--pareto", 4, "--evolve", 3), "--evolve 3 breeds from re-ranked networks; add --refine"),
+        (("--pareto", 4, "--refine", 5), "--refine must lie in [1, 4], the networks of --pareto"),
+        (("--pareto", 4, "--refine", 2, "--data", "/nowhere"), "/nowhere"),
+        (("--pareto", 4, "--refine", 2, "--budget", "4 fps"), "--budget must be like 4.0ms"),
+        (("--pareto", 4, "--refine", 2, "--budget", "0.1M"), "no network costs 100000 or less"),
+        (("--pareto", 4, "--refine", 2, "--verify"), "leave out --pareto"),
+        (("--refine", 2, "--verify"), "leave out --refine"),
+    ],
+)
+def test_bad_options_are_one_sentence(searched, arguments, message, tmp_path):
+    command = ["derive", str(searched), "--out", str(tmp_path), *map(str, arguments)]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 1, found.output
+    assert message in found.stderr
+    assert [line[:7] for line in found.stderr.splitlines()][-1] == "error: "
+
+
+def test_a_search_without_a_data_set_asks_for_one(searched, tmp_path, recipe, tiny_data):
+    nowhere = replace(recipe, data=replace(recipe.data, root=""))
+    cost = madds_cost(nowhere, 3)
+    path = run_search(nowhere, tiny_data, cost, tmp_path / "search", limit_steps=1)
+    with pytest.raises(AdaptError, match=r"names no data set; set data.root or pass --data"):
+        refine_front(path, tmp_path / "out", Refinement(front=4, keep=2))
+
+
+def test_the_command_shows_the_best_network(searched, tmp_path):
+    command = ["derive", str(searched), "--pareto", "4", "--refine", "2", "--out", str(tmp_path)]
+    found = CliRunner().invoke(app, [*command, "--json"])
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["architecture"] == str(tmp_path / "arch.json")
+    shown = CliRunner().invoke(app, command)
+    assert "arch-02.json" in shown.stdout
