@@ -133,22 +133,22 @@ def refine_front(
         watch = None
         if search.table is not None:
             watch = Stopwatch(search, target or recipe_target(recipe, costs), protocol)
-        people = _population(search, asked, examiner, stage)
-        tried = _examined(search, people, examiner, stage)
+        bred = _bred(search, asked, examiner, stage)
+        tried = _examined(search, _finalists(bred, asked), examiner, stage)
         if watch is not None:
             tried = _timed(search, tried, watch, stage)
-        return _written(search, tried, asked, out)
+        return _written(search, tried, bred, asked, out)
 
 
-def _population(
+def _bred(
     search: FinishedSearch, asked: Refinement, examiner: Examiner, stage: Stage
-) -> list[tuple[Choices, int]]:
-    """Return the networks to examine, and their generations."""
+) -> list[Individual]:
+    """Return the front's networks, and everybody bred from them, the best first."""
     unit: Unit = asked.budget.unit if asked.budget else "ms" if search.table else "madds"
     found = _candidates(search, asked, unit)
     first = [Choices(one.ops, one.widths) for one in found]
     if not asked.generations:
-        return [(choices, 0) for choices in first]
+        return [Individual(choices, 0) for choices in first]
     model = search.cost_model(unit)
     limit = asked.budget.in_sums(search.table) if asked.budget else max(n.cost for n in found)
     total = len(first) * (1 + asked.generations)
@@ -161,7 +161,7 @@ def _population(
             progress(done, total, f"loss {value:.3f}")
             return value
 
-        everybody = evolve(
+        return evolve(
             search.supernet.space,
             [Individual(choices, 0, loss(choices)) for choices in first],
             asked.generations,
@@ -169,8 +169,12 @@ def _population(
             fits=lambda choices: cost_of(model, choices) <= limit * (1 + SLACK),
             seed=search.recipe.seed,
         )
-    best = [(one.choices, one.generation) for one in everybody[: asked.keep]]
-    return [(c, 0) for c in first] + [(c, g) for c, g in best if g]
+
+
+def _finalists(bred: list[Individual], asked: Refinement) -> list[Individual]:
+    """Return the front's networks, and those of the best that were bred."""
+    front = [one for one in bred if one.generation == 0]
+    return front + [one for one in bred[: asked.keep] if one.generation > 0]
 
 
 def _candidates(search: FinishedSearch, asked: Refinement, unit: Unit) -> list[Derived]:
@@ -185,14 +189,14 @@ def _candidates(search: FinishedSearch, asked: Refinement, unit: Unit) -> list[D
 
 
 def _examined(
-    search: FinishedSearch, people: list[tuple[Choices, int]], examiner: Examiner, stage: Stage
+    search: FinishedSearch, people: list[Individual], examiner: Examiner, stage: Stage
 ) -> list[Tried]:
     tried = []
     with stage("evaluate") as progress:
-        for done, (choices, generation) in enumerate(people, start=1):
-            held_out = examiner.examine(choices)
-            costs = search.costs(search.network(choices))
-            tried.append(Tried(choices, generation, held_out, costs))
+        for done, one in enumerate(people, start=1):
+            held_out = examiner.examine(one.choices)
+            costs = search.costs(search.network(one.choices))
+            tried.append(Tried(one.choices, one.generation, held_out, costs))
             progress(done, len(people), f"AP {held_out.metrics.ap:.3f}")
     return tried
 
@@ -220,7 +224,11 @@ def is_optimal(one: Tried, everybody: list[Tried]) -> bool:
 
 
 def _written(
-    search: FinishedSearch, tried: list[Tried], asked: Refinement, out: Path
+    search: FinishedSearch,
+    tried: list[Tried],
+    bred: list[Individual],
+    asked: Refinement,
+    out: Path,
 ) -> dict[str, Any]:
     tried = sorted(tried, key=lambda one: one.cost)
     limit = asked.budget.amount if asked.budget else float("inf")
@@ -234,6 +242,15 @@ def _written(
         _save(architecture, path, search, one)
         rows.append({"architecture": str(path), **row})
     content = {"asked": asdict(asked), "search": search.identity, "networks": rows}
+    if asked.generations:
+        content["evolution"] = [
+            {
+                "generation": one.generation,
+                "loss": one.loss,
+                "network": str(search.network(one.choices)),
+            }
+            for one in bred
+        ]
     write_json(out / "front.json", header("refined-front", **content))
     plot_front(rows, out / "front.png", asked.budget)
     if best is None:

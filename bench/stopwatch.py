@@ -86,8 +86,8 @@ def check_here(table: CostTable, target: Target, size: InputSize) -> None:
         if here[name] != value:
             raise AdaptError(
                 f"{table.path} was measured with {name} = {value}, this machine has {name} = "
-                f"{here[name]}; verify where the table was measured, or measure a table here with "
-                "`adapt profile`"
+                f"{here[name]}; run this where the table was measured, or measure a table here "
+                "with `adapt profile`"
             )
 
 

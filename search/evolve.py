@@ -19,12 +19,12 @@ class Individual:
     Attributes:
         choices: The network.
         generation: When it was bred; 0 for the first population.
-        loss: Its loss on held-out images.
+        loss: Its loss on held-out images, once that is known.
     """
 
     choices: Choices
     generation: int
-    loss: float
+    loss: float = float("nan")
 
 
 def evolve(

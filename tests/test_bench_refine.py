@@ -94,6 +94,9 @@ def test_evolution_adds_networks_within_the_budget(searched, tmp_path):
     assert all(row["madds"] <= budget.amount for row in found["networks"])
     losses = [row["loss"] for row in found["networks"]]
     assert found["loss"] == min(losses)
+    everybody = json.loads((tmp_path / "b" / "front.json").read_text())["evolution"]
+    assert everybody[0]["loss"] == pytest.approx(min(losses))
+    assert {row["generation"] for row in everybody} >= {0, 1}
 
 
 def test_what_is_measured_over_the_budget_is_not_chosen(searched, table, tmp_path):

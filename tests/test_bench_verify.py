@@ -192,7 +192,7 @@ def test_a_certificate_is_part_of_the_prediction(simulated, tmp_path):
 
 
 def test_another_machine_than_the_tables_is_refused(simulated, tmp_path):
-    with pytest.raises(AdaptError, match=r"batch = 1, this machine has batch = 2; verify where"):
+    with pytest.raises(AdaptError, match=r"batch = 1, this machine has batch = 2; run this"):
         verified(simulated, tmp_path / "a.json", 0.4, Biased(batch=2))
 
 
