@@ -38,9 +38,22 @@ def place(model: RetinaNet, compute: ComputeRecipe, world: World) -> RetinaNet:
     if compute.compile:
         _compile(placed)
     if compute.amp != "off":
-        for part in (placed.backbone, placed.head):
-            part.forward = _mixed_precision(part.forward, DTYPES[compute.amp], world.device.type)
+        _mix_precisions(placed, DTYPES[compute.amp], world.device.type)
     return placed
+
+
+def _mix_precisions(model: RetinaNet, dtype: torch.dtype, device: str) -> None:
+    """Let backbone, pyramid and heads compute in ``dtype`` and return float32.
+
+    Around the whole detector, torchvision would make anchors of the type of the feature maps, which
+    moves boxes by pixels.
+    """
+    for part in (model.backbone, model.head):
+        part.forward = _within(part.forward, torch.autocast(device, dtype))
+    # On a CPU, PyTorch 2.14 computes wrong bf16 gradients for a strided convolution of a 1x1 map,
+    # which P6 is in small images.
+    extra = model.backbone.fpn.extra_blocks
+    extra.forward = _within(extra.forward, torch.autocast(device, enabled=False))
 
 
 def _compile(model: RetinaNet) -> None:
@@ -60,18 +73,22 @@ def _compile(model: RetinaNet) -> None:
     model.head.compile()
 
 
-def _mixed_precision(
-    forward: Callable[..., dict[str, Tensor]], dtype: torch.dtype, device: str
-) -> Callable[..., dict[str, Tensor]]:
-    """Wrap a part of the detector: it computes in ``dtype`` and returns float32.
+def _within(forward: Callable[..., Any], context: torch.autocast) -> Callable[..., Any]:
+    """Run a module in an autocast context, with float32 at both ends."""
 
-    Around the whole detector, torchvision would make anchors of the type of the feature maps, which
-    moves boxes by pixels.
-    """
+    def wrapped(*inputs: Any) -> Any:
+        with context:
+            return _float(forward(*map(_float, inputs)))
 
-    def mixed(*inputs: Any) -> dict[str, Tensor]:
-        with torch.autocast(device, dtype):
-            found = forward(*inputs)
-        return type(found)((name, tensor.float()) for name, tensor in found.items())
+    return wrapped
 
-    return mixed
+
+def _float(value: Any) -> Any:
+    """Return tensors, and what holds some, as float32; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return type(value)((name, _float(item)) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return type(value)(_float(item) for item in value)
+    return value
