@@ -178,6 +178,25 @@ def test_a_table_that_misorders_networks_ends_after_the_limit():
     assert approach.best.measured_ms == 40.0
 
 
+@pytest.mark.parametrize(("busy", "found"), [(1, [0.5, 1.2, 1.0]), (2, [0.5, 1.2, 1.2])])
+def test_what_a_slow_machine_made_too_slow_is_measured_once_more(busy, found):
+    class Pair(Line):
+        dearest = 2.0
+
+        def best(self, budget):
+            return super().best(min(budget, 2.0))
+
+    slow = [1.2] * busy  # what the dearer network takes as long as the machine is busy
+
+    def measure(network):
+        return (slow.pop(), True) if slow and network.cost == 2 else (0.5 * network.cost, False)
+
+    approach = Approach(Pair(), 1.0)
+    approach.run(measure, MEASUREMENTS)
+    assert [r.measured_ms for r in approach.rounds] == found
+    assert approach.best.measured_ms == (1.0 if busy == 1 else 0.5)
+
+
 def test_a_certificate_is_part_of_the_prediction(simulated, tmp_path):
     supernet, plain = simulated
     table = tmp_path / "certified.sqlite"
