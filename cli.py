@@ -18,8 +18,10 @@ from adapt.errors import AdaptError
 from adapt.runtime import Precision, Runtime, Tail
 
 if TYPE_CHECKING:
+    from adapt.progress import Stage
     from bench.pipeline import RunResult
     from search.recipe import Recipe
+    from search.world import World
 
 
 class Commands(TyperGroup):
@@ -90,6 +92,15 @@ BuildJobsOpt = Annotated[
 UncertifiedOpt = Annotated[
     bool, typer.Option("--uncertified", help="Use a cost table that `adapt costs certify` lacks.")
 ]
+AmpOpt = Annotated[
+    Literal["off", "bf16", "fp16"] | None,
+    typer.Option("--amp", help="Type that the networks compute in while they train."),
+]
+AccumulateOpt = Annotated[
+    int | None,
+    typer.Option("--accumulate", min=1, help="Parts of a batch, one after the other."),
+]
+CompileOpt = Annotated[bool, typer.Option("--compile", help="Use torch.compile.")]
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one inference.")]
 
 
@@ -326,6 +337,32 @@ def search_command(
         typer.Option("--cost", help="What to pay for, not the recipe's choice."),
     ] = None,
     costs: CostsOpt = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Cost to end at, such as 4.0ms or 134.9G; learns lambda."),
+    ] = None,
+    cost_weight: Annotated[
+        float | None,
+        typer.Option("--cost-weight", min=0, help="Fixed lambda, or its start with a target."),
+    ] = None,
+    paths: Annotated[
+        str | None,
+        typer.Option(
+            "--paths",
+            help="Candidates per position that a step runs: all or a number; WEIGHT:ARCH for "
+            "different ones in weight and architecture steps.",
+        ),
+    ] = None,
+    bi_sampling: Annotated[
+        bool, typer.Option("--bi-sampling", help="Train a second path of other candidates too.")
+    ] = False,
+    recompute: Annotated[
+        Literal["off", "norms", "operation", "block"] | None,
+        typer.Option("--recompute", help="Compute again in the backward pass, to save memory."),
+    ] = None,
+    amp: AmpOpt = None,
+    accumulate: AccumulateOpt = None,
+    compiled: CompileOpt = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results.")] = None,
     data: DataOpt = None,
     init: InitOpt = None,
@@ -337,36 +374,67 @@ def search_command(
 ) -> None:
     """Search operations, depth and widths inside the detector.
 
-    A stopped search continues with the same command.
+    A stopped search continues with the same command. Several processes, each with its GPU:
+    `torchrun --nproc-per-node 4 -m cli search RECIPE`.
 
     Example: `adapt search recipes/bccd-cpu.toml --cost latency --costs runs/costs.sqlite`
     """
-    from adapt.progress import console_stage
     from search.bilevel import run_search
     from search.costs import search_cost
     from search.estimate import estimate_run
+    from search.recipe import parse_paths
+    from search.search_plot import plot_search
+    from search.world import joined_world
 
-    loaded = _load_recipe(recipe, data, init, weights).with_cost(cost)
+    loaded = _load_recipe(recipe, data, init, weights).with_compute(
+        amp=amp, recompute=recompute, accumulate=accumulate, compile=compiled or None
+    )
+    loaded = loaded.with_search(
+        cost=cost,
+        target=target,
+        cost_weight=cost_weight,
+        bi_sampling=bi_sampling or None,
+        **parse_paths(paths),
+    )
     train = loaded.split(loaded.data.train)
     if dry_run:
         estimate = estimate_run(loaded, len(train), len(train.class_names), limit_steps)
         _show(estimate.to_dict(), as_json=as_json, title="estimate")
         return
     folder = out or Path("runs") / loaded.name / "search"
-    model, provenance = search_cost(loaded, train, costs, uncertified=uncertified)
-    if loaded.search.cost == "latency":
-        _say_how_certain(costs)
-    with console_stage("search") as progress:
-        path = run_search(
-            loaded,
-            train,
-            model,
-            folder,
-            progress=progress,
-            limit_steps=limit_steps,
-            provenance=provenance,
-        )
-    _show({"supernet": str(path), "next": f"adapt derive {path}"}, as_json=as_json)
+    found = search_cost(loaded, train, costs, uncertified=uncertified)
+    with joined_world() as world:
+        if loaded.search.cost == "latency" and world.is_main:
+            _say_how_certain(costs)
+        with _stage(world)("search") as progress:
+            path = run_search(
+                loaded,
+                train,
+                found.model,
+                folder,
+                progress=progress,
+                warn=_warn,
+                limit_steps=limit_steps,
+                provenance=found.provenance,
+                target=found.target,
+                world=world,
+            )
+        if world.is_main:
+            plot = folder / "search.png"
+            plot_search(folder / "search.jsonl", plot)
+            following = f"adapt derive {path}"
+            _show({"supernet": str(path), "plot": plot, "next": following}, as_json=as_json)
+
+
+def _stage(world: "World") -> "Stage":
+    """Return the progress display of the first process, and none for the others."""
+    from adapt.progress import console_stage, silent_stage
+
+    return console_stage if world.is_main else silent_stage
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @app.command("derive")
@@ -489,18 +557,26 @@ def finetune_command(
     init: InitOpt = None,
     weights: WeightsOpt = None,
     limit_steps: LimitOpt = None,
+    amp: AmpOpt = None,
+    accumulate: AccumulateOpt = None,
+    compiled: CompileOpt = False,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Map the pretrained parameters to an architecture and train the detector.
 
+    A stopped training continues with the same command. Several processes, each with its GPU:
+    `torchrun --nproc-per-node 4 -m cli finetune RECIPE --arch ARCH`.
+
     Example: `adapt finetune recipes/bccd-cpu.toml --arch runs/bccd/arch.json`
     """
-    from adapt.progress import console_stage
     from search.estimate import estimate_run
     from search.finetune import resolve_architecture, run_finetune
+    from search.world import joined_world
 
-    loaded = _load_recipe(recipe, data, init, weights)
+    loaded = _load_recipe(recipe, data, init, weights).with_compute(
+        amp=amp, accumulate=accumulate, compile=compiled or None
+    )
     train = loaded.split(loaded.data.train)
     architecture = resolve_architecture(arch, loaded)
     if dry_run:
@@ -508,9 +584,19 @@ def finetune_command(
         _show(estimate.to_dict()["finetune"], as_json=as_json, title="estimate")
         return
     path = out or Path("runs") / loaded.name / f"{Path(arch).stem}.safetensors"
-    with console_stage("finetune") as progress:
-        run_finetune(loaded, architecture, train, path, progress=progress, limit_steps=limit_steps)
-    _show({"detector": str(path), "next": f"adapt export {path}"}, as_json=as_json)
+    with joined_world() as world:
+        with _stage(world)("finetune") as progress:
+            run_finetune(
+                loaded,
+                architecture,
+                train,
+                path,
+                progress=progress,
+                limit_steps=limit_steps,
+                world=world,
+            )
+        if world.is_main:
+            _show({"detector": str(path), "next": f"adapt export {path}"}, as_json=as_json)
 
 
 @app.command("eval")
@@ -817,7 +903,8 @@ def _run(recipe: "Recipe", out: Path, limit_steps: int | None, *, as_json: bool)
     from adapt.progress import console_stage
     from bench.pipeline import Run
 
-    result = Run(recipe, out, stage=console_stage, limit_steps=limit_steps).execute()
+    run = Run(recipe, out, stage=console_stage, limit_steps=limit_steps, warn=_warn)
+    result = run.execute()
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
     else:

@@ -1,0 +1,54 @@
+"""Runs a search or a fine-tuning of the tiny space in a process of its own.
+
+    python training_process.py search|finetune FOLDER [STEPS]
+
+FOLDER holds ``data`` and ``recipe.json``; the result goes to ``out`` in it. With STEPS a file
+``started`` appears once so many steps were taken, so that a test knows when to kill it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from core_parts import random_architecture
+
+from adapt.coco import load_split
+from adapt.progress import Progress
+from search.bilevel import run_search
+from search.costs import madds_cost
+from search.finetune import run_finetune
+from search.recipe import Recipe
+from search.world import World, joined_world
+
+
+def train(kind: str, folder: Path, out: Path, progress: Progress, world: World) -> None:
+    """Run what FOLDER describes, in one thread: sums must have one order."""
+    torch.set_num_threads(1)
+    recipe = Recipe.from_dict(json.loads((folder / "recipe.json").read_text()))
+    data = load_split(folder / "data", "train")
+    if kind == "search":
+        cost = madds_cost(recipe, 3)
+        run_search(recipe, data, cost, out, progress=progress, world=world)
+    else:
+        architecture = random_architecture(recipe.space.load(), seed=1)
+        path = out / "d.safetensors"
+        run_finetune(recipe, architecture, data, path, progress=progress, world=world)
+
+
+def main(kind: str, folder: Path, steps: int = 0) -> None:
+    taken = []
+
+    def progress(done: int, total: int, note: str = "", /) -> None:
+        taken.append(done)
+        if len(taken) == steps:
+            (folder / "started").write_text(str(done))
+
+    with joined_world() as world:
+        train(kind, folder, folder / "out", progress, world)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
