@@ -26,6 +26,9 @@ class Stopwatch:
         target: What the table was measured on.
         protocol: How much to measure of each.
 
+    Attributes:
+        conditions: Under which conditions it measures.
+
     Raises:
         AdaptError: If the table was measured under other conditions than this machine's.
     """
@@ -36,6 +39,7 @@ class Stopwatch:
         assert search.table is not None
         self._search = search
         self._size = search.recipe.input.fixed()
+        self.conditions = search.table.conditions
         check_here(search.table, target, self._size)
         self._workers = Workers(
             target, protocol, seed=search.recipe.seed, anchor_ms=search.table.anchor_ms

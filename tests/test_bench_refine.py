@@ -99,16 +99,35 @@ def test_evolution_adds_networks_within_the_budget(searched, tmp_path):
     assert {row["generation"] for row in everybody} >= {0, 1}
 
 
-def test_what_is_measured_over_the_budget_is_not_chosen(searched, table, tmp_path):
-    class Slow(Simulated):
+def slowed(factor):
+    """A device on which whole detectors take longer by a factor, which may change per load."""
+
+    class Slowed(Simulated):
         def load(self, built):
             timer = super().load(built)
-            return lambda: 2 * timer() if isinstance(built, WholeDetector) else timer()
+            share = factor() if isinstance(built, WholeDetector) else 1.0
+            return lambda: share * timer()
 
-    asked = Refinement(front=8, keep=2, budget=Budget("ms", 0.45))
-    how = {"costs": table, "uncertified": True, "protocol": SHORT}
-    with pytest.raises(AdaptError, match=r"no network was measured within 0.45 ms, the fastest"):
-        refine_front(searched, tmp_path, asked, target=Slow(runtime="tensorrt"), **how)
+    return Slowed(runtime="tensorrt")
+
+
+def test_candidates_of_a_biased_table_are_measured_within_the_budget(searched, table, tmp_path):
+    budget = Budget("ms", 0.3)
+    asked = Refinement(front=8, keep=3, budget=budget)
+    how = {"costs": table, "uncertified": True, "protocol": SHORT, "target": slowed(lambda: 1.2)}
+    found = refine_front(searched, tmp_path, asked, **how)
+    assert all(row["measured_ms"] <= budget.amount for row in found["networks"])
+    assert max(row["measured_ms"] for row in found["networks"]) > 0.9 * budget.amount
+    assert max(row["predicted_ms"] for row in found["networks"]) < budget.amount / 1.2
+
+
+def test_what_turns_out_slower_than_the_budget_is_not_chosen(searched, table, tmp_path):
+    loads = iter([1.0] + [3.0] * 100)  # the machine becomes slow after the first measurement
+    asked = Refinement(front=8, keep=2, budget=Budget("ms", 0.6))
+    device = slowed(lambda: next(loads))
+    how = {"costs": table, "uncertified": True, "protocol": SHORT, "target": device}
+    with pytest.raises(AdaptError, match=r"no network was measured within 0.6 ms, the fastest"):
+        refine_front(searched, tmp_path, asked, **how)
     assert len(json.loads((tmp_path / "front.json").read_text())["networks"]) == 2
     assert not (tmp_path / "arch.json").exists()
 

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from adapt.architecture import Architecture
 from adapt.cost_table import CostTable
 from adapt.errors import AdaptError
+from bench.approach import BELOW, Approach
 from bench.profiler import profile
 from bench.target import WholeDetector
 from bench.timing import Protocol
-from bench.verify import BELOW, MEASUREMENTS, Approach, derive_verified
+from bench.verify import MEASUREMENTS, derive_verified
 from cli import app
 from search.bilevel import run_search
 from search.budget import Derived
@@ -173,8 +174,8 @@ def test_noise_of_a_percent_does_not_keep_from_the_target(target_ms, noise):
 
 def test_a_table_that_misorders_networks_ends_after_the_limit():
     approach = Approach(Line(), 50.0)
-    outcome = approach.run(lambda n: (40.0 if n.cost < 49 else 60.0 + n.cost, False), 3)
-    assert outcome == "not closer after 3 measurements"
+    approach.run(lambda n: (40.0 if n.cost < 49 else 60.0 + n.cost, False), 3)
+    assert approach.outcome == "not closer after 3 measurements"
     assert approach.best.measured_ms == 40.0
 
 
