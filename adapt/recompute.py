@@ -20,7 +20,8 @@ class _FrozenConv(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, conv: nn.Conv2d) -> Tensor:
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if mixed else x.dtype
         x, weight = x.to(dtype), conv.weight.to(dtype)
         ctx.conv, ctx.weight, ctx.shape = conv, weight, x.shape
         ctx.layout = (

@@ -3,7 +3,6 @@
 Nothing is computed: the networks run on PyTorch's meta device, which only knows shapes.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,11 +15,13 @@ from torchvision.models.detection import RetinaNet
 from adapt.architecture import mobilenet_v2
 from adapt.backbone import Backbone
 from adapt.detector import build_retinanet
-from adapt.images import InputSize
-from adapt.supernet import Supernet
+from adapt.operations import MBConv
+from adapt.supernet import Choice, Paths, Recompute, Supernet
 from search.finetune import total_steps
+from search.optimisation import Optimisation
+from search.placement import DTYPES
 from search.plan import SearchPlan
-from search.recipe import Recipe
+from search.recipe import PathCount, Recipe
 
 # The rate at which the paper's 1.7 (search) and 3.6 (fine-tuning) GPU-days on an A100 come out.
 A100_TFLOPS = 6.5
@@ -81,68 +82,84 @@ def estimate_run(
         num_classes: Object classes.
         limit_steps: As for the run itself.
     """
-    plan = SearchPlan.of(recipe.search, images, limit_steps)
+    how, plan = recipe.search, SearchPlan.of(recipe.search, images, limit_steps)
     config = recipe.detector_config(num_classes)
-    # Memory at the largest input, time at the usual one.
-    usual = recipe.measured_size()
-    size, batch = recipe.input.fixed(), recipe.search.weights.batch_size
-    share = usual.height * usual.width / (size.height * size.width)
     with torch.device("meta"):
         supernet = Supernet(
-            recipe.space.load(),
-            mask=recipe.search.mask,
-            gate_norm=recipe.search.gate_norm,
-            gates=recipe.search.gates,
+            recipe.space.load(), mask=how.mask, gate_norm=how.gate_norm, gates=how.gates
         )
         searched = build_retinanet(supernet, config)
         derived = build_retinanet(Backbone(mobilenet_v2()), config)
+    supernet.recompute = recipe.compute.recompute
+    supernet.paths = largest_paths(supernet, how.arch_paths)
     everything = supernet.architecture_parameters()
-    arch = _estimate(searched, plan.arch_steps, size, batch, share, everything)
-    supernet.paths = [
-        [len(block.kernels) * len(block.expansions) - 1] * block.num_ops
-        for block in supernet.space.blocks
-    ]
-    weights = list(searched.parameters())
+    chosen = {id(p) for p in everything}
+    arch = _estimate(recipe, searched, plan.arch_steps, how.weights, everything)
+    supernet.paths = largest_paths(supernet, how.weight_paths)
+    weights = [p for p in searched.parameters() if id(p) not in chosen]
+    weight = _estimate(recipe, searched, plan.total_steps, how.weights, weights)
+    steps = total_steps(recipe, images, limit_steps)
+    finetune = _estimate(recipe, derived, steps, recipe.finetune, list(derived.parameters()))
+    usual, size = recipe.measured_size(), recipe.input.fixed()
     return RunEstimate(
-        weight=_estimate(searched, plan.total_steps, size, batch, share, weights),
+        weight=weight,
         arch=arch,
-        finetune=_estimate(
-            derived,
-            total_steps(recipe, images, limit_steps),
-            size,
-            recipe.finetune.batch_size,
-            share,
-            list(derived.parameters()),
-        ),
+        finetune=finetune,
         method=(
             f"operations (at {usual.height}x{usual.width}) and saved activations (at "
             f"{size.height}x{size.width}) counted on the meta device (largest sampled path, "
-            "MobileNetV2 for the derived network, loss and data loading left out; a backward pass "
-            "counts as two forward passes, as one where weights are frozen); hours at "
-            f"{A100_TFLOPS} TFLOP/s, the rate that makes the paper's run take the 1.7 and 3.6 "
-            "GPU-days it reports on an A100; nothing was measured on a GPU"
+            "MobileNetV2 for the derived network, one process, loss and data loading left out; a "
+            "backward pass counts as two forward passes, as one where weights are frozen, and what "
+            f"is computed again as one more); hours at {A100_TFLOPS} TFLOP/s, the rate that makes "
+            "the paper's run take the 1.7 and 3.6 GPU-days it reports on an A100; nothing was "
+            "measured on a GPU"
         ),
     )
 
 
+def largest_paths(supernet: Supernet, number: PathCount) -> Paths | None:
+    """Return the ``number`` largest candidates of every position, as a step may sample them."""
+    if number == "all":
+        return None
+
+    def largest(candidates: int) -> Choice:
+        return candidates - 1 if number == 1 else tuple(range(candidates)[-number:])
+
+    return [
+        [largest(len(block.kernels) * len(block.expansions)) for _ in range(block.num_ops)]
+        for block in supernet.space.blocks
+    ]
+
+
 def _estimate(
+    recipe: Recipe,
     model: RetinaNet,
     steps: int,
-    size: InputSize,
-    batch: int,
-    share: float,
+    how: Optimisation,
     trained: list[nn.Parameter],
 ) -> StepEstimate:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    images = torch.empty(batch, 3, size.height, size.width, device="meta")
-    saved, flops = _count(lambda: _outputs(model.train(), images))
+    size, usual = recipe.input.fixed(), recipe.measured_size()
+    dtype = DTYPES.get(recipe.compute.amp, torch.float32)
+    model.to(dtype)
+    batch = -(-how.batch_size // how.accumulate)
+    images = torch.empty(batch, 3, size.height, size.width, device="meta", dtype=dtype)
+    saved, flops = _count(model.train(), images)
+    # Memory at the largest input, time at the usual one.
+    share = usual.height * usual.width / (size.height * size.width) * how.batch_size / batch
     state = sum(p.numel() for p in model.parameters())
     state += (OPTIMIZER_COPIES - 1) * sum(p.numel() for p in trained)
     passes = 3 if any(p.requires_grad for p in model.head.parameters()) else 2
+    passes += _recompute(model) in ("operation", "block")
     return StepEstimate(steps, share * passes * flops / 1e12, (saved + 4 * state) / 1e9)
+
+
+def _recompute(model: RetinaNet) -> Recompute:
+    body = model.backbone.body
+    return body.recompute if isinstance(body, Supernet) else "off"
 
 
 def _outputs(model: RetinaNet, images: Tensor) -> Tensor:
@@ -151,19 +168,69 @@ def _outputs(model: RetinaNet, images: Tensor) -> Tensor:
     return torch.stack([output.sum() for output in heads.values()]).sum()
 
 
-def _count(forward: Callable[[], Tensor]) -> tuple[int, int]:
-    """Return (bytes kept for the backward pass, floating point operations of the forward pass).
+class _Kept:
+    """Counts the storages that the backward pass keeps."""
 
-    PyTorch's counter ignores groups in the backward pass, hence only the forward is counted.
-    """
-    kept: dict[int, tuple[Tensor, int]] = {}
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Tensor, int]] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        # The tensor is kept so that no other storage gets its address.
-        kept[storage._cdata] = tensor, storage.nbytes()
+        # The tensor is held so that no other storage gets its address.
+        self._kept[storage._cdata] = tensor, storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda t: t):
-        forward()
-    return sum(size for _, size in kept.values()), counter.get_total_flops()
+    @property
+    def nbytes(self) -> int:
+        return sum(size for _, size in self._kept.values())
+
+
+def _count(model: RetinaNet, images: Tensor) -> tuple[int, int]:
+    """Return (most bytes kept for the backward pass, floating point operations of the forward).
+
+    PyTorch's counter ignores groups in the backward pass, hence only the forward is counted. A
+    part that is computed again keeps its input; while the backward pass is in it, all of it.
+    """
+    kept, parts = _Kept(), _recomputed_parts(model)
+    starts: dict[nn.Module, int] = {}
+    inputs = _Kept()
+    largest = inside = 0
+
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        starts[module] = kept.nbytes
+        inputs.pack(arguments[0])
+
+    def leave(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal largest, inside
+        own = kept.nbytes - starts[module]
+        largest, inside = max(largest, own), inside + own
+
+    handles = [part.register_forward_pre_hook(enter) for part in parts]
+    handles += [part.register_forward_hook(leave) for part in parts]
+    body = model.backbone.body
+    before = _recompute(model)
+    if parts:
+        body.recompute = "off"  # a checkpoint would hide its tensors from the count
+    try:
+        with (
+            FlopCounterMode(display=False) as counter,
+            saved_tensors_hooks(kept.pack, lambda tensor: tensor),
+        ):
+            _outputs(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        if parts:
+            body.recompute = before
+    return kept.nbytes - inside + largest + inputs.nbytes, counter.get_total_flops()
+
+
+def _recomputed_parts(model: RetinaNet) -> list[nn.Module]:
+    body = model.backbone.body
+    match _recompute(model):
+        case "block":
+            return list(body.blocks)
+        case "operation":
+            return [module for module in body.blocks.modules() if isinstance(module, MBConv)]
+        case _:
+            return []
