@@ -2,9 +2,9 @@
 
     python -m bench.search_steps RECIPE --batch 2
 
-Every variant runs in a process of its own, so that its peak memory is its own, and the variants take
-turns, so that a slow minute of the machine meets all of them. ``plain`` is the loop over candidates
-that comes to mind first: feature maps in the default layout, outputs stacked and summed.
+Every variant runs in a process of its own, so that its peak memory is its own, and the variants
+take turns, so that a slow minute of the machine meets all of them. ``plain`` is the loop over
+candidates that comes to mind first: feature maps in the default layout, outputs stacked and summed.
 """
 
 import json
@@ -61,11 +61,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "compile": {"compile": True},
 }
 USUAL: dict[Kind, tuple[str, ...]] = {
-    "weight": ("plain", "channels last", "bf16", "accumulate 2", "2 paths", "all paths")
-    + ("individual blocks",),
-    "arch": ("plain", "running sum", "channels last", "recompute norms", "recompute operation")
-    + ("recompute block", "bf16", "bf16, recompute norms", "accumulate 2", "2 paths", "1 path")
-    + ("individual blocks",),
+    "weight": (
+        "plain",
+        "channels last",
+        "bf16",
+        "accumulate 2",
+        "2 paths",
+        "all paths",
+        "individual blocks",
+    ),
+    "arch": (
+        "plain",
+        "running sum",
+        "channels last",
+        "recompute norms",
+        "recompute operation",
+        "recompute block",
+        "bf16",
+        "bf16, recompute norms",
+        "accumulate 2",
+        "2 paths",
+        "1 path",
+        "individual blocks",
+    ),
 }
 
 
