@@ -382,7 +382,7 @@ def search_command(
     from search.bilevel import run_search
     from search.costs import search_cost
     from search.estimate import estimate_run
-    from search.recipe import parse_paths
+    from search.optimisation import parse_paths
     from search.search_plot import plot_search
     from search.world import joined_world
 

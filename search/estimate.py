@@ -18,10 +18,10 @@ from adapt.detector import build_retinanet
 from adapt.operations import MBConv
 from adapt.supernet import Choice, Paths, Recompute, Supernet
 from search.finetune import total_steps
-from search.optimisation import Optimisation
+from search.optimisation import Optimisation, PathCount
 from search.placement import DTYPES
 from search.plan import SearchPlan
-from search.recipe import PathCount, Recipe
+from search.recipe import Recipe
 
 # The rate at which the paper's 1.7 (search) and 3.6 (fine-tuning) GPU-days on an A100 come out.
 A100_TFLOPS = 6.5

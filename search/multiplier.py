@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from search.recipe import SearchRecipe
+from search.optimisation import SearchRecipe
 
 
 class Multiplier:

@@ -6,7 +6,7 @@ import torch
 
 from adapt.coco import CocoSplit
 from adapt.errors import AdaptError
-from search.recipe import SearchRecipe
+from search.optimisation import SearchRecipe
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 The defaults are the paper's (section IV-A), and where it is silent those of its ancestor FNA.
 """
 
-import re
 import tomllib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,26 +12,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from adapt.artifacts import content_hash, file_hash, read_text
 from adapt.coco import CocoSplit, load_split
-from adapt.cost import CostForm
 from adapt.detector import DetectorConfig, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.images import InputSize
-from adapt.mapping import MappingMode
-from adapt.masks import GateNorm, Gates, MaskKind
 from adapt.runtime import Precision, Runtime
 from adapt.space import SearchSpace
 from search.optimisation import (
     ComputeRecipe,
-    Optimisation,
-    SearchOptimisation,
+    FinetuneRecipe,
+    SearchRecipe,
     check_not_negative,
     check_positive,
 )
-from search.target import Budget
 
 PRESETS = Path(__file__).parent / "recipes"
-CostKind = Literal["madds", "latency"]
-PathCount = Literal["all"] | int
 Init = Literal["imagenet", "scratch"]
 
 
@@ -70,99 +63,6 @@ class DataRecipe:
     def benchmark(self) -> str:
         """The split that the benchmark reports."""
         return self.test or self.val
-
-
-@dataclass(frozen=True)
-class SearchRecipe:
-    """How architecture and weights are searched together (Eq. 3 and 4).
-
-    Attributes:
-        weights: Training of the operation parameters.
-        warmup_epochs: Epochs that train weights alone, with uniformly sampled operations.
-        arch_lr: Learning rate of alpha and beta (Adam, constant).
-        arch_betas: Decay rates of Adam's moments.
-        arch_weight_decay: L2 penalty on alpha and beta.
-        arch_every: Weight steps per architecture step, once both are trained.
-        mask: How channels belong to candidate widths (Fig. 2).
-        gate_norm: Normalisation of the channel gates; ``none`` is the paper's.
-        gates: Where overlapping masks gate: every ``operation`` (a one-hot beta is the narrow
-            block), or the output of the ``block`` (Eq. 2 as printed). Other masks gate the output.
-        cost: What Eq. 4 penalises: multiply-adds, or latency from a cost table.
-        cost_form: Exact expectation, or Eq. 5 to 8 as printed.
-        penalty: ``linear`` is Eq. 4's lambda * C; ``log`` is lambda * log10(C), as in FNA. C is in
-            G MAdds or milliseconds.
-        cost_weight: lambda; where it starts if there is a target.
-        target: Expected cost that the search is to end at, such as ``4.0ms`` or ``134.9G``; lambda
-            is learned then. Empty keeps lambda fixed.
-        target_rate: Rate of the dual ascent: lambda is multiplied by (C / target) ** rate after
-            every architecture step.
-        target_range: Least and largest lambda.
-        weight_paths: Candidates per position that a weight step trains: 1 as the paper's
-            ancestors, more, or ``all``.
-        arch_paths: Candidates per position that compete in an architecture step.
-        bi_sampling: Whether a weight step trains a second path too, drawn uniformly from the
-            candidates the first one left out (TF-NAS), so that none starves.
-        mapping_noise: Standard deviation of the noise on parameters the source does not have.
-    """
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    weights: SearchOptimisation = field(default_factory=SearchOptimisation)
-    warmup_epochs: int = 8
-    arch_lr: float = 3e-4
-    arch_betas: tuple[float, float] = (0.5, 0.999)
-    arch_weight_decay: float = 1e-3
-    arch_every: int = 1
-    mask: MaskKind = "non-overlapping"
-    gate_norm: GateNorm = "none"
-    gates: Gates = "operation"
-    cost: CostKind = "madds"
-    cost_form: CostForm = "exact"
-    penalty: Literal["linear", "log"] = "log"
-    cost_weight: float = 0.02
-    target: str = ""
-    target_rate: float = 0.5
-    target_range: tuple[float, float] = (1e-4, 1e2)
-    weight_paths: PathCount = 1
-    arch_paths: PathCount = "all"
-    bi_sampling: bool = False
-    mapping_noise: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup_epochs <= self.weights.epochs:
-            raise ValueError(
-                f"warmup_epochs must lie in [0, {self.weights.epochs}], got {self.warmup_epochs}"
-            )
-        check_positive("arch_every", self.arch_every)
-        if self.mask == "individual" and self.gate_norm != "none":
-            raise ValueError(
-                f"individual blocks have no gates to normalise, got gate_norm {self.gate_norm!r}; "
-                "use 'none'"
-            )
-        if not all(0 <= beta < 1 for beta in self.arch_betas):
-            raise ValueError(f"arch_betas must lie in [0, 1), got {list(self.arch_betas)}")
-        for name in ("arch_lr", "arch_weight_decay", "cost_weight", "mapping_noise", "target_rate"):
-            check_not_negative(name, getattr(self, name))
-        for name in ("weight_paths", "arch_paths"):
-            if getattr(self, name) != "all":
-                check_positive(name, getattr(self, name))
-        if self.bi_sampling and self.weight_paths != 1:
-            raise ValueError(
-                f"bi_sampling trains two single paths, got weight_paths {self.weight_paths!r}; "
-                "use 1"
-            )
-        least, largest = self.target_range
-        if not 0 < least <= largest:
-            raise ValueError(f"target_range must be positive and rising, got {least}, {largest}")
-        if self.target:
-            self._check_target()
-
-    def _check_target(self) -> None:
-        unit = Budget.parse(self.target, "target").unit
-        if unit != ("ms" if self.cost == "latency" else "madds"):
-            raise ValueError(
-                f"target {self.target!r} does not fit cost {self.cost!r}; a latency is like 4.0ms, "
-                "multiply-adds are like 134.9G"
-            )
 
 
 @dataclass(frozen=True)
@@ -213,20 +113,6 @@ class DeviceRecipe:
     def __post_init__(self) -> None:
         for name in ("batch", "threads", "rounds"):
             check_positive(name, getattr(self, name))
-
-
-@dataclass(frozen=True)
-class FinetuneRecipe(Optimisation):
-    """How the derived detector is trained.
-
-    Attributes:
-        mapping: How pretrained parameters reach it (section III-B).
-        mapping_noise: Standard deviation of the noise on parameters the source does not have.
-    """
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    mapping: MappingMode = "paper"
-    mapping_noise: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -396,22 +282,6 @@ class Recipe:
     def measured_size(self) -> InputSize:
         """Return the input size that costs refer to."""
         return InputSize(*self.cost_size) if self.cost_size else self.input.fixed()
-
-
-def parse_paths(text: str | None) -> dict[str, PathCount]:
-    """Read ``all``, ``2`` or ``1:all`` as the fields of a search recipe; empty if None.
-
-    Raises:
-        AdaptError: If the text has another form.
-    """
-    if text is None:
-        return {}
-    found = re.fullmatch(r"(all|[1-9]\d*)(?::(all|[1-9]\d*))?", text)
-    if not found:
-        raise AdaptError(f"--paths must be like all, 2 or 1:all (WEIGHT:ARCH), got {text!r}")
-    weight, arch = found[1], found[2] or found[1]
-    counts = {"weight_paths": weight, "arch_paths": arch}
-    return {name: "all" if count == "all" else int(count) for name, count in counts.items()}
 
 
 def _changed(part: Any, changes: dict[str, Any]) -> Any:

@@ -14,14 +14,8 @@ from adapt.detector import RetinaNetConfig
 from adapt.images import InputSize
 from adapt.space import SearchSpace
 from adapt.synthetic import generate
-from search.recipe import (
-    DataRecipe,
-    FinetuneRecipe,
-    Recipe,
-    SearchOptimisation,
-    SearchRecipe,
-    SpaceRecipe,
-)
+from search.optimisation import FinetuneRecipe, SearchOptimisation, SearchRecipe
+from search.recipe import DataRecipe, Recipe, SpaceRecipe
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

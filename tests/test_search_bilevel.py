@@ -25,8 +25,9 @@ from adapt.units import madds
 from adapt.weights import PUBLISHED, source_backbone
 from search.bilevel import BilevelSearch, build_supernet, run_search
 from search.derive import load_searched
+from search.optimisation import SearchRecipe
 from search.plan import SearchPlan, split_halves
-from search.recipe import Recipe, SearchRecipe
+from search.recipe import Recipe
 
 COCO_IMAGES = 118_287
 

@@ -25,7 +25,8 @@ from adapt.errors import AdaptError
 from adapt.units import madds
 from search.bilevel import BilevelSearch, run_search
 from search.finetune import run_finetune
-from search.recipe import Recipe, SearchRecipe, parse_paths
+from search.optimisation import SearchRecipe, parse_paths
+from search.recipe import Recipe
 from search.search_log import read_log
 from search.search_plot import plot_search
 

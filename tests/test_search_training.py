@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from adapt.errors import AdaptError
-from search.recipe import FinetuneRecipe, Optimisation, SearchOptimisation
+from search.optimisation import FinetuneRecipe, Optimisation, SearchOptimisation
 from search.training import Stepper, build_optimizer, build_scheduler, divided, step_factor
 from search.world import World
 
