@@ -1,9 +1,47 @@
 """What does each candidate operation compute? (paper Fig. 3)"""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
 from adapt.architecture import MBConvShape
+
+
+class _ReLU6(Function):
+    """ReLU6 that keeps its result, which the next convolution keeps anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.clamp_(0, 6)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors
+        # It asks only where its second argument is between 0 and 6, as the result is where x was.
+        found: Tensor = torch.ops.aten.hardtanh_backward(gradients[0], out, 0.0, 6.0)
+        return found
+
+
+class ReLU6(nn.ReLU6):
+    """ReLU6 in place, for training.
+
+    PyTorch's own, in place or not, keeps its input for the backward pass (a copy of it, if in
+    place): a third of what an MBConv keeps.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Limit every value to [0, 6]."""
+        if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out: Tensor = _ReLU6.apply(x)
+            return out
+        return super().forward(x)
 
 
 class MBConv(nn.Module):
@@ -32,7 +70,7 @@ class MBConv(nn.Module):
         if shape.expansion != 1:
             layers.append(
                 Conv2dNormActivation(
-                    shape.c_in, hidden, kernel_size=1, norm_layer=norm, activation_layer=nn.ReLU6
+                    shape.c_in, hidden, kernel_size=1, norm_layer=norm, activation_layer=ReLU6
                 )
             )
         layers += [
@@ -43,7 +81,7 @@ class MBConv(nn.Module):
                 stride=shape.stride,
                 groups=hidden,
                 norm_layer=norm,
-                activation_layer=nn.ReLU6,
+                activation_layer=ReLU6,
             ),
             nn.Conv2d(hidden, shape.c_out, kernel_size=1, bias=False),
             norm(shape.c_out),
@@ -58,18 +96,48 @@ class MBConv(nn.Module):
             reach: Tensor[c_in], how far each input channel is in use; its ``expansion`` hidden
                 channels are scaled with it. None uses all.
         """
-        if reach is None:
-            out: Tensor = self.conv(x)
-        else:
-            hidden = self.conv[:-2](x)
-            hidden = hidden * reach.repeat_interleave(self.shape.expansion)[:, None, None]
-            out = self.conv[-2:](hidden)
+        out = self.branch(x, reach)
         return x + out if self.shape.residual else out
+
+    def branch(self, x: Tensor, reach: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """Return what the convolutions make of the input, without the input itself.
+
+        Args:
+            x: The input.
+            reach: As in :meth:`forward`.
+            scale: Tensor[], a factor of the result; None for 1.
+        """
+        if reach is None and scale is None:
+            plain: Tensor = self.conv(x)
+            return plain
+        *layers, project, norm = self.conv
+        for layer in layers:
+            x = layer(x)
+        if reach is not None:
+            x = x * reach.repeat_interleave(self.shape.expansion)[:, None, None]
+        return scaled_norm(norm, project(x), scale)
+
+
+def scaled_norm(norm: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
+    """Return a BatchNorm's output times a factor.
+
+    Without a scale of its own and statistics of the past, the BatchNorm takes the factor for its
+    scale: no pass over the feature map is needed to multiply, and its backward pass finds the
+    factor's gradient on the way.
+    """
+    if scale is None:
+        plain: Tensor = norm(x)
+        return plain
+    if type(norm) is nn.BatchNorm2d and not (norm.affine or norm.track_running_stats):
+        weight = scale.repeat(norm.num_features)  # the kernels read it as contiguous memory
+        return F.batch_norm(x, None, None, weight, training=True, eps=norm.eps)
+    scaled: Tensor = scale * norm(x)
+    return scaled
 
 
 def stem(width: int) -> Conv2dNormActivation:
     """Return the stem: 3x3 convolution with stride 2, BatchNorm, ReLU6."""
-    return Conv2dNormActivation(3, width, kernel_size=3, stride=2, activation_layer=nn.ReLU6)
+    return Conv2dNormActivation(3, width, kernel_size=3, stride=2, activation_layer=ReLU6)
 
 
 def first_block(stem_width: int, width: int) -> MBConv:

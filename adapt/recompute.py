@@ -58,27 +58,28 @@ class _FrozenConv(Function):
 
 
 class _FrozenNorm(Function):
-    """BatchNorm by batch statistics without scale and shift, and ReLU6; keeps its input alone."""
+    """BatchNorm by batch statistics without shift, and ReLU6; keeps its input alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float, activation: bool) -> Tensor:
-        out, mean, inverse = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
-        ctx.save_for_backward(x, mean, inverse)
+    def forward(ctx: Any, x: Tensor, scale: Tensor | None, eps: float, activation: bool) -> Tensor:
+        out, mean, inverse = torch.native_batch_norm(x, scale, None, None, None, True, 0.0, eps)
+        ctx.save_for_backward(x, scale, mean, inverse)
         ctx.eps, ctx.activation = eps, activation
         return out.clamp_(0, 6) if activation else out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         (gradient,) = gradients
-        x, mean, inverse = ctx.saved_tensors
+        x, scale, mean, inverse = ctx.saved_tensors
         if ctx.activation:
             variance = inverse.pow(-2) - ctx.eps
             again = F.batch_norm(x, mean, variance, training=False, eps=ctx.eps)
             gradient = torch.ops.aten.hardtanh_backward(gradient, again, 0.0, 6.0)
+        wanted = [True, scale is not None, False]
         found = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, None, None, None, mean, inverse, True, ctx.eps, [True, False, False]
+            gradient, x, scale, None, None, mean, inverse, True, ctx.eps, wanted
         )
-        return found[0], None, None
+        return found[0], found[1] if scale is not None else None, None, None
 
 
 def can_recompute(layers: nn.Module) -> bool:
@@ -95,12 +96,13 @@ def can_recompute(layers: nn.Module) -> bool:
     return plain and not any(p.requires_grad for p in layers.parameters())
 
 
-def frozen_forward(layers: nn.Module, x: Tensor) -> Tensor:
+def frozen_forward(layers: nn.Module, x: Tensor, scale: Tensor | None = None) -> Tensor:
     """Run convolution, BatchNorm, ReLU6, ... and keep for the backward pass only what it needs.
 
     Args:
         layers: The layers of an MBConv for which :func:`can_recompute` holds.
         x: Tensor[N, C, H, W].
+        scale: Tensor[], a factor of the result; None for 1.
     """
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU6)
     flat = [module for module in layers.modules() if isinstance(module, kinds)]
@@ -108,5 +110,8 @@ def frozen_forward(layers: nn.Module, x: Tensor) -> Tensor:
         if isinstance(layer, nn.Conv2d):
             x = _FrozenConv.apply(x, layer)
         elif isinstance(layer, nn.BatchNorm2d):
-            x = _FrozenNorm.apply(x, layer.eps, isinstance(following, nn.ReLU6))
+            weight = None
+            if following is None and scale is not None:
+                weight = scale.repeat(layer.num_features)
+            x = _FrozenNorm.apply(x, weight, layer.eps, isinstance(following, nn.ReLU6))
     return x

@@ -78,7 +78,10 @@ class MixedOperation(nn.Module):
             recompute: What is computed again in the backward pass.
         """
         if isinstance(chosen, int):
-            out = self._candidate(chosen, x, reach, recompute)
+            op = self.ops[chosen]
+            out: Tensor = self._branch(op, x, reach, recompute) if isinstance(op, MBConv) else x
+            if isinstance(op, MBConv) and op.shape.residual:
+                out = x + out
             p = probabilities[chosen]
             return out * (1 + p - p.detach()) if p.requires_grad else out
         if chosen is not None:
@@ -86,33 +89,44 @@ class MixedOperation(nn.Module):
             weights = dict(zip(chosen, sampled / sampled.sum(), strict=True))
         else:
             weights = dict(enumerate(probabilities))
-        # A running sum: stacking would hold all candidates twice.
+        return self._sum(x, weights, reach, recompute)
+
+    def _sum(
+        self, x: Tensor, weights: dict[int, Tensor], reach: Tensor | None, recompute: Recompute
+    ) -> Tensor:
+        """Return the weighted sum; the input, which residuals and skip pass on, is added once."""
         total: Tensor | None = None
+        passed: list[Tensor] = []
         for index, weight in weights.items():
-            out = weight * self._candidate(index, x, reach, recompute)
-            total = out if total is None else total + out
+            op = self.ops[index]
+            if isinstance(op, MBConv):
+                out = self._branch(op, x, reach, recompute, weight)
+                # A running sum: stacking would hold all candidates twice.
+                total = out if total is None else total + out
+            if not isinstance(op, MBConv) or op.shape.residual:
+                passed.append(weight)
+        if passed:
+            kept = torch.stack(passed).sum() * x
+            total = kept if total is None else total + kept
         assert total is not None
         return total
 
-    def _candidate(
-        self, index: int, x: Tensor, reach: Tensor | None, recompute: Recompute
+    def _branch(
+        self,
+        op: MBConv,
+        x: Tensor,
+        reach: Tensor | None,
+        recompute: Recompute,
+        scale: Tensor | None = None,
     ) -> Tensor:
-        op = self.ops[index]
-        if not isinstance(op, MBConv):
-            return cast(Tensor, op(x))
+        if recompute == "norms" and reach is None and torch.is_grad_enabled() and can_recompute(op):
+            return frozen_forward(op.conv, x, scale)
         if recompute == "operation" and torch.is_grad_enabled():
             out: Tensor = checkpoint(
-                _run, op, x, reach, use_reentrant=False, preserve_rng_state=False
+                op.branch, x, reach, scale, use_reentrant=False, preserve_rng_state=False
             )
             return out
-        return _run(op, x, reach, lean=recompute == "norms")
-
-
-def _run(op: MBConv, x: Tensor, reach: Tensor | None, *, lean: bool = False) -> Tensor:
-    if lean and reach is None and torch.is_grad_enabled() and can_recompute(op):
-        out = frozen_forward(op.conv, x)
-        return x + out if op.shape.residual else out
-    return cast(Tensor, op(x, reach))
+        return op.branch(x, reach, scale)
 
 
 def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList:
