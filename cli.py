@@ -387,9 +387,9 @@ def search_command(
     from search.world import joined_world
 
     loaded = _load_recipe(recipe, data, init, weights).with_compute(
-        amp=amp, recompute=recompute, accumulate=accumulate, compile=compiled or None
+        amp=amp, recompute=recompute, compile=compiled or None
     )
-    loaded = loaded.with_search(
+    loaded = loaded.with_accumulate(search=accumulate).with_search(
         cost=cost,
         target=target,
         cost_weight=cost_weight,
@@ -473,13 +473,17 @@ def derive_command(
 
     Example: `adapt derive runs/bccd/search/supernet.pt --budget 9.5ms --costs runs/costs.sqlite`
     """
-    from search.costs import Budget
     from search.derive import derive, derive_front
+    from search.target import Budget
 
     how: dict[str, Any] = {"costs": costs, "uncertified": uncertified}
     if verify and (pareto or refine or evolve):
         option = "--pareto" if pareto else "--refine" if refine else "--evolve"
         raise AdaptError(f"--verify measures the network of one budget; leave out {option}")
+    if data and not refine:
+        raise AdaptError(
+            f"{data} is only looked at to re-rank a front; pass --refine, or no --data"
+        )
     if refine or evolve:
         how["budget"] = Budget.parse(budget) if budget else None
         _refined(supernet, out, (pareto, refine, evolve), data, how, as_json=as_json)
@@ -575,8 +579,9 @@ def finetune_command(
     from search.world import joined_world
 
     loaded = _load_recipe(recipe, data, init, weights).with_compute(
-        amp=amp, accumulate=accumulate, compile=compiled or None
+        amp=amp, compile=compiled or None
     )
+    loaded = loaded.with_accumulate(finetune=accumulate)
     train = loaded.split(loaded.data.train)
     architecture = resolve_architecture(arch, loaded)
     if dry_run:
@@ -902,7 +907,9 @@ def demo_command(
 def _run(recipe: "Recipe", out: Path, limit_steps: int | None, *, as_json: bool) -> None:
     from adapt.progress import console_stage
     from bench.pipeline import Run
+    from search.world import alone_or_refused
 
+    alone_or_refused("adapt run")
     run = Run(recipe, out, stage=console_stage, limit_steps=limit_steps, warn=_warn)
     result = run.execute()
     if as_json:

@@ -47,7 +47,8 @@ def overlapping_masks(widths: Sequence[int]) -> Tensor:
     if not widths or widths[0] < 1 or any(a >= b for a, b in pairwise(widths)):
         raise ValueError(f"widths must be positive and strictly increasing, got {list(widths)}")
     channels = torch.arange(widths[-1])
-    return (channels < torch.tensor(widths).unsqueeze(1)).float()
+    owned = channels < torch.tensor(widths).unsqueeze(1)
+    return owned.to(torch.get_default_dtype())
 
 
 def gate(masks: Tensor, probabilities: Tensor, norm: GateNorm) -> Tensor:

@@ -38,7 +38,8 @@ class ReLU6(nn.ReLU6):
 
     def forward(self, x: Tensor) -> Tensor:
         """Limit every value to [0, 6]."""
-        if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        trained = self.inplace and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if trained and x.requires_grad:
             out: Tensor = _ReLU6.apply(x)
             return out
         return super().forward(x)
@@ -88,15 +89,9 @@ class MBConv(nn.Module):
         ]
         self.conv = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor, reach: Tensor | None = None) -> Tensor:
-        """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, c_out, H', W']``, H' = ceil(H / stride).
-
-        Args:
-            x: The input.
-            reach: Tensor[c_in], how far each input channel is in use; its ``expansion`` hidden
-                channels are scaled with it. None uses all.
-        """
-        out = self.branch(x, reach)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, c_out, H', W']``, H' = ceil(H / stride)."""
+        out = self.branch(x)
         return x + out if self.shape.residual else out
 
     def branch(self, x: Tensor, reach: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
@@ -104,7 +99,8 @@ class MBConv(nn.Module):
 
         Args:
             x: The input.
-            reach: As in :meth:`forward`.
+            reach: Tensor[c_in], how far each input channel is in use; its ``expansion`` hidden
+                channels are scaled with it. None uses all.
             scale: Tensor[], a factor of the result; None for 1.
         """
         if reach is None and scale is None:

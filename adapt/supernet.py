@@ -119,14 +119,18 @@ class MixedOperation(nn.Module):
         recompute: Recompute,
         scale: Tensor | None = None,
     ) -> Tensor:
-        if recompute == "norms" and reach is None and torch.is_grad_enabled() and can_recompute(op):
-            return frozen_forward(op.conv, x, scale)
-        if recompute == "operation" and torch.is_grad_enabled():
-            out: Tensor = checkpoint(
-                op.branch, x, reach, scale, use_reentrant=False, preserve_rng_state=False
-            )
-            return out
-        return op.branch(x, reach, scale)
+        frozen = not any(p.requires_grad for p in op.parameters())
+        if recompute in ("off", "block") or not torch.is_grad_enabled():
+            return op.branch(x, reach, scale)
+        if recompute == "norms":
+            if not frozen:
+                return op.branch(x, reach, scale)
+            if reach is None and can_recompute(op):
+                return frozen_forward(op.conv, x, scale)
+        out: Tensor = checkpoint(
+            op.branch, x, reach, scale, use_reentrant=False, preserve_rng_state=False
+        )
+        return out
 
 
 def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList:

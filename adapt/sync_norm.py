@@ -1,49 +1,67 @@
 """How does BatchNorm see the batch of all processes?"""
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import Function
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the batch of all processes, for devices that PyTorch's SyncBatchNorm refuses.
-
-    Every process must hold as many images of the same size.
-    """
+    """BatchNorm over all processes' batches, where PyTorch's SyncBatchNorm refuses the device."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``Tensor[N, C, H, W]`` by the statistics of all processes' tensors."""
         if not (self.training or self.running_mean is None):
             out: Tensor = super().forward(x)
             return out
-        mean = _mean(x.mean((0, 2, 3)))
-        centred = x - mean[:, None, None]
+        values = x if x.dtype == torch.float64 else x.float()
+        count = values.new_tensor([values.numel() // values.shape[1]])
+        totals = _sum(torch.cat([values.sum((0, 2, 3)), count]))
+        number = totals[-1]
+        mean = totals[:-1] / number
+        centred = values - mean[:, None, None]
         # In a second round: the difference of two large sums would lose digits.
-        variance = _mean(centred.square().mean((0, 2, 3)))
+        variance = _sum(centred.square().sum((0, 2, 3))) / number
         if self.training and self.running_mean is not None:
-            self._remember(mean.detach(), variance.detach(), x.numel() // x.shape[1])
+            self._remember(mean.detach(), variance.detach(), number.detach())
         factor = (variance + self.eps).rsqrt()
         if self.affine:
-            scaled = centred * (factor * self.weight)[:, None, None]
-            return scaled + self.bias[:, None, None]
-        return centred * factor[:, None, None]
+            scaled = centred * (factor * self.weight)[:, None, None] + self.bias[:, None, None]
+        else:
+            scaled = centred * factor[:, None, None]
+        return scaled.to(x.dtype)
 
-    def _remember(self, mean: Tensor, variance: Tensor, own_values: int) -> None:
+    def _remember(self, mean: Tensor, variance: Tensor, number: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-        values = own_values * torch.distributed.get_world_size()
         self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance * values / max(1, values - 1), share)
+        self.running_var.lerp_(variance * number / (number - 1).clamp_min(1), share)
 
 
-def _mean(tensor: Tensor) -> Tensor:
-    """Average over all processes; the gradient is averaged over them too."""
-    from torch.distributed.nn.functional import all_reduce
+class _Sum(Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
 
-    total: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
-    return total / torch.distributed.get_world_size()
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(tensor)
+    return total
 
 
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:

@@ -17,11 +17,10 @@ from bench.target import Target
 from bench.timing import Protocol
 from bench.verify import approached
 from search.budget import Derived
-from search.costs import Budget
 from search.derive import FinishedSearch, open_search
 from search.evolve import Individual, cost_of, evolve
 from search.refine import Examiner
-from search.target import Unit
+from search.target import Budget, Unit
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from adapt.artifacts import atomic_path
-from search.costs import Budget
 from search.refine import LEAST_AP
+from search.target import Budget
 
 
 def plot_front(rows: Sequence[dict[str, Any]], path: Path, budget: Budget | None = None) -> None:

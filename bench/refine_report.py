@@ -9,9 +9,9 @@ from adapt.artifacts import header, write_json
 from adapt.errors import AdaptError
 from adapt.inherit import Choices
 from bench.refine_plot import plot_front
-from search.costs import Budget
-from search.derive import FinishedSearch
+from search.derive import FinishedSearch, fresh_front
 from search.refine import HeldOut
+from search.target import Budget
 
 SLACK = 1e-9  # relative; the budget's network may be dearer by rounding
 
@@ -67,6 +67,7 @@ def write_front(
     Raises:
         AdaptError: If no network is within the budget; everything but ``arch.json`` is written.
     """
+    fresh_front(out)
     tried = sorted(tried, key=lambda one: one.cost)
     fitting = [one for one in tried if _fits(one, budget)]
     best = max(fitting, key=lambda one: one.held_out.rank, default=None)

@@ -97,7 +97,8 @@ def variant_of(recipe: Recipe, name: str) -> Recipe:
         search = {"weight_paths": paths, "arch_paths": paths}
     if "mask" in options:
         search["mask"] = options.pop("mask")
-    return recipe.with_search(**search).with_compute(**options)
+    parts = options.pop("accumulate", None)
+    return recipe.with_search(**search).with_compute(**options).with_accumulate(search=parts)
 
 
 def time_steps(recipe: Recipe, kind: Kind, name: str, steps: int) -> dict[str, Any]:

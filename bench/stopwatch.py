@@ -71,7 +71,7 @@ class Stopwatch:
         Raises:
             AdaptError: If one cannot be measured.
         """
-        config = self._search.recipe.detector_config(self._search.classes)
+        config = self._search.recipe.detector_config(len(self._search.class_names))
         subjects = {
             str(i): WholeDetector(network, config, self._size) for i, network in enumerate(networks)
         }

@@ -19,8 +19,8 @@ from bench.stopwatch import Stopwatch
 from bench.target import Target
 from bench.timing import Protocol
 from search.budget import Derived
-from search.costs import Budget
 from search.derive import FinishedSearch, open_search
+from search.target import Budget
 
 MEASUREMENTS = 8
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from search.training import (
     Stepper,
     build_optimizer,
     build_scheduler,
+    check_shares,
     detection_loss,
     divergence_saved,
     divided,
@@ -96,7 +98,7 @@ class BilevelSearch:
         self.detector = place(detector, recipe.compute, self.world).train()
         self.cost = cost.to(self.world.device)
         self.halves = [training_dataset(recipe, half) for half in split_halves(train, recipe.seed)]
-        self.world.share(min(self.how.weights.batch_size, len(self.halves[0])))
+        check_shares(self.how.weights, len(self.halves[0]), self.world)
         self.multiplier = Multiplier(self.how, self._target(target))
         self.totals = Totals()
         self._build_optimizers()
@@ -203,8 +205,9 @@ class BilevelSearch:
 
     def _generator(self, kind: str, step: int) -> torch.Generator:
         # The step seeds the sample, so a resumed search and every process draw the same paths.
-        key = (self.recipe.seed, step) if kind == "weight" else (self.recipe.seed, step, 1)
-        return torch.Generator().manual_seed(hash(key) % 2**63)
+        key = (self.recipe.seed, step, ("weight", "arch").index(kind))
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        return torch.Generator().manual_seed(seed)
 
     def _losses(
         self, batch: Batch, paths: list[Paths | None]
@@ -223,10 +226,9 @@ class BilevelSearch:
         return self.multiplier.penalty(self.expected_cost())
 
     def expected_cost(self) -> Tensor:
-        """Return C of Eq. 4, in G MAdds or milliseconds."""
-        return (
-            self.cost.expected(*self.supernet.probabilities(), form=self.how.cost_form) / self._unit
-        )
+        """Return C of Eq. 4, in G MAdds or milliseconds; exactly if it has a target to meet."""
+        form = self.how.cost_form if self.multiplier.target is None else "exact"
+        return self.cost.expected(*self.supernet.probabilities(), form=form) / self._unit
 
     @torch.no_grad()
     def log_entry(self, step: int) -> Entry:
@@ -334,12 +336,13 @@ def run_search(
         "identity": identity,
         "recipe": recipe.to_dict(),
         "space": recipe.space.load().to_dict(),
-        "num_classes": len(train.class_names),
+        "class_names": list(train.class_names),
         "provenance": provenance or {},
         "total_steps": search.plan.total_steps,
     }
     make_folder(out)  # before hours of work, not after
     start = resume(path, "supernet", search.parts, identity)
+    search.world.agree((start, identity), "the last checkpoint")
     clock, watched = Clock(recipe.compute.checkpoint_minutes), Clock(PLOT_MINUTES)
     with (
         search_log(out, start, main=main) as log,

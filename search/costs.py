@@ -16,8 +16,7 @@ from adapt.machine import processor_name
 from adapt.runtime import usual_tail
 from adapt.units import madds
 from search.recipe import Recipe
-from search.target import Budget as Budget
-from search.target import Unit as Unit
+from search.target import Budget
 
 
 def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
@@ -132,6 +131,11 @@ def search_cost(
     provenance: dict[str, Any] = {"annotations_sha256": file_hash(train.annotations)}
     budget = Budget.parse(recipe.search.target) if recipe.search.target else None
     if recipe.search.cost == "madds":
+        if costs is not None:
+            raise AdaptError(
+                f"a search for multiply-adds does not use {costs}; pass --cost latency with it, or "
+                "leave out --costs"
+            )
         return SearchCost(
             madds_cost(recipe, classes), budget.amount if budget else None, provenance
         )

@@ -19,8 +19,9 @@ from adapt.supernet import Supernet, architecture_of
 from adapt.units import madds
 from search.budget import Derived, Deriver
 from search.checkpoint import read_checkpoint
-from search.costs import Budget, Unit, check_certificate, check_table, costs_of
+from search.costs import check_certificate, check_table, costs_of
 from search.recipe import Recipe
+from search.target import Budget, Unit
 
 
 def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
@@ -87,6 +88,17 @@ def derive(
     return {"architecture": str(out), "network": str(architecture), **found}
 
 
+def fresh_front(folder: Path) -> None:
+    """Create the folder of a front, without the architectures that an earlier one left there.
+
+    Raises:
+        AdaptError: If it cannot be written to.
+    """
+    make_folder(folder)
+    for old in folder.glob("arch*.json"):
+        old.unlink()
+
+
 def derive_front(
     searched: Path,
     out: Path,
@@ -112,7 +124,7 @@ def derive_front(
     Raises:
         AdaptError: If the search is unfinished, or the table does not fit or has no certificate.
     """
-    make_folder(out)
+    fresh_front(out)
     rows = []
     with open_search(searched, costs, uncertified=uncertified) as search:
         unit: Unit = "ms" if costs else "madds"
@@ -133,7 +145,7 @@ class FinishedSearch:
     Attributes:
         supernet: The supernet with its alphas and betas.
         recipe: What was searched, and how.
-        classes: Object classes.
+        class_names: Object classes, in the order of their labels.
         identity: Hash of everything that defined the search.
         states: State of the whole detector around the supernet.
         table: Open cost table; None to count multiply-adds only.
@@ -141,7 +153,7 @@ class FinishedSearch:
 
     supernet: Supernet
     recipe: Recipe
-    classes: int
+    class_names: tuple[str, ...]
     identity: Any
     states: dict[str, Tensor]
     table: CostTable | None
@@ -161,7 +173,10 @@ class FinishedSearch:
         Raises:
             AdaptError: If latencies are asked for without a fitting table.
         """
-        config, size = self.recipe.detector_config(self.classes), self.recipe.measured_size()
+        config, size = (
+            self.recipe.detector_config(len(self.class_names)),
+            self.recipe.measured_size(),
+        )
         cost: UnitCost = madds
         if unit == "ms":
             if self.table is None:
@@ -179,7 +194,7 @@ class FinishedSearch:
 
     def costs(self, architecture: Architecture) -> dict[str, float]:
         """Return multiply-adds, and latency where there is a table."""
-        return costs_of(architecture, self.recipe, self.classes, self.table)
+        return costs_of(architecture, self.recipe, len(self.class_names), self.table)
 
 
 @contextmanager
@@ -198,7 +213,7 @@ def open_search(
     """
     supernet, recipe, content = load_searched(searched)
     states = content["states"]["detector"]
-    found = recipe, content["num_classes"], content["identity"], states
+    found = recipe, tuple(content["class_names"]), content["identity"], states
     if costs is None:
         yield FinishedSearch(supernet, *found, None)
         return

@@ -3,7 +3,8 @@
 Nothing is computed: the networks run on PyTorch's meta device, which only knows shapes.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -98,6 +99,8 @@ def estimate_run(
     supernet.paths = largest_paths(supernet, how.weight_paths)
     weights = [p for p in searched.parameters() if id(p) not in chosen]
     weight = _estimate(recipe, searched, plan.total_steps, how.weights, weights)
+    if how.bi_sampling:
+        weight = replace(weight, tflops=2 * weight.tflops)
     steps = total_steps(recipe, images, limit_steps)
     finetune = _estimate(recipe, derived, steps, recipe.finetune, list(derived.parameters()))
     usual, size = recipe.measured_size(), recipe.input.fixed()
@@ -191,24 +194,23 @@ def _count(model: RetinaNet, images: Tensor) -> tuple[int, int]:
     PyTorch's counter ignores groups in the backward pass, hence only the forward is counted. A
     part that is computed again keeps its input; while the backward pass is in it, all of it.
     """
-    kept, parts = _Kept(), _recomputed_parts(model)
-    starts: dict[nn.Module, int] = {}
-    inputs = _Kept()
-    largest = inside = 0
+    kept, inputs = _Kept(), _Kept()
+    inside: list[int] = []
 
-    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        starts[module] = kept.nbytes
-        inputs.pack(arguments[0])
+    def counted(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(x: Tensor, *rest: Any) -> Tensor:
+            start = kept.nbytes
+            inputs.pack(x)
+            out = part(x, *rest)
+            inside.append(kept.nbytes - start)
+            return out
 
-    def leave(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        nonlocal largest, inside
-        own = kept.nbytes - starts[module]
-        largest, inside = max(largest, own), inside + own
+        return run
 
-    handles = [part.register_forward_pre_hook(enter) for part in parts]
-    handles += [part.register_forward_hook(leave) for part in parts]
-    body = model.backbone.body
-    before = _recompute(model)
+    body, how = model.backbone.body, _recompute(model)
+    parts = _recomputed_parts(model)
+    for module, name in parts:
+        setattr(module, name, counted(getattr(module, name)))
     if parts:
         body.recompute = "off"  # a checkpoint would hide its tensors from the count
     try:
@@ -218,19 +220,22 @@ def _count(model: RetinaNet, images: Tensor) -> tuple[int, int]:
         ):
             _outputs(model, images)
     finally:
-        for handle in handles:
-            handle.remove()
+        for module, name in parts:
+            delattr(module, name)
         if parts:
-            body.recompute = before
-    return kept.nbytes - inside + largest + inputs.nbytes, counter.get_total_flops()
+            body.recompute = how
+    memory = kept.nbytes - sum(inside) + max(inside, default=0) + inputs.nbytes
+    return memory, counter.get_total_flops()
 
 
-def _recomputed_parts(model: RetinaNet) -> list[nn.Module]:
+def _recomputed_parts(model: RetinaNet) -> list[tuple[nn.Module, str]]:
+    """Return what is computed again as (module, name of the method)."""
     body = model.backbone.body
     match _recompute(model):
         case "block":
-            return list(body.blocks)
+            return [(block, "forward") for block in body.blocks]
         case "operation":
-            return [module for module in body.blocks.modules() if isinstance(module, MBConv)]
+            ops = (module for module in body.blocks.modules() if isinstance(module, MBConv))
+            return [(op, "branch") for op in ops]
         case _:
             return []

@@ -23,6 +23,7 @@ from search.training import (
     Stepper,
     build_optimizer,
     build_scheduler,
+    check_shares,
     detection_loss,
     divergence_saved,
     divided,
@@ -155,6 +156,7 @@ def _train(
         [recipe.finetune_hash, limit_steps, info.to_dict(), file_hash(train.annotations)]
     )
     start = resume(checkpoint, "finetuning", parts, identity)
+    world.agree((start, identity), "the last checkpoint")
     total = total_steps(recipe, len(train), limit_steps)
     batches = training_batches(
         training_dataset(recipe, train),
@@ -165,7 +167,7 @@ def _train(
         prefetch=compute.prefetch,
         shard=(world.rank, world.size),
     )
-    world.share(min(how.batch_size, len(train)))
+    check_shares(how, len(train), world)
     clock = Clock(compute.checkpoint_minutes)
     for step in range(start, total):
         batch = next(batches)

@@ -36,7 +36,7 @@ def mean_entropy(distributions: Sequence[Tensor]) -> float:
 def collapse_warnings(
     space: SearchSpace, ops: Sequence[Sequence[Tensor]], widths: Sequence[Tensor], done: float
 ) -> list[str]:
-    """Return what looks like a collapse, one sentence each.
+    """Return what looks like a collapse, one sentence each; nothing before architecture steps.
 
     Args:
         space: The search space.
@@ -44,7 +44,9 @@ def collapse_warnings(
         widths: Softmax of beta per block.
         done: Share of the architecture steps taken.
     """
-    return [*_skips(space, ops), *(_early(ops, widths) if 0 < done < EARLY else ())]
+    if done <= 0:
+        return []
+    return [*_skips(space, ops), *(_early(ops, widths) if done < EARLY else ())]
 
 
 def _skips(space: SearchSpace, ops: Sequence[Sequence[Tensor]]) -> list[str]:
@@ -58,9 +60,8 @@ def _skips(space: SearchSpace, ops: Sequence[Sequence[Tensor]]) -> list[str]:
     if 2 * won <= optional:
         return []
     return [
-        f"skip is the most probable candidate of {won} of {optional} optional operations; if the "
-        "budget does not ask for it, raise warmup_epochs, lower cost_weight or arch_lr, or set "
-        "bi_sampling = true"
+        "skip is the most probable candidate of most optional operations; if the budget does not "
+        "ask for it, raise warmup_epochs, lower cost_weight or arch_lr, or set bi_sampling = true"
     ]
 
 
@@ -71,8 +72,8 @@ def _early(ops: Sequence[Sequence[Tensor]], widths: Sequence[Tensor]) -> list[st
             share = mean_entropy(distributions)
             if any(len(p) > 1 for p in distributions) and share < DECIDED:
                 found.append(
-                    f"block {number} has decided on its {name} (entropy {share:.0%} of uniform) in "
-                    "the first half of the architecture steps; lower arch_lr, or raise "
+                    f"block {number} has decided on its {name} (entropy below {DECIDED:.0%} of "
+                    "uniform) in the first half of the architecture steps; lower arch_lr, or raise "
                     "warmup_epochs"
                 )
     return found

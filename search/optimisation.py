@@ -219,8 +219,10 @@ class ComputeRecipe:
         channels_last: Whether feature maps lie channels last in memory.
         recompute: What a search computes again in the backward pass instead of keeping it:
             nothing (``off``), the normalised activations of frozen candidates in architecture steps
-            (``norms``), every candidate operation, or every block.
-        compile: Whether ``torch.compile`` compiles candidates, pyramid and heads.
+            (``norms``; every candidate where that does not apply, such as with several processes),
+            every candidate ``operation``, or every ``block``.
+        compile: Whether ``torch.compile`` compiles candidates, pyramid and heads. Candidates that
+            compute ``norms`` again are not compiled.
         sync_batch_norm: Whether BatchNorm takes its statistics over the batch of all processes.
         prefetch: Batches that every loading process keeps ready.
         checkpoint_minutes: Most minutes between two checkpoints; every epoch ends with one.

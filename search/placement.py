@@ -1,13 +1,14 @@
 """How is a detector brought to where and how it computes?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
 from adapt.backbone import Backbone
+from adapt.operations import MBConv
 from adapt.supernet import MixedOperation, Supernet
 from adapt.sync_norm import synchronise
 from search.optimisation import ComputeRecipe
@@ -61,16 +62,20 @@ def _compile(model: RetinaNet) -> None:
 
     A whole supernet has another graph for every sampled path; its candidates do not.
     """
+    # Every shape of a candidate is a graph of its own, and so is every padded size of a batch.
+    torch._dynamo.config.recompile_limit = 512
     body = model.backbone.body
     if isinstance(body, Backbone):
-        body.compile(dynamic=False)
+        body.compile()
     else:
-        torch._dynamo.config.recompile_limit = 512  # every candidate shape is a graph of its own
-        for mixed in (m for m in body.modules() if isinstance(m, MixedOperation)):
-            for op in mixed.ops:
-                op.compile(dynamic=False)
+        for op in (m for mixed in _mixed(body) for m in mixed.ops if isinstance(m, MBConv)):
+            op.branch = torch.compile(op.branch)  # type: ignore[method-assign]
     model.backbone.fpn.compile()
     model.head.compile()
+
+
+def _mixed(supernet: nn.Module) -> Iterator[MixedOperation]:
+    return (module for module in supernet.modules() if isinstance(module, MixedOperation))
 
 
 def _within(forward: Callable[..., Any], context: torch.autocast) -> Callable[..., Any]:

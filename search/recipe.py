@@ -226,21 +226,25 @@ class Recipe:
         """
         return replace(self, search=_changed(self.search, changes))
 
-    def with_compute(self, accumulate: int | None = None, **changes: Any) -> "Recipe":
+    def with_compute(self, **changes: Any) -> "Recipe":
         """Return the recipe with other fields of ``compute``, where they are not None.
-
-        ``accumulate`` is that of search and fine-tuning.
 
         Raises:
             AdaptError: If a value is wrong.
         """
-        parts = {"accumulate": accumulate}
-        weights = _changed(self.search.weights, parts)
+        return replace(self, compute=_changed(self.compute, changes))
+
+    def with_accumulate(self, search: int | None = None, finetune: int | None = None) -> "Recipe":
+        """Return the recipe with other numbers of parts of a batch, where they are not None.
+
+        Raises:
+            AdaptError: If a number does not divide the batch.
+        """
+        weights = _changed(self.search.weights, {"accumulate": search})
         return replace(
             self,
-            compute=_changed(self.compute, changes),
             search=replace(self.search, weights=weights),
-            finetune=_changed(self.finetune, parts),
+            finetune=_changed(self.finetune, {"accumulate": finetune}),
         )
 
     def with_device(

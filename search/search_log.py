@@ -43,11 +43,12 @@ class SearchLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "search.jsonl"
-        kept = [entry for entry in read_log(self.path) if entry["step"] <= start] if start else []
+        known = start and self.path.is_file()  # a search goes on without its log, too
+        kept = [entry for entry in read_log(self.path) if entry["step"] <= start] if known else []
         write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self.known = {warning for entry in kept for warning in entry["warnings"]}
         self._board: SummaryWriter = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start + 1 if start else None
+            str(folder / "tensorboard"), purge_step=start + 1
         )
 
     def append(self, entry: Entry) -> list[str]:
@@ -82,24 +83,19 @@ def search_log(folder: Path, start: int, *, main: bool) -> Iterator[SearchLog | 
 
 
 def read_log(path: Path) -> list[Entry]:
-    """Read ``search.jsonl``; a last line that a killed run left unfinished is dropped.
+    """Read ``search.jsonl``; lines that a killed run left unfinished are dropped.
 
     Raises:
-        AdaptError: If the file is missing or holds something else.
+        AdaptError: If the file is missing.
     """
     if not path.is_file():
         raise AdaptError(f"search log {path} does not exist; `adapt search` writes it")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            break
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise AdaptError(
-                f"line {number} of {path} is not JSON ({error}); delete the folder to start over"
-            ) from error
+        except json.JSONDecodeError:
+            continue
     return entries
 
 
@@ -114,7 +110,13 @@ def _to_board(board: "SummaryWriter", entry: Entry) -> None:
         board.add_scalar(name, value, step)
     for number, value in enumerate(entry["gate_scale"], start=1):
         board.add_scalar(f"gate scale/block {number}", value, step)
+    board.add_text("arg max", _described(entry), step)
     board.flush()
+
+
+def _described(entry: Entry) -> str:
+    blocks = [f"{block['width']}: {' '.join(block['ops'])}" for block in entry["argmax"]]
+    return " | ".join(blocks)
 
 
 def named_probabilities(

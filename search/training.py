@@ -74,6 +74,20 @@ def divided(batch: Batch, number: int) -> Iterator[tuple[float, Batch]]:
         yield len(part[0]) / len(images), part
 
 
+def check_shares(how: Optimisation, images: int, world: World) -> None:
+    """Check that all processes, and all parts of their shares, get as many images.
+
+    Raises:
+        AdaptError: With the numbers.
+    """
+    share = world.share(min(how.batch_size, images))
+    if world.size > 1 and share % how.accumulate:
+        raise AdaptError(
+            f"the {share} images of each process cannot be taken in {how.accumulate} equal parts; "
+            "choose another accumulate, batch_size or number of processes"
+        )
+
+
 class DivergedError(AdaptError):
     """Loss or gradient is not a finite number.
 
@@ -100,6 +114,9 @@ def divergence_saved(path: Path, train: CocoSplit, world: World) -> Iterator[Non
             rows = [{"id": number, "file": files[number]} for number in error.image_ids]
             write_json(path, header("diverged", reason=str(error), images=rows))
         raise AdaptError(f"{error} (they are listed in {path})") from error
+
+
+LEAST_SCALE = 1.0  # of a loss in fp16: what overflows without any scaling is no accident
 
 
 class Stepper:
@@ -136,7 +153,7 @@ class Stepper:
             The weighted sum, averaged over all processes.
 
         Raises:
-            DivergedError: If it, or the gradient, is not finite; nothing is updated then.
+            DivergedError: If it, or the gradient, is not finite; no parameter is updated then.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
@@ -159,6 +176,8 @@ class Stepper:
             raise self._diverged(f"the gradient's norm became {norm}", batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            raise self._diverged("the gradient overflows fp16 however little it is scaled", batch)
 
     def _diverged(self, what: str, batch: Batch) -> DivergedError:
         self.optimizer.zero_grad(set_to_none=True)

@@ -75,6 +75,22 @@ class World:
         dist.all_gather_object(lists, list(ids))
         return [number for numbers in lists for number in numbers]
 
+    def agree(self, value: object, what: str) -> None:
+        """Check that a value is the same in all processes.
+
+        Raises:
+            AdaptError: In all of them, if it is not.
+        """
+        if self.size == 1:
+            return
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        if any(other != value for other in values):
+            raise AdaptError(
+                f"the processes do not agree on {what}: {values}; --out and the data must lie "
+                "where all of them see the same files"
+            )
+
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace the gradients by their means over all processes.
 
@@ -140,6 +156,20 @@ def joined_world() -> Iterator[World]:
         yield World(rank, size, device)
     finally:
         dist.destroy_process_group()
+
+
+def alone_or_refused(command: str) -> None:
+    """Refuse a command that several processes would run over each other.
+
+    Raises:
+        AdaptError: If ``torchrun`` or ``srun`` started more than one.
+    """
+    size = _variable("WORLD_SIZE", "1")
+    if size > 1:
+        raise AdaptError(
+            f"{size} processes started `{command}`, which is one process's work; run its stages "
+            "one by one, `adapt search` and `adapt finetune` with several processes"
+        )
 
 
 def _variable(name: str, default: str) -> int:

@@ -1,4 +1,4 @@
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +158,19 @@ def test_batches_resume_at_any_step(step: int) -> None:
     whole = list(islice(endless_batches(13, 4, seed=5, flip=True), 12))
     rest = endless_batches(13, 4, seed=5, flip=True, start_step=step)
     assert list(islice(rest, 12 - step)) == whole[step:]
+
+
+@pytest.mark.parametrize(("batch", "processes"), [(4, 2), (6, 3), (4, 1)])
+def test_processes_share_out_every_batch(tmp_path: Path, batch: int, processes: int) -> None:
+    dataset = DetectionDataset(split_of(tmp_path, *(boxes_of() for _ in range(7))), SIZE)
+
+    def ids(shard: tuple[int, int]) -> list[list[int]]:
+        batches = islice(training_batches(dataset, batch, seed=1, shard=shard), 3)
+        return [[int(target["image_id"]) for target in targets] for _, targets in batches]
+
+    whole, shares = ids((0, 1)), [ids((number, processes)) for number in range(processes)]
+    assert {len(part) for share in shares for part in share} == {batch // processes}
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
 
 
 def test_workers_deliver_the_same_batches_and_leave_the_random_state(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What is computed again in the backward pass changes no result."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adapt.architecture import MBConvShape
 from adapt.masks import MaskKind
-from adapt.operations import MBConv
+from adapt.operations import MBConv, ReLU6, scaled_norm
 from adapt.recompute import can_recompute, frozen_forward
 from adapt.supernet import Recompute, Supernet
 
@@ -84,22 +84,12 @@ def test_frozen_layers_return_and_pass_on_what_plain_ones_do(
     torch.testing.assert_close(lean_gradient, plain_gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_frozen_layers_keep_half_of_the_bytes() -> None:
+def test_frozen_layers_keep_a_third_less_than_plain_ones() -> None:
     op = frozen_mbconv(6)
 
-    def kept(run: object) -> int:
-        seen: dict[int, Tensor] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            seen[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        x = torch.randn(2, 6, 32, 32, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run(x)  # type: ignore[operator]
-        return sum(t.untyped_storage().nbytes() for t in seen.values())
-
-    assert kept(lambda x: frozen_forward(op.conv, x)) < 0.6 * kept(op.conv)
+    x = torch.randn(2, 6, 32, 32, requires_grad=True)
+    plain = saved_bytes(op.conv, x)
+    assert saved_bytes(lambda x: frozen_forward(op.conv, x), x) < 0.67 * plain
 
 
 @pytest.mark.parametrize(
@@ -142,3 +132,45 @@ def test_several_sampled_operations_compete_among_themselves() -> None:
         assert torch.allclose(net(images)["0"], everything)
     net(images)["0"].square().sum().backward()
     assert (alpha.grad != 0).all()
+
+
+def saved_bytes(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    seen: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(x)
+    return sum(t.untyped_storage().nbytes() for t in seen.values())
+
+
+def test_relu6_has_the_gradient_of_pytorchs_and_keeps_its_result_only() -> None:
+    data = torch.tensor([-1.0, 0.0, 0.5, 5.999, 6.0, 7.0])
+    gradients = []
+    for activation in (ReLU6(inplace=True), nn.ReLU6()):
+        x = data.clone().requires_grad_(True)
+        out = activation(x * 1)
+        assert torch.equal(out.detach(), data.clamp(0, 6))
+        (out * torch.arange(1.0, 7.0)).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+    large = torch.randn(1000, requires_grad=True)
+    assert saved_bytes(lambda x: ReLU6(inplace=True)(x + 0) * 1, large) == large.nbytes
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("statistics", [False, True])
+def test_scaled_norm_is_the_factor_times_the_norm(affine: bool, statistics: bool) -> None:
+    norm = nn.BatchNorm2d(5, affine=affine, track_running_stats=statistics)
+    shake(norm, seed=1)
+    data = torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(1))
+    results = []
+    for run in (lambda x, p: p * norm(x), lambda x, p: scaled_norm(norm, x, p)):
+        x, p = data.clone().requires_grad_(True), torch.tensor(0.3, requires_grad=True)
+        out = run(x, p)
+        out.square().sum().backward()
+        results.append((out.detach(), x.grad, p.grad))
+    for plain, scaled in zip(*results, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=1e-5)

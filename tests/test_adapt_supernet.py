@@ -27,7 +27,7 @@ def test_mixed_operation_is_equation_one_by_hand() -> None:
     a, b = 0.7, -0.2
     total = torch.tensor([a, b]).exp().sum()
     by_hand = torch.tensor(a).exp() / total * mixed.ops[0](x) + torch.tensor(b).exp() / total * x
-    assert torch.allclose(mixed(x, torch.tensor([a, b]).softmax(0), None), by_hand)
+    torch.testing.assert_close(mixed(x, torch.tensor([a, b]).softmax(0), None), by_hand)
 
 
 def two_widths(operations: int = 1) -> BlockSpace:

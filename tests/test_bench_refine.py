@@ -16,8 +16,9 @@ from bench.target import WholeDetector
 from bench.timing import Protocol
 from cli import app
 from search.bilevel import run_search
-from search.costs import Budget, madds_cost
+from search.costs import madds_cost
 from search.recipe import DeviceRecipe
+from search.target import Budget
 
 DEVICE = Simulated(runtime="tensorrt")
 SHORT = Protocol(rounds=2, round_ms=2.0)

@@ -22,9 +22,10 @@ from bench.verify import MEASUREMENTS, derive_verified
 from cli import app
 from search.bilevel import run_search
 from search.budget import Derived
-from search.costs import Budget, madds_cost
+from search.costs import madds_cost
 from search.derive import open_search
 from search.recipe import DeviceRecipe
+from search.target import Budget
 
 SHORT = Protocol(rounds=2, round_ms=2.0)
 
@@ -81,7 +82,7 @@ def best_networks(paths):
     """The networks that are the best of some budget, and their true latencies."""
     found = {}
     with open_search(*paths, uncertified=True) as search:
-        config, size = search.recipe.detector_config(search.classes), search.recipe.input
+        config, size = search.recipe.detector_config(len(search.class_names)), search.recipe.input
         deriver = search.deriver("ms")
         budget = deriver.dearest / BELOW
         while budget > deriver.cheapest:

@@ -94,10 +94,13 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
 def test_commands_carry_a_detector_from_search_to_report(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     data = json.loads(json.dumps(str(Path(root_of(recipe)))))
-    ok("search", recipe, "--out", out, "--limit-steps", 1)
+    options = ("--paths", "1:2", "--recompute", "norms", "--accumulate", 2, "--bi-sampling")
+    found = ok("search", recipe, "--out", out, "--limit-steps", 1, "--target", "9G", *options)
+    assert Path(found["plot"]).stat().st_size > 10_000
     ok("derive", out / "supernet.pt", "--out", out / "arch.json")
     detector = out / "arch.safetensors"
-    ok("finetune", recipe, "--arch", out / "arch.json", "--out", detector, "--limit-steps", 1)
+    tuned = ("--limit-steps", 1, "--amp", "bf16")
+    ok("finetune", recipe, "--arch", out / "arch.json", "--out", detector, *tuned)
     ok("export", detector, "--out", out / "arch.onnx")
     assert "ap50" in ok("eval", out / "arch.onnx", "--data", data)
     both = [detector, out / "arch.onnx"]
@@ -111,13 +114,17 @@ def root_of(recipe: Path) -> str:
 
 
 def test_run_is_resumed_and_reuses_what_is_there(recipe: Path, tmp_path: Path) -> None:
-    latency = recipe.read_text().replace('cost = "madds"', 'cost = "latency"')
+    latency = recipe.read_text().replace('cost = "madds"', 'cost = "latency"\ntarget = "1000ms"')
     recipe.write_text(latency)
     arguments = ("run", recipe, "--out", tmp_path / "out", "--limit-steps", 1)
     first, second = ok(*arguments), ok(*arguments)
     assert set(first["stages"].values()) == {"ran"}
     assert {n for n, state in second["stages"].items() if state == "ran"} == {"bench"}
-    assert first["predicted_ms"] > 0
+    assert 0 < first["predicted_ms"] < 1000
+    assert Architecture.load(tmp_path / "out" / "arch.json") == Architecture.from_dict(
+        first["derived"]
+    )
+    assert json.loads((tmp_path / "out" / "arch.json").read_text())["rule"] == "budget 1000 ms"
     assert first["derived"] == second["derived"]
 
 
@@ -221,6 +228,11 @@ BAD: list[tuple[Callable[[Path, Path], list[object]], int, str]] = [
         "is not an adapt cost-table file",
     ),
     (lambda r, t: ["search", r, "--out", "/proc/x"], 1, "cannot write"),
+    (lambda r, t: ["search", r, "--target", "4ms"], 1, "target '4ms' does not fit cost 'madds'"),
+    (lambda r, t: ["search", r, "--target", "1M"], 1, "target 1M cannot be reached: the cheapest"),
+    (lambda r, t: ["search", r, "--paths", "none"], 1, "--paths must be like all, 2 or 1:all"),
+    (lambda r, t: ["search", r, "--accumulate", "3"], 1, "accumulate must divide batch_size"),
+    (lambda r, t: ["search", r, "--amp", "fp8"], 2, "fp8"),
     (lambda r, t: ["derive", t / "no.pt"], 1, "does not exist"),
     (lambda r, t: ["derive", r], 1, "damaged or foreign"),
     (lambda r, t: ["finetune", r, "--arch", t / "no.json"], 1, "does not exist"),

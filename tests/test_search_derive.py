@@ -14,9 +14,10 @@ from adapt.images import InputSize
 from bench.profiler import profile
 from cli import app
 from search.bilevel import run_search
-from search.costs import Budget, madds_cost
+from search.costs import madds_cost
 from search.derive import derive, derive_front, load_searched
 from search.recipe import DeviceRecipe
+from search.target import Budget
 
 
 @pytest.fixture

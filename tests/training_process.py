@@ -2,8 +2,10 @@
 
     python training_process.py search|finetune FOLDER [STEPS]
 
-FOLDER holds ``data`` and ``recipe.json``; the result goes to ``out`` in it. With STEPS a file
-``started`` appears once so many steps were taken, so that a test knows when to kill it.
+FOLDER holds ``data`` and ``recipe.json``; the result goes to ``out`` in it. A file ``float64``
+there asks for double precision: BatchNorm over a handful of values makes 1e-2 of a rounding of
+1e-7, so in single precision nobody could tell a wrong sum from another order of summation. With
+STEPS a file ``started`` appears once so many steps were taken, so that a test knows when to kill.
 """
 
 import json
@@ -27,6 +29,7 @@ from search.world import World, joined_world
 def train(kind: str, folder: Path, out: Path, progress: Progress, world: World) -> None:
     """Run what FOLDER describes, in one thread: sums must have one order."""
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64 if (folder / "float64").exists() else torch.float32)
     recipe = Recipe.from_dict(json.loads((folder / "recipe.json").read_text()))
     data = load_split(folder / "data", "train")
     if kind == "search":
