@@ -6,6 +6,53 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional as F
+
+
+class _SyncedNorm(Function):
+    """Normalise by the statistics of all processes: one exchange forward, one backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        own = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
+        everybody = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(everybody, own)
+        all_of_them = torch.stack(everybody)
+        means, variances, counts = torch.split(all_of_them, [len(mean), len(mean), 1], dim=1)
+        number = counts.sum()
+        mean = (counts * means).sum(0) / number
+        # Of deviations, not of squares: the difference of two large sums would lose digits.
+        variance = (counts * (variances + (means - mean).square())).sum(0) / number
+        ctx.save_for_backward(x, weight, mean, variance, number)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, number)
+        out = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        return out, mean, variance, number
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, (x, weight, mean, variance, number) = gradients[0], ctx.saved_tensors
+        inverse = (variance + ctx.eps).rsqrt()
+        shift = gradient.sum((0, 2, 3))
+        scale = (gradient * x).sum((0, 2, 3)) - mean * shift
+        both = torch.stack([shift, scale])
+        dist.all_reduce(both)
+        slope = inverse.square() * both[1] / number
+        factor = inverse if weight is None else inverse * weight
+        passed = gradient - x * _channels(slope) + _channels(mean * slope - both[0] / number)
+        return (
+            passed.mul_(_channels(factor)),
+            None if weight is None else scale * inverse,
+            None if weight is None else shift,
+            None,
+        )
+
+
+def _channels(values: Tensor) -> Tensor:
+    return values[:, None, None]
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
@@ -17,21 +64,11 @@ class SyncedBatchNorm(nn.BatchNorm2d):
             out: Tensor = super().forward(x)
             return out
         values = x if x.dtype == torch.float64 else x.float()
-        count = values.new_tensor([values.numel() // values.shape[1]])
-        totals = _sum(torch.cat([values.sum((0, 2, 3)), count]))
-        number = totals[-1]
-        mean = totals[:-1] / number
-        centred = values - mean[:, None, None]
-        # In a second round: the difference of two large sums would lose digits.
-        variance = _sum(centred.square().sum((0, 2, 3))) / number
+        weight, bias = (self.weight, self.bias) if self.affine else (None, None)
+        out, mean, variance, number = _SyncedNorm.apply(values, weight, bias, self.eps)
         if self.training and self.running_mean is not None:
-            self._remember(mean.detach(), variance.detach(), number.detach())
-        factor = (variance + self.eps).rsqrt()
-        if self.affine:
-            scaled = centred * (factor * self.weight)[:, None, None] + self.bias[:, None, None]
-        else:
-            scaled = centred * factor[:, None, None]
-        return scaled.to(x.dtype)
+            self._remember(mean, variance, number)
+        return out.to(x.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor, number: Tensor) -> None:
         assert self.running_mean is not None
@@ -41,27 +78,6 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * number / (number - 1).clamp_min(1), share)
-
-
-class _Sum(Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _sum(tensor: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(tensor)
-    return total
 
 
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:

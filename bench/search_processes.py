@@ -3,7 +3,8 @@
     python -m bench.search_processes RECIPE --processes 2
 
 One process with one thread, one with as many threads as there are processes, and as many processes
-with one thread each take the same steps on the same batches.
+with one thread each take the same steps on the same batches; the last ones also with BatchNorm
+statistics of their own, which is faster and another result.
 """
 
 import json
@@ -66,19 +67,23 @@ def main(
     batch: Annotated[int, typer.Option(help="Images per step of all processes.")] = 4,
     steps: Annotated[int, typer.Option(help="Timed steps of each kind.")] = 8,
     grid: Annotated[int, typer.Option(help="Width grid; 1 is the full Table I.")] = 1,
+    sync: Annotated[bool, typer.Option(help="Whether BatchNorm sees the whole batch.")] = True,
     here: Annotated[Path | None, typer.Option(help="Take the steps and write to this.")] = None,
 ) -> None:
     """Print seconds per image and the largest difference of alpha and beta as JSON."""
     loaded = Recipe.load(recipe).with_grid(grid).with_search(cost="madds", warmup_epochs=0)
     loaded = loaded.with_search(weights=replace(loaded.search.weights, batch_size=batch))
+    loaded = loaded.with_compute(sync_batch_norm=sync)
     if here:
         take_steps(loaded, steps, here)
         return
     options = [f"--{n}={v}" for n, v in (("batch", batch), ("steps", steps), ("grid", grid))]
+    own = [*options, "--no-sync"]
     runs = {
         "1 process, 1 thread": run(recipe, options, 1, 1),
         f"1 process, {processes} threads": run(recipe, options, 1, processes),
         f"{processes} processes, 1 thread": run(recipe, options, processes, 1),
+        f"{processes} processes, own statistics": run(recipe, own, processes, 1),
     }
     first = [torch.tensor(p) for p in runs["1 process, 1 thread"]["choices"]]
     results = {}

@@ -13,6 +13,7 @@ from adapt.space import SKIP, SearchSpace
 
 DECIDED = 0.1  # entropy, as a share of the uniform distribution's
 EARLY = 0.5  # share of the architecture steps
+DOMINANT = 1.5  # times the probability of one candidate among equals
 
 
 def entropy_share(probabilities: Tensor) -> float:
@@ -51,13 +52,15 @@ def collapse_warnings(
 
 def _skips(space: SearchSpace, ops: Sequence[Sequence[Tensor]]) -> list[str]:
     won = optional = 0
+    excess = 0.0
     for block, chosen in zip(space.blocks, ops, strict=True):
         for position, p in enumerate(chosen):
             candidates = block.candidates(position)
             if SKIP in candidates:
                 optional += 1
                 won += candidates[int(p.argmax())] == SKIP
-    if 2 * won <= optional:
+                excess += float(p[candidates.index(SKIP)]) * len(p)
+    if 2 * won <= optional or excess < DOMINANT * optional:
         return []
     return [
         "skip is the most probable candidate of most optional operations; if the budget does not "

@@ -42,6 +42,10 @@ def test_skips_that_win_are_counted_whenever_it_happens():
         assert warning.startswith("skip is the most probable candidate of most optional")
 
 
+def test_skips_that_win_by_a_hair_are_none_of_that():
+    assert collapse_warnings(tiny(), *distributions(skip=0.01), 0.2) == []
+
+
 def test_a_block_that_decides_early_is_named_and_late_decisions_are_none_of_that():
     found = distributions(skip=-1.0, decided_block=1)
     (warning,) = collapse_warnings(tiny(), *found, 0.2)
