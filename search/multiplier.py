@@ -6,13 +6,18 @@ from torch import Tensor
 
 from search.optimisation import SearchRecipe
 
+RELIEF = 20
+
 
 class Multiplier:
     """lambda of Eq. 4: fixed, or learned by dual ascent.
 
     With a target T the penalty is lambda * log10(C / T). After every architecture step lambda is
     multiplied by (C / T) ** rate, which is gradient ascent on its logarithm: it stays positive and
-    moves by the same factor whatever the unit of cost, and is kept within ``target_range``.
+    moves by the same factor whatever the unit of cost, and is kept within ``target_range``. Where
+    the cost is below the target already, the penalty fades, by (C / T) ** 20: lambda rises fast
+    while a search starts far above its target, falls slowly afterwards, and would push it far below
+    in the meantime.
 
     Args:
         how: lambda, its form, rate and range.
@@ -32,7 +37,8 @@ class Multiplier:
             cost: C, in G MAdds or milliseconds.
         """
         if self.target is not None:
-            return self.value * (cost / self.target).log10()
+            fading = min(1.0, float(cost.detach()) / self.target) ** RELIEF
+            return self.value * fading * (cost / self.target).log10()
         return self.value * (cost if self.how.penalty == "linear" else cost.log10())
 
     def update(self, cost: float) -> None:

@@ -1,6 +1,7 @@
 """Options of a search: paths, memory, precision, targets, and what it writes down."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
@@ -25,6 +26,7 @@ from adapt.errors import AdaptError
 from adapt.units import madds
 from search.bilevel import BilevelSearch, run_search
 from search.finetune import run_finetune
+from search.multiplier import Multiplier
 from search.optimisation import SearchRecipe, parse_paths
 from search.recipe import Recipe
 from search.search_log import read_log
@@ -343,3 +345,24 @@ def check_diverged(path: Path, data: CocoSplit) -> None:
     assert content["images"]
     assert all(files[row["id"]] == row["file"] for row in content["images"])
     assert str([row["id"] for row in content["images"]]) in content["reason"]
+
+
+def test_multiplier_follows_the_ratio_of_cost_and_target_within_its_range() -> None:
+    how = SearchRecipe(target="4G", target_rate=0.5, cost_weight=0.02, target_range=(1e-3, 1.0))
+    multiplier = Multiplier(how, 4.0)
+    multiplier.update(9.0)
+    assert multiplier.value == pytest.approx(0.02 * 1.5)
+    multiplier.update(4.0)
+    assert multiplier.value == pytest.approx(0.02 * 1.5)
+    for cost, limit in ((400.0, 1.0), (0.04, 1e-3)):
+        for _ in range(20):
+            multiplier.update(cost)
+        assert multiplier.value == limit
+
+
+@pytest.mark.parametrize(("cost", "fading"), [(8.0, 1.0), (4.0, 1.0), (3.6, 0.9**20)])
+def test_penalty_fades_below_the_target(cost: float, fading: float) -> None:
+    multiplier = Multiplier(SearchRecipe(target="4G", cost_weight=0.02), 4.0)
+    expected = torch.tensor(cost, requires_grad=True)
+    multiplier.penalty(expected).backward()
+    assert float(expected.grad) == pytest.approx(0.02 * fading / (cost * math.log(10)), rel=1e-5)
