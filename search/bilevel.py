@@ -200,7 +200,7 @@ class BilevelSearch:
             paths = self.supernet.sample_paths(generator, uniform=False, number=self.how.arch_paths)
         losses = [*self._losses(batch, [paths]), (1.0, self._penalty)]
         value = self.arch_stepper.step(losses, batch)
-        self.multiplier.update(float(self.expected_cost().detach()))
+        self.multiplier.update(self.argmax_cost())
         return value
 
     def _generator(self, kind: str, step: int) -> torch.Generator:
@@ -223,7 +223,14 @@ class BilevelSearch:
         return self.world.device
 
     def _penalty(self) -> Tensor:
-        return self.multiplier.penalty(self.expected_cost())
+        return self.multiplier.penalty(self.expected_cost(), self.argmax_cost())
+
+    @torch.no_grad()
+    def argmax_cost(self) -> float:
+        """Return what the most probable network costs, in G MAdds or milliseconds."""
+        ops, widths = self.supernet.probabilities()
+        best = [[one_hot(p) for p in block] for block in ops], [one_hot(p) for p in widths]
+        return float(self.cost.expected(*best)) / self._unit
 
     def expected_cost(self) -> Tensor:
         """Return C of Eq. 4, in G MAdds or milliseconds; exactly if it has a target to meet."""
@@ -234,14 +241,13 @@ class BilevelSearch:
     def log_entry(self, step: int) -> Entry:
         """Return what is worth knowing after an epoch; losses are means over it."""
         ops, widths = self.supernet.probabilities()
-        best = [[one_hot(p) for p in block] for block in ops], [one_hot(p) for p in widths]
         return {
             "step": step,
             "epoch": step / self.plan.steps_per_epoch,
             **self.totals.means(),
             "lr": self.scheduler.get_last_lr()[0],
             "expected_cost": float(self.expected_cost()),
-            "argmax_cost": float(self.cost.expected(*best)) / self._unit,
+            "argmax_cost": self.argmax_cost(),
             "target": self.multiplier.target,
             "cost_weight": self.multiplier.value,
             "cost_unit": "GMAdds" if self.how.cost == "madds" else "ms",

@@ -12,12 +12,13 @@ RELIEF = 20
 class Multiplier:
     """lambda of Eq. 4: fixed, or learned by dual ascent.
 
-    With a target T the penalty is lambda * log10(C / T). After every architecture step lambda is
-    multiplied by (C / T) ** rate, which is gradient ascent on its logarithm: it stays positive and
-    moves by the same factor whatever the unit of cost, and is kept within ``target_range``. Where
-    the cost is below the target already, the penalty fades, by (C / T) ** 20: lambda rises fast
-    while a search starts far above its target, falls slowly afterwards, and would push it far below
-    in the meantime.
+    With a target T the penalty is lambda * log10(C / T), C the expected cost. What must meet the
+    target is the network that the search will stand for, so lambda follows the cost M of the arg
+    max: after every architecture step it is multiplied by (M / T) ** rate, which is gradient ascent
+    on its logarithm. It stays positive, moves by the same factor whatever the unit of cost, and is
+    kept within ``target_range``. While M is below the target the penalty fades by (M / T) ** 20:
+    lambda rises fast while a search starts far above its target, and would push it far below before
+    it has fallen again.
 
     Args:
         how: lambda, its form, rate and range.
@@ -30,21 +31,23 @@ class Multiplier:
         if target is not None:
             self.value = self._clipped(how.cost_weight)
 
-    def penalty(self, cost: Tensor) -> Tensor:
+    def penalty(self, cost: Tensor, reached: float) -> Tensor:
         """Return the cost term of Eq. 4: lambda * C, lambda * log10(C) (FNA), or that of a target.
 
         Args:
             cost: C, in G MAdds or milliseconds.
+            reached: M.
         """
         if self.target is not None:
-            fading = min(1.0, float(cost.detach()) / self.target) ** RELIEF
+            fading = min(1.0, reached / self.target) ** RELIEF
             return self.value * fading * (cost / self.target).log10()
         return self.value * (cost if self.how.penalty == "linear" else cost.log10())
 
-    def update(self, cost: float) -> None:
-        """Raise lambda where the expected cost is above the target, lower it where it is below."""
+    def update(self, reached: float) -> None:
+        """Raise lambda where the arg max costs more than the target, lower it where less."""
         if self.target is not None:
-            self.value = self._clipped(self.value * (cost / self.target) ** self.how.target_rate)
+            factor = (reached / self.target) ** self.how.target_rate
+            self.value = self._clipped(self.value * factor)
 
     def _clipped(self, value: float) -> float:
         least, largest = self.how.target_range

@@ -123,9 +123,9 @@ class SearchRecipe:
         penalty: ``linear`` is Eq. 4's lambda * C; ``log`` is lambda * log10(C), as in FNA. C is in
             G MAdds or milliseconds.
         cost_weight: lambda; where it starts if there is a target.
-        target: Expected cost that the search is to end at, such as ``4.0ms`` or ``134.9G``; lambda
+        target: Cost that the arg max network is to end at, such as ``4.0ms`` or ``134.9G``; lambda
             is learned then. Empty keeps lambda fixed.
-        target_rate: Rate of the dual ascent: lambda is multiplied by (C / target) ** rate after
+        target_rate: Rate of the dual ascent: lambda is multiplied by (cost / target) ** rate after
             every architecture step.
         target_range: Least and largest lambda.
         weight_paths: Candidates per position that a weight step trains: 1 as the paper's
@@ -152,7 +152,7 @@ class SearchRecipe:
     cost_weight: float = 0.02
     target: str = ""
     target_rate: float = 0.5
-    target_range: tuple[float, float] = (1e-4, 1e2)
+    target_range: tuple[float, float] = (1e-4, 10.0)
     weight_paths: PathCount = 1
     arch_paths: PathCount = "all"
     bi_sampling: bool = False

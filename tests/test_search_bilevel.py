@@ -271,7 +271,7 @@ def test_penalty_is_lambda_times_the_cost_or_its_logarithm(
 ) -> None:
     recipe = with_search(tiny_recipe, penalty=penalty, cost_weight=0.5)
     multiplier = search_of(recipe, tiny_data).multiplier
-    assert float(multiplier.penalty(torch.tensor(100.0))) == value
+    assert float(multiplier.penalty(torch.tensor(100.0), 100.0)) == value
 
 
 def test_cost_is_in_giga_madds_or_milliseconds(tiny_recipe: Recipe, tiny_data: CocoSplit) -> None:

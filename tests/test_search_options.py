@@ -236,10 +236,10 @@ def test_search_with_a_target_ends_near_it_or_below_where_it_does_not_bind(
     found = []
     for step in range(80):
         search.arch_step(next(batches), step)
-        found.append(float(search.expected_cost().detach()))
+        found.append(search.argmax_cost())
     ended = sum(found[-20:]) / 20
     if binding:
-        assert ended == pytest.approx(target, rel=0.02)
+        assert ended == pytest.approx(target, rel=0.05)
         assert search.multiplier.value != recipe.search.cost_weight
     else:
         assert ended < target
@@ -364,5 +364,5 @@ def test_multiplier_follows_the_ratio_of_cost_and_target_within_its_range() -> N
 def test_penalty_fades_below_the_target(cost: float, fading: float) -> None:
     multiplier = Multiplier(SearchRecipe(target="4G", cost_weight=0.02), 4.0)
     expected = torch.tensor(cost, requires_grad=True)
-    multiplier.penalty(expected).backward()
+    multiplier.penalty(expected, reached=cost).backward()
     assert float(expected.grad) == pytest.approx(0.02 * fading / (cost * math.log(10)), rel=1e-5)
