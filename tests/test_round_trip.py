@@ -1,7 +1,6 @@
 """From an architecture to ONNX to ONNX Runtime and TensorRT-RTX, for many architectures."""
 
 import importlib.util
-from functools import partial
 
 import numpy as np
 import pytest
@@ -54,8 +53,8 @@ def test_random_architectures(seed, tmp_path):
 def test_published_backbones(name, tmp_path):
     row = mbconv_rows()[name]
     info = DetectorInfo(row_architecture(row), DETECTOR, SIZE, ("a", "b"))
-    build = partial(build_retinanet, published_backbone(row), DETECTOR)
-    check(awake(build, SIZE), info, tmp_path)
+    # Built inside of awake(), which seeds the weights: with others, a score may sit on the threshold.
+    check(awake(lambda: build_retinanet(published_backbone(row), DETECTOR), SIZE), info, tmp_path)
 
 
 @pytest.mark.shared
