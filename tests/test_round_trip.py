@@ -53,7 +53,7 @@ def test_random_architectures(seed, tmp_path):
 def test_published_backbones(name, tmp_path):
     row = mbconv_rows()[name]
     info = DetectorInfo(row_architecture(row), DETECTOR, SIZE, ("a", "b"))
-    # Built inside of awake(), which seeds the weights: with others, a score may sit on the threshold.
+    # Built inside of awake(), which seeds the weights: others may have a score on the threshold.
     check(awake(lambda: build_retinanet(published_backbone(row), DETECTOR), SIZE), info, tmp_path)
 
 
