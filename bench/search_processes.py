@@ -23,13 +23,14 @@ import typer
 from bench.provenance import device_description
 from search.bilevel import BilevelSearch
 from search.costs import madds_cost
+from search.heap import freed_memory_kept
 from search.recipe import Recipe
 from search.world import joined_world
 
 
 def take_steps(recipe: Recipe, steps: int, out: Path) -> None:
     """Alternate both kinds of steps; write their seconds, and alpha and beta, to ``out``."""
-    with joined_world() as world:
+    with joined_world() as world, freed_memory_kept(world.device):
         train = recipe.split(recipe.data.train)
         cost = madds_cost(recipe, len(train.class_names))
         search = BilevelSearch(recipe, train, cost, world=world)

@@ -5,8 +5,10 @@
 Every variant runs in a process of its own, so that its peak memory is its own, and the variants
 take turns, so that a slow minute of the machine meets all of them. ``plain`` is the loop over
 candidates that comes to mind first: feature maps in the default layout, outputs stacked and summed,
-PyTorch's ReLU6. Individual blocks of the full Table I need more memory than most machines have:
-compare them with ``--grid 64 --variant "channels last" --variant "individual blocks"``.
+PyTorch's ReLU6, freed memory returned to the system. Two comparisons take minutes and are asked for
+by name: ``--variant compile`` (its first step compiles), and individual blocks of the full Table I,
+which fit with ``--variant "recompute operation"
+--variant "individual blocks, recompute operation"``.
 """
 
 import json
@@ -16,6 +18,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,9 +34,11 @@ from adapt.supernet import MixedOperation
 from bench.provenance import device_description
 from search.bilevel import BilevelSearch
 from search.costs import madds_cost
+from search.heap import freed_memory_kept
 from search.recipe import Recipe
 
 Kind = Literal["weight", "arch"]
+WARM_UP = 3  # memory grows in the first ones
 
 
 def plain_mixed_operation(
@@ -46,10 +52,13 @@ def plain_mixed_operation(
     return torch.stack(outputs).sum(0)
 
 
-PLAIN = {"channels_last": False}
+PLAIN = ("plain", "plain, memory kept")
+CONTIGUOUS = {"channels_last": False}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": PLAIN,
-    "contiguous": PLAIN,
+    "plain": CONTIGUOUS,
+    "plain, memory kept": CONTIGUOUS,
+    "contiguous": CONTIGUOUS,
+    "memory returned": {},
     "channels last": {},
     "recompute norms": {"recompute": "norms"},
     "recompute operation": {"recompute": "operation"},
@@ -61,11 +70,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1 path": {"paths": 1},
     "all paths": {"paths": "all"},
     "individual blocks": {"mask": "individual"},
+    "individual blocks, recompute operation": {"mask": "individual", "recompute": "operation"},
     "compile": {"compile": True},
 }
 USUAL: dict[Kind, tuple[str, ...]] = {
     "weight": (
         "plain",
+        "plain, memory kept",
+        "memory returned",
         "channels last",
         "bf16",
         "accumulate 2",
@@ -74,7 +86,9 @@ USUAL: dict[Kind, tuple[str, ...]] = {
     ),
     "arch": (
         "plain",
+        "plain, memory kept",
         "contiguous",
+        "memory returned",
         "channels last",
         "recompute norms",
         "recompute operation",
@@ -102,31 +116,36 @@ def variant_of(recipe: Recipe, name: str) -> Recipe:
 
 
 def time_steps(recipe: Recipe, kind: Kind, name: str, steps: int) -> dict[str, Any]:
-    """Take one step to warm up and ``steps`` more of one kind.
+    """Take some steps to warm up and ``steps`` more of one kind.
 
     Returns:
-        The seconds of every step, and the process's peak memory in GB.
+        Seconds of the very first step and of the timed ones, and the process's peak memory in GB.
     """
-    if name == "plain":
+    if name in PLAIN:
         MixedOperation.forward = plain_mixed_operation  # type: ignore[assignment]
         ReLU6.forward = nn.ReLU6.forward  # type: ignore[assignment, method-assign]
     train = recipe.split(recipe.data.train)
     wanted = variant_of(recipe, name)
     search = BilevelSearch(wanted, train, madds_cost(wanted, len(train.class_names)))
+    returned = name in ("plain", "memory returned")
+    with nullcontext() if returned else freed_memory_kept(search.world.device):
+        first, *seconds = _seconds(search, kind, steps + WARM_UP)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 1e9
+    return {"first": first, "seconds": seconds[WARM_UP - 1 :], "peak_memory_gb": peak}
+
+
+def _seconds(search: BilevelSearch, kind: Kind, steps: int) -> Iterator[float]:
     batches = search.batches(("weight", "arch").index(kind), 0)
-    seconds = []
-    for step in range(steps + 1):
+    for step in range(steps):
         batch = next(batches)
         start = time.perf_counter()
         if kind == "weight":
             search.weight_step(step, batch)
         else:
             search.arch_step(batch, step)
-        seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 1e9
-    return {"seconds": seconds[1:], "peak_memory_gb": peak}
+        yield time.perf_counter() - start
 
 
 def summarise(runs: list[dict[str, Any]], plain: dict[str, Any] | None) -> dict[str, Any]:
@@ -136,6 +155,7 @@ def summarise(runs: list[dict[str, Any]], plain: dict[str, Any] | None) -> dict[
         "steps": len(seconds),
         "median_s": round(statistics.median(seconds), 3),
         "min_s": round(min(seconds), 3),
+        "first_s": round(min(run["first"] for run in runs), 2),
         "peak_memory_gb": round(max(run["peak_memory_gb"] for run in runs), 2),
     }
     if plain:

@@ -24,6 +24,7 @@ from adapt.weights import source_backbone
 from search.budget import Deriver
 from search.checkpoint import Clock, RandomState, resume, save_checkpoint
 from search.guards import collapse_warnings, mean_entropy
+from search.heap import freed_memory_kept
 from search.multiplier import Multiplier
 from search.placement import place
 from search.plan import SearchPlan, split_halves
@@ -352,6 +353,7 @@ def run_search(
     clock, watched = Clock(recipe.compute.checkpoint_minutes), Clock(PLOT_MINUTES)
     with (
         search_log(out, start, main=main) as log,
+        freed_memory_kept(search.world.device),
         divergence_saved(out / "diverged.json", train, search.world),
     ):
         for step in search.run(start, progress):

@@ -17,6 +17,7 @@ from adapt.mapping import MappingReport, map_backbone
 from adapt.progress import Progress, silent
 from adapt.weights import source_backbone
 from search.checkpoint import Clock, RandomState, resume, save_checkpoint
+from search.heap import freed_memory_kept
 from search.placement import place
 from search.recipe import Recipe
 from search.training import (
@@ -112,7 +113,8 @@ def run_finetune(
     model, report = initial_detector(recipe, info)
     world = world or World.alone()
     model = place(model, recipe.compute, world).train()
-    with divergence_saved(path.with_suffix(".diverged.json"), train, world):
+    saved = divergence_saved(path.with_suffix(".diverged.json"), train, world)
+    with freed_memory_kept(world.device), saved:
         _train(recipe, model, info, train, path, progress, limit_steps, world)
     if not world.is_main:
         return path
