@@ -2,17 +2,19 @@
 
     python -m bench.search_steps RECIPE --batch 2
 
-Every variant runs in a process of its own, so that its peak memory is its own, and the variants
-take turns, so that a slow minute of the machine meets all of them. ``plain`` is the loop over
-candidates that comes to mind first: feature maps in the default layout, outputs stacked and summed,
-PyTorch's ReLU6, freed memory returned to the system. Two comparisons take minutes and are asked for
-by name: ``--variant compile`` (its first step compiles), and individual blocks of the full Table I,
-which fit with ``--variant "recompute operation"
---variant "individual blocks, recompute operation"``.
+Every variant is compared with ``plain``, each in a process of its own, so that its peak memory is
+its own. The two take turns step by step, and their times are compared pair by pair: what else the
+machine does changes a step by half within a minute. ``plain`` is the loop over candidates that
+comes to mind first: feature maps in the default layout, outputs stacked and summed, PyTorch's
+ReLU6, freed memory returned to the system. What takes minutes is asked for by name:
+
+    --variant compile                                    # its first step compiles
+    --variant "individual blocks, recompute operation" --against "recompute operation"
 """
 
 import json
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +54,19 @@ def plain_mixed_operation(
     return torch.stack(outputs).sum(0)
 
 
+@dataclass
+class Run:
+    """Seconds of every step of a process, the first ones to warm up, and its peak memory."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_memory_gb: float = 0.0
+
+    @property
+    def timed(self) -> list[float]:
+        """Seconds of the steps that count."""
+        return self.seconds[WARM_UP:]
+
+
 PLAIN = ("plain", "plain, memory kept")
 CONTIGUOUS = {"channels_last": False}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -75,7 +90,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 USUAL: dict[Kind, tuple[str, ...]] = {
     "weight": (
-        "plain",
         "plain, memory kept",
         "memory returned",
         "channels last",
@@ -85,7 +99,6 @@ USUAL: dict[Kind, tuple[str, ...]] = {
         "all paths",
     ),
     "arch": (
-        "plain",
         "plain, memory kept",
         "contiguous",
         "memory returned",
@@ -115,12 +128,8 @@ def variant_of(recipe: Recipe, name: str) -> Recipe:
     return recipe.with_search(**search).with_compute(**options).with_accumulate(search=parts)
 
 
-def time_steps(recipe: Recipe, kind: Kind, name: str, steps: int) -> dict[str, Any]:
-    """Take some steps to warm up and ``steps`` more of one kind.
-
-    Returns:
-        Seconds of the very first step and of the timed ones, and the process's peak memory in GB.
-    """
+def serve_steps(recipe: Recipe, kind: Kind, name: str) -> None:
+    """Take a step for every line of the standard input and print its seconds; then the peak GB."""
     if name in PLAIN:
         MixedOperation.forward = plain_mixed_operation  # type: ignore[assignment]
         ReLU6.forward = nn.ReLU6.forward  # type: ignore[assignment, method-assign]
@@ -129,17 +138,17 @@ def time_steps(recipe: Recipe, kind: Kind, name: str, steps: int) -> dict[str, A
     search = BilevelSearch(wanted, train, madds_cost(wanted, len(train.class_names)))
     returned = name in ("plain", "memory returned")
     with nullcontext() if returned else freed_memory_kept(search.world.device):
-        first, *seconds = _seconds(search, kind, steps + WARM_UP)
+        for seconds, _ in zip(_seconds(search, kind), sys.stdin, strict=False):
+            print(seconds, flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 1e9
-    return {"first": first, "seconds": seconds[WARM_UP - 1 :], "peak_memory_gb": peak}
+    print(peak)
 
 
-def _seconds(search: BilevelSearch, kind: Kind, steps: int) -> Iterator[float]:
+def _seconds(search: BilevelSearch, kind: Kind) -> Iterator[float]:
     batches = search.batches(("weight", "arch").index(kind), 0)
-    for step in range(steps):
-        batch = next(batches)
+    for step, batch in enumerate(batches):
         start = time.perf_counter()
         if kind == "weight":
             search.weight_step(step, batch)
@@ -148,29 +157,62 @@ def _seconds(search: BilevelSearch, kind: Kind, steps: int) -> Iterator[float]:
         yield time.perf_counter() - start
 
 
-def summarise(runs: list[dict[str, Any]], plain: dict[str, Any] | None) -> dict[str, Any]:
-    """Return median and minimum over all runs of a variant, and ratios to the plain loop."""
-    seconds = [value for run in runs for value in run["seconds"]]
-    found: dict[str, Any] = {
+def taking_turns(commands: list[list[str]], steps: int) -> list[Run]:
+    """Let processes of :func:`serve_steps` take ``steps`` steps each, one after the other."""
+    pipe = subprocess.PIPE
+    runs = [Run() for _ in commands]
+    processes = []
+    for command, run in zip(commands, runs, strict=True):
+        processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
+        run.seconds.append(_step_of(processes[-1]))
+    for _ in range(steps - 1):
+        for process, run in zip(processes, runs, strict=True):
+            run.seconds.append(_step_of(process))
+    for process, run in zip(processes, runs, strict=True):
+        process.send_signal(signal.SIGCONT)
+        rest, _ = process.communicate()
+        run.peak_memory_gb = float(rest)
+    return runs
+
+
+def _step_of(process: subprocess.Popen[str]) -> float:
+    """Wake a process for one step; its idle threads would spin on the cores of the other."""
+    assert process.stdin
+    assert process.stdout
+    process.send_signal(signal.SIGCONT)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    seconds = float(process.stdout.readline())
+    process.send_signal(signal.SIGSTOP)
+    return seconds
+
+
+def summarise(runs: list[Run], others: list[Run]) -> dict[str, Any]:
+    """Return median and minimum of a variant, and of the ratios to the steps taken in turn."""
+    seconds = [value for run in runs for value in run.timed]
+    other = [value for run in others for value in run.timed]
+    ratios = [b / a for a, b in zip(seconds, other, strict=True)]
+    return {
         "steps": len(seconds),
         "median_s": round(statistics.median(seconds), 3),
         "min_s": round(min(seconds), 3),
-        "first_s": round(min(run["first"] for run in runs), 2),
-        "peak_memory_gb": round(max(run["peak_memory_gb"] for run in runs), 2),
+        "first_s": round(min(run.seconds[0] for run in runs), 2),
+        "peak_memory_gb": round(max(run.peak_memory_gb for run in runs), 2),
+        "against_median_s": round(statistics.median(other), 3),
+        "times_faster": round(statistics.median(ratios), 2),
+        "times_faster_quartiles": [round(q, 2) for q in statistics.quantiles(ratios)[::2]],
+        "times_faster_min": round(min(other) / min(seconds), 2),
     }
-    if plain:
-        found["times_faster_median"] = round(plain["median_s"] / found["median_s"], 2)
-        found["times_faster_min"] = round(plain["min_s"] / found["min_s"], 2)
-    return found
 
 
 def main(
     recipe: Annotated[str, typer.Argument(help="Recipe; its space and detector are used.")],
     batch: Annotated[int, typer.Option(help="Images per step.")] = 2,
-    steps: Annotated[int, typer.Option(help="Timed steps of each variant and round.")] = 5,
+    steps: Annotated[int, typer.Option(min=2, help="Timed steps of each variant and round.")] = 8,
     rounds: Annotated[int, typer.Option(help="How often all variants take their turn.")] = 3,
     grid: Annotated[int, typer.Option(help="Width grid; 1 is the full Table I.")] = 1,
-    variant: Annotated[list[str] | None, typer.Option(help="Variants; all but compile.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Variants; the usual if none.")] = None,
+    against: Annotated[str, typer.Option(help="Variant to compare with.")] = "plain",
     kind: Annotated[str, typer.Option(help="Only weight or only arch steps.")] = "",
     here: Annotated[bool, typer.Option(help="One variant, in this process.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
@@ -182,23 +224,24 @@ def main(
     kinds: list[Kind] = [one for one in ("weight", "arch") if kind in ("", one)]
     if here:
         assert variant
-        print(json.dumps(time_steps(loaded, kinds[0], variant[0], steps)))
+        serve_steps(loaded, kinds[0], variant[0])
         return
-    options = [f"--{n}={v}" for n, v in (("batch", batch), ("steps", steps), ("grid", grid))]
+    options = [f"--{n}={v}" for n, v in (("batch", batch), ("grid", grid))]
     command = [sys.executable, "-m", "bench.search_steps", recipe, *options, "--here"]
-    runs: defaultdict[tuple[Kind, str], list[dict[str, Any]]] = defaultdict(list)
+    runs: defaultdict[tuple[Kind, str], list[list[Run]]] = defaultdict(list)
     for _ in range(rounds):
         for one in kinds:
             for name in variant or USUAL[one]:
-                output = subprocess.check_output([*command, f"--kind={one}", f"--variant={name}"])
-                runs[one, name].append(json.loads(output))
-                print(one, name, runs[one, name][-1], file=sys.stderr, flush=True)
+                pair = [[*command, f"--kind={one}", f"--variant={v}"] for v in (name, against)]
+                runs[one, name].append(taking_turns(pair, steps + WARM_UP))
+                print(one, name, *runs[one, name][-1], file=sys.stderr, flush=True)
     results: dict[str, Any] = {}
-    for (one, name), found in runs.items():
-        group = results.setdefault(one, {})
-        group[name] = summarise(found, group.get("plain"))
+    for (one, name), pairs in runs.items():
+        own, other = map(list, zip(*pairs, strict=True))
+        results.setdefault(one, {})[name] = summarise(own, other)
     content = {
         **results,
+        "against": against,
         "recipe": recipe,
         "batch": batch,
         "width_grid": grid,
