@@ -138,7 +138,7 @@ def serve_steps(recipe: Recipe, kind: Kind, name: str) -> None:
     search = BilevelSearch(wanted, train, madds_cost(wanted, len(train.class_names)))
     returned = name in ("plain", "memory returned")
     with nullcontext() if returned else freed_memory_kept(search.world.device):
-        for seconds, _ in zip(_seconds(search, kind), sys.stdin, strict=False):
+        for _, seconds in zip(sys.stdin, _seconds(search, kind), strict=False):
             print(seconds, flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     if torch.cuda.is_available():
