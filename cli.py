@@ -416,7 +416,6 @@ def search_command(
                 warn=_warn,
                 limit_steps=limit_steps,
                 provenance=found.provenance,
-                target=found.target,
                 world=world,
             )
         if world.is_main:
@@ -528,6 +527,11 @@ def _refined(
             f"{Path(r['architecture']).name}: {_plain(r)}" for r in found["networks"]
         ]
     _say_how_certain(how["costs"])
+    if found["chosen_on"] == found["benchmark"]:
+        _warn(
+            f"networks were chosen on `{found['chosen_on']}`, which the benchmark reports too: its "
+            "AP will be too good; set data.test to another split"
+        )
     _show(found, as_json=as_json, title="refined")
 
 

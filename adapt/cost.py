@@ -123,6 +123,11 @@ class CostModel:
         move = [[t.to(device) for t in ts] for ts in (self.first, self.later, self.taps)]
         return CostModel(self.fixed, *move)
 
+    def corrected(self, scale: float, offset: float) -> "CostModel":
+        """Return the costs whose sum is ``scale`` times the sum of these, plus ``offset``."""
+        scaled = [[scale * t for t in ts] for ts in (self.first, self.later, self.taps)]
+        return CostModel(scale * self.fixed + offset, *scaled)
+
     def expected(
         self,
         ops: Sequence[Sequence[Tensor]],

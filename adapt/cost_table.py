@@ -210,16 +210,25 @@ class CostTable:
             return None
         return dict(found)
 
+    @property
+    def correction(self) -> tuple[float, float]:
+        """Factor and offset in ms from a sum of rows to a detector's latency, by the certificate.
+
+        Without a certificate the sum is all that is known.
+        """
+        found = self.certificate
+        return (found["scale"], found["offset_ms"]) if found else (1.0, 0.0)
+
     def corrected(self, predicted_ms: float) -> float:
         """Return a detector's predicted latency with the certificate's affine correction.
 
         Raises:
             AdaptError: If the table has no certificate.
         """
-        found = self.certificate
-        if found is None:
+        if self.certificate is None:
             raise AdaptError(f"{self.path} has no certificate; `adapt costs certify` measures one")
-        return float(found["scale"] * predicted_ms + found["offset_ms"])
+        scale, offset_ms = self.correction
+        return scale * predicted_ms + offset_ms
 
     @property
     def interpolation(self) -> dict[str, Any] | None:

@@ -17,14 +17,12 @@ class Round:
     Attributes:
         network: What was measured.
         aimed_ms: What its prediction had to stay within.
-        predicted_ms: Latency by the table, as its certificate corrects it.
         measured_ms: Minimum latency.
         drifted: Whether the machine was slow in most rounds, each time it was tried.
     """
 
     network: Derived
     aimed_ms: float
-    predicted_ms: float
     measured_ms: float
     drifted: bool = False
 
@@ -34,10 +32,8 @@ class Approach:
     """Approaches a latency from both sides, along the best networks of all budgets.
 
     Attributes:
-        deriver: Finds the best network of a budget, in sums of the table's rows.
+        deriver: Finds the best network of a budget, in ms as the table's certificate corrects them.
         target_ms: The latency to meet.
-        scale: Milliseconds that the table's certificate predicts per millisecond of such a sum.
-        offset_ms: What it adds.
         rounds: What was measured so far; twice where a slow machine may be why a network did not
             fit.
         outcome: How it ended, as a sentence.
@@ -45,8 +41,6 @@ class Approach:
 
     deriver: Deriver
     target_ms: float
-    scale: float = 1.0
-    offset_ms: float = 0.0
     rounds: list[Round] = field(default_factory=list)
     outcome: str = ""
 
@@ -81,21 +75,13 @@ class Approach:
         assert self.best is not None
         return 1 - self.best.measured_ms / self.target_ms
 
-    def predict(self, network: Derived) -> float:
-        """Return the latency of a network by the table and its certificate."""
-        return self.scale * network.cost + self.offset_ms
-
     def aimed_ms(self) -> float:
         """Return what the table may say, corrected by the measurement closest to the target."""
         aimed = AIM * self.target_ms
         if not self.rounds:
             return aimed
         closest = min(self.known, key=lambda r: abs(r.measured_ms - self.target_ms))
-        return aimed * closest.predicted_ms / closest.measured_ms
-
-    def aimed_sums(self) -> float:
-        """Return the same as a budget for the deriver."""
-        return (self.aimed_ms() - self.offset_ms) / self.scale
+        return aimed * closest.network.cost / closest.measured_ms
 
     def following(self) -> Derived | None:
         """Return the network to measure next, or None if none is left that could be better."""
@@ -109,9 +95,9 @@ class Approach:
         dearest = self.deriver.best(high)
         if self._times(dearest):
             return None
-        sums = min(max(self.aimed_sums(), low), high)
-        found = self.deriver.best(sums)
-        return self._next(sums, dearest) if self._times(found) else found
+        aimed = min(max(self.aimed_ms(), low), high)
+        found = self.deriver.best(aimed)
+        return self._next(aimed, dearest) if self._times(found) else found
 
     def _doubtful(self) -> Derived | None:
         """Return the network that bounds the best one, if only a slow machine says it does."""
@@ -150,8 +136,7 @@ class Approach:
             if len(self.rounds) == limit:
                 self.outcome = f"not closer after {limit} measurements"
                 return
-            aimed, predicted = self.aimed_ms(), self.predict(network)
-            self.rounds.append(Round(network, aimed, predicted, *measure(network)))
+            self.rounds.append(Round(network, self.aimed_ms(), *measure(network)))
         self.outcome = f"within {TOLERANCE:.0%} below the target"
 
     def _why_no_closer(self) -> str:

@@ -178,7 +178,6 @@ class Run:
                 warn=self.warn,
                 limit_steps=self.limit_steps,
                 provenance=cost.provenance,
-                target=cost.target,
             )
             plot_search(folder / "search.jsonl", folder / "search.png")
 

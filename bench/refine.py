@@ -96,7 +96,8 @@ def refine_front(
         stage: Opens the progress display of a stage.
 
     Returns:
-        The best network, and all rows of ``front.json``.
+        The best network, all rows of ``front.json``, the split that networks were chosen on and the
+        one that the recipe's benchmark reports.
 
     Raises:
         AdaptError: If data set, table or budget do not fit, or no network is within the budget.
@@ -110,14 +111,16 @@ def refine_front(
         if search.table is not None:
             watch = Stopwatch(search, target or recipe_target(recipe, costs), protocol)
         with watch or nullcontext():
-            limit = _limit(search, asked, watch, stage)
-            bred = _bred(search, asked, limit, examiner, stage)
+            limit, fits = _limit(search, asked, watch, stage)
+            first = _candidates(search, asked, limit, fits)
+            bred = _bred(search, asked, first, limit, examiner, stage)
             tried = _examined(search, _finalists(bred, asked), examiner, stage)
             if watch is not None:
                 tried = _timed(search, tried, watch, stage)
         evolution = [_told(search, one) for one in bred] if asked.generations else []
-        content = {"asked": asdict(asked), "evolution": evolution}
-        return write_front(search, tried, asked.budget, out, **content)
+        splits = {"chosen_on": recipe.data.val, "benchmark": recipe.data.benchmark}
+        content = {"asked": asdict(asked), "evolution": evolution, **splits}
+        return {**write_front(search, tried, asked.budget, out, **content), **splits}
 
 
 def _told(search: FinishedSearch, one: Individual) -> dict[str, Any]:
@@ -127,33 +130,34 @@ def _told(search: FinishedSearch, one: Individual) -> dict[str, Any]:
 
 def _limit(
     search: FinishedSearch, asked: Refinement, watch: Stopwatch | None, stage: Stage
-) -> float | None:
-    """Return what a network may cost by the cost model."""
-    if asked.budget is None or asked.budget.unit == "madds":
-        return asked.budget.amount if asked.budget else None
+) -> tuple[float | None, list[Derived]]:
+    """Return what a network may cost by the cost model, and the network known to fit."""
+    if asked.budget is None:
+        return None, []
+    if asked.budget.unit == "madds":
+        return asked.budget.amount, [search.within(asked.budget)]
     search.deriver("ms")  # tells what is missing
     assert watch is not None
     # Measured first: a table that is wrong by 4 % would let networks compete of which none fits.
     with stage("verify") as progress:
         approach = approached(search, asked.budget, watch, progress=progress)
     assert approach.best is not None
-    return max(approach.best.network.cost, approach.aimed_sums())
+    return max(approach.best.network.cost, approach.aimed_ms()), [approach.best.network]
 
 
 def _bred(
     search: FinishedSearch,
     asked: Refinement,
+    found: list[Derived],
     limit: float | None,
     examiner: Examiner,
     stage: Stage,
 ) -> list[Individual]:
     """Return the front's networks, and everybody bred from them, the best first."""
-    unit: Unit = asked.budget.unit if asked.budget else "ms" if search.table else "madds"
-    found = _candidates(search, asked, unit, limit)
     first = [Choices(one.ops, one.widths) for one in found]
     if not asked.generations:
         return [Individual(choices, 0) for choices in first]
-    model = search.cost_model(unit)
+    model = search.cost_model(_unit(search, asked))
     most = limit or max(one.cost for one in found)
     total = len(first) * (1 + asked.generations)
     with stage("evolve") as progress:
@@ -182,15 +186,23 @@ def _finalists(bred: list[Individual], asked: Refinement) -> list[Individual]:
 
 
 def _candidates(
-    search: FinishedSearch, asked: Refinement, unit: Unit, limit: float | None
+    search: FinishedSearch, asked: Refinement, limit: float | None, fits: list[Derived]
 ) -> list[Derived]:
-    """Return the networks of highest probability of the front, within the budget."""
-    deriver = search.deriver(unit)
+    """Return the front's networks of highest probability within the budget, and one that fits."""
+    deriver = search.deriver(_unit(search, asked))
     found = deriver.front(asked.front)
     if limit:
         found = [deriver.best(limit), *(one for one in found if one.cost <= limit * (1 + SLACK))]
-    distinct = {(one.ops, one.widths): one for one in found}.values()
-    return sorted(distinct, key=lambda one: -one.score)[: asked.keep]
+    probable = sorted(_distinct(found), key=lambda one: -one.score)[: asked.keep]
+    return _distinct([*probable, *fits])
+
+
+def _distinct(found: list[Derived]) -> list[Derived]:
+    return list({(one.ops, one.widths): one for one in found}.values())
+
+
+def _unit(search: FinishedSearch, asked: Refinement) -> Unit:
+    return asked.budget.unit if asked.budget else "ms" if search.table else "madds"
 
 
 def _examined(
@@ -210,8 +222,8 @@ def _timed(
     search: FinishedSearch, tried: list[Tried], watch: Stopwatch, stage: Stage
 ) -> list[Tried]:
     with stage("measure") as progress:
-        found = watch.many([search.network(one.choices) for one in tried], progress=progress)
+        found = watch.settled([search.network(one.choices) for one in tried], progress=progress)
     return [
-        replace(one, costs={**one.costs, "measured_ms": latency.min_ms})
-        for one, latency in zip(tried, found, strict=True)
+        replace(one, costs={**one.costs, "measured_ms": measured_ms})
+        for one, measured_ms in zip(tried, found, strict=True)
     ]

@@ -58,10 +58,19 @@ class Stopwatch:
         for _ in range(REPEATS):
             (latency,) = self.many([network])
             least = min(least, latency.min_ms)
-            drifted = 2 * latency.drifted > latency.rounds
-            if not drifted:
+            if not _slow(latency):
                 break
-        return least, drifted
+        return least, _slow(latency)
+
+    def settled(
+        self, networks: Sequence[Architecture], *, progress: Progress = silent
+    ) -> list[float]:
+        """Return latencies in ms; of those that met a slow machine, measured once more alone."""
+        found = self.many(networks, progress=progress)
+        return [
+            min(latency.min_ms, self.one(network)[0]) if _slow(latency) else latency.min_ms
+            for network, latency in zip(networks, found, strict=True)
+        ]
 
     def many(
         self, networks: Sequence[Architecture], *, progress: Progress = silent
@@ -93,6 +102,11 @@ def check_here(table: CostTable, target: Target, size: InputSize) -> None:
                 f"{here[name]}; run this where the table was measured, or measure a table here "
                 "with `adapt profile`"
             )
+
+
+def _slow(latency: Latency) -> bool:
+    """Return whether the machine was slow in most rounds."""
+    return 2 * latency.drifted > latency.rounds
 
 
 def _latency(found: Latency | Failure) -> Latency:

@@ -109,10 +109,7 @@ def approached(
     Raises:
         AdaptError: If no network was measured to fit.
     """
-    assert search.table is not None
     approach = Approach(search.deriver("ms"), budget.amount)
-    if certificate := search.table.certificate:
-        approach.scale, approach.offset_ms = certificate["scale"], certificate["offset_ms"]
 
     def measure(network: Derived) -> tuple[float, bool]:
         found = watch.one(search.network(network))
@@ -143,7 +140,7 @@ def _report(approach: Approach, search: FinishedSearch) -> list[dict[str, Any]]:
             "network": search.network(r.network).hash,
             "target_ms": approach.target_ms,
             "aimed_ms": r.aimed_ms,
-            "predicted_ms": r.predicted_ms,
+            "corrected_ms": r.network.cost,
             "measured_ms": r.measured_ms,
             "drifted": r.drifted,
         }

@@ -14,7 +14,6 @@ from adapt.coco import CocoSplit
 from adapt.cost import CostModel
 from adapt.dataset import Batch, training_batches
 from adapt.detector import build_retinanet
-from adapt.errors import AdaptError
 from adapt.mapping import map_supernet
 from adapt.masks import gate
 from adapt.progress import Progress, ignore, silent
@@ -73,7 +72,6 @@ class BilevelSearch:
         train: Training images; they are divided into trainA and trainB.
         cost: Cost of every choice, in MAdds or milliseconds.
         limit_steps: Shorten warm-up and alternation to this many steps each.
-        target: Cost to end at, in the unit of ``cost``; the recipe's own target if None.
         world: The processes that search together; this one alone if None.
 
     Raises:
@@ -87,7 +85,6 @@ class BilevelSearch:
         cost: CostModel,
         limit_steps: int | None = None,
         *,
-        target: float | None = None,
         world: World | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
@@ -100,7 +97,7 @@ class BilevelSearch:
         self.cost = cost.to(self.world.device)
         self.halves = [training_dataset(recipe, half) for half in split_halves(train, recipe.seed)]
         check_shares(self.how.weights, len(self.halves[0]), self.world)
-        self.multiplier = Multiplier(self.how, self._target(target))
+        self.multiplier = Multiplier(self.how, self._target())
         self.totals = Totals()
         self._build_optimizers()
 
@@ -120,22 +117,16 @@ class BilevelSearch:
         self.weight_stepper = Stepper(weight_optimizer, self.weights, how.clip_norm, amp, world)
         self.arch_stepper = Stepper(arch_optimizer, self.arch_parameters, how.clip_norm, amp, world)
 
-    def _target(self, target: float | None) -> float | None:
+    def _target(self) -> float | None:
         """Return the target in G MAdds or milliseconds, if there is one that can be reached."""
-        if target is None:
-            if not self.how.target:
-                return None
-            target = Budget.parse(self.how.target).amount
+        if not self.how.target:
+            return None
+        target = Budget.parse(self.how.target)
         ops, widths = self.supernet.log_probabilities()
         model = self.cost.to(torch.device("cpu"))
         arrays = [[p.numpy() for p in block] for block in ops], [p.numpy() for p in widths]
-        cheapest = Deriver(model, *arrays).cheapest
-        if cheapest > target:
-            raise AdaptError(
-                f"target {self.how.target} cannot be reached: the cheapest network costs "
-                f"{cheapest:.4g} where the target asks for {target:.4g}; raise it"
-            )
-        return target / self._unit
+        target.check_reachable(Deriver(model, *arrays).cheapest, "target")
+        return target.amount / self._unit
 
     @property
     def _unit(self) -> float:
@@ -213,11 +204,14 @@ class BilevelSearch:
     def _losses(
         self, batch: Batch, paths: list[Paths | None]
     ) -> Iterator[tuple[float, Callable[[], Tensor]]]:
-        """Yield the loss of every part of a batch on every path, and its weight."""
+        """Yield the weight of every part of a batch on every path, and what computes its loss."""
         for share, part in divided(batch, self.how.weights.accumulate):
             for path in paths:
-                self.supernet.paths = path
-                yield share / len(paths), partial(detection_loss, self.detector, part, self._device)
+                yield share / len(paths), partial(self._loss, part, path)
+
+    def _loss(self, part: Batch, path: Paths | None) -> Tensor:
+        self.supernet.paths = path
+        return detection_loss(self.detector, part, self._device)
 
     @property
     def _device(self) -> torch.device:
@@ -251,16 +245,27 @@ class BilevelSearch:
             "argmax_cost": self.argmax_cost(),
             "target": self.multiplier.target,
             "cost_weight": self.multiplier.value,
+            "cost_weight_in_force": self.multiplier.in_force(self.argmax_cost()),
             "cost_unit": "GMAdds" if self.how.cost == "madds" else "ms",
             "op_entropy": mean_entropy([p for block in ops for p in block]),
             "width_entropy": mean_entropy(widths),
             "gate_scale": self._gate_scales(widths),
             "argmax": self.supernet.argmax().to_dict()["blocks"],
             "probabilities": named_probabilities(self.supernet.space, ops, widths),
-            "warnings": collapse_warnings(
-                self.supernet.space, ops, widths, self.plan.arch_share(step)
-            ),
+            "warnings": [
+                *collapse_warnings(self.supernet.space, ops, widths, self.plan.arch_share(step)),
+                *self._missed(step),
+            ],
         }
+
+    def _missed(self, step: int) -> Iterator[str]:
+        """Warn at the end of a search whose arg max network costs more than the target."""
+        target, reached = self.multiplier.target, self.argmax_cost()
+        if target is not None and step == self.plan.total_steps and reached > target:
+            yield (
+                f"the search ended at {reached:.4g}, above its target of {target:.4g}; derive with "
+                f"--budget {self.how.target}, and search with more epochs or a higher arch_lr"
+            )
 
     def run(self, start: int, progress: Progress = silent) -> Iterator[int]:
         """Take the steps of the plan from ``start`` on; yield the steps taken after each."""
@@ -309,7 +314,6 @@ def run_search(
     warn: Callable[[str], object] = ignore,
     limit_steps: int | None = None,
     provenance: dict[str, Any] | None = None,
-    target: float | None = None,
     world: World | None = None,
 ) -> Path:
     """Search, and write ``supernet.pt``, ``search.jsonl`` and TensorBoard's files to ``out``.
@@ -326,7 +330,6 @@ def run_search(
         warn: Told once of everything that looks like a collapse.
         limit_steps: Shorten warm-up and alternation to this many steps each.
         provenance: What else identifies the run, such as the hash of the cost table.
-        target: Cost to end at, in the unit of ``cost``; the recipe's own target if None.
         world: The processes that search together; this one alone if None.
 
     Returns:
@@ -336,7 +339,7 @@ def run_search(
         AdaptError: If the loss diverges, the target cannot be reached, or ``out`` holds another
             run.
     """
-    search = BilevelSearch(recipe, train, cost, limit_steps, target=target, world=world)
+    search = BilevelSearch(recipe, train, cost, limit_steps, world=world)
     path, main = out / "supernet.pt", search.world.is_main
     identity = content_hash([recipe.search_hash, limit_steps, provenance])
     fields = {

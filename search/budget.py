@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from adapt.cost import CostModel
 from adapt.errors import AdaptError
+from search.target import ROUNDING
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-ROUNDING = 1e-12  # of sums in another order; relative
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from adapt.machine import processor_name
 from adapt.runtime import usual_tail
 from adapt.units import madds
 from search.recipe import Recipe
-from search.target import Budget
 
 
 def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
@@ -26,7 +25,7 @@ def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
 
 
 def latency_cost(recipe: Recipe, num_classes: int, table: CostTable) -> CostModel:
-    """Return the latency of every choice in milliseconds.
+    """Return the latency of every choice in milliseconds, as the table's certificate corrects it.
 
     Raises:
         AdaptError: If the table was measured under other conditions than the recipe's device, or
@@ -34,7 +33,8 @@ def latency_cost(recipe: Recipe, num_classes: int, table: CostTable) -> CostMode
     """
     check_table(recipe, table)
     config = recipe.detector_config(num_classes)
-    return CostModel.build(recipe.space.load(), config, recipe.input.fixed(), table.lookup)
+    model = CostModel.build(recipe.space.load(), config, recipe.input.fixed(), table.lookup)
+    return model.corrected(*table.correction)
 
 
 def check_table(recipe: Recipe, table: CostTable) -> None:
@@ -104,19 +104,17 @@ class SearchCost:
 
     Attributes:
         model: Cost of every choice, in MAdds or milliseconds.
-        target: The recipe's target as the model counts; None without one.
         provenance: What identifies the inputs.
     """
 
     model: CostModel
-    target: float | None
     provenance: dict[str, Any]
 
 
 def search_cost(
     recipe: Recipe, train: CocoSplit, costs: Path | None, *, uncertified: bool = False
 ) -> SearchCost:
-    """Return the cost model of a search, its target, and what identifies its inputs.
+    """Return the cost model of a search, and what identifies its inputs.
 
     Args:
         recipe: The run.
@@ -129,16 +127,13 @@ def search_cost(
     """
     classes = len(train.class_names)
     provenance: dict[str, Any] = {"annotations_sha256": file_hash(train.annotations)}
-    budget = Budget.parse(recipe.search.target) if recipe.search.target else None
     if recipe.search.cost == "madds":
         if costs is not None:
             raise AdaptError(
                 f"a search for multiply-adds does not use {costs}; pass --cost latency with it, or "
                 "leave out --costs"
             )
-        return SearchCost(
-            madds_cost(recipe, classes), budget.amount if budget else None, provenance
-        )
+        return SearchCost(madds_cost(recipe, classes), provenance)
     if costs is None:
         raise AdaptError(
             "a search for latency needs a cost table; measure one with `adapt profile RECIPE` and "
@@ -147,9 +142,8 @@ def search_cost(
     with CostTable.open(costs) as table:
         if not uncertified:
             check_certificate(table)
-        target = budget.in_sums(table) if budget else None
-        identity = {**provenance, "costs": table.hash, "target": target}
-        return SearchCost(latency_cost(recipe, classes, table), target, identity)
+        identity = {**provenance, "costs": table.hash, "correction": table.correction}
+        return SearchCost(latency_cost(recipe, classes, table), identity)
 
 
 def costs_of(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from adapt.architecture import Architecture
-from adapt.artifacts import atomic_path, header, make_folder, write_json
+from adapt.artifacts import atomic_path, header, make_folder, read_json, write_json
 from adapt.cost import CostModel, UnitCost
 from adapt.cost_table import CostTable
 from adapt.errors import AdaptError
@@ -81,22 +81,29 @@ def derive(
         architecture = search.supernet.argmax()
         rule = "argmax"
         if budget:
-            best = search.deriver(budget.unit).best(budget.in_sums(search.table))
-            architecture, rule = search.network(best), f"budget {budget}"
+            architecture = search.network(search.within(budget))
+            rule = f"budget {budget}"
         found = search.costs(architecture)
     architecture.save(out, rule=rule, search=search.identity, costs=found)
     return {"architecture": str(out), "network": str(architecture), **found}
 
 
 def fresh_front(folder: Path) -> None:
-    """Create the folder of a front, without the architectures that an earlier one left there.
+    """Create the folder of a front, without the networks of an earlier one.
 
     Raises:
-        AdaptError: If it cannot be written to.
+        AdaptError: If it cannot be written to, or its ``front.json`` is damaged.
     """
     make_folder(folder)
-    for old in folder.glob("arch*.json"):
-        old.unlink()
+    listing = folder / "front.json"
+    if not listing.exists():
+        return
+    content = read_json(listing, "front")
+    names = [Path(row["architecture"]).name for row in content.get("networks", [])]
+    if content.get("format") == "adapt-refined-front":
+        names.append("arch.json")
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def derive_front(
@@ -124,17 +131,19 @@ def derive_front(
     Raises:
         AdaptError: If the search is unfinished, or the table does not fit or has no certificate.
     """
+    make_folder(out)
+    unit: Unit = "ms" if costs else "madds"
+    with open_search(searched, costs, uncertified=uncertified) as search:
+        front = [(search.network(best), best.score) for best in search.deriver(unit).front(number)]
+        found = [(network, score, search.costs(network)) for network, score in front]
     fresh_front(out)
     rows = []
-    with open_search(searched, costs, uncertified=uncertified) as search:
-        unit: Unit = "ms" if costs else "madds"
-        for position, best in enumerate(search.deriver(unit).front(number), start=1):
-            architecture, path = search.network(best), out / f"arch-{position:02d}.json"
-            found = search.costs(architecture)
-            architecture.save(path, rule=f"front {unit}", search=search.identity, costs=found)
-            rows.append({"architecture": str(path), "score": best.score, **found})
+    for position, (network, score, network_costs) in enumerate(found, start=1):
+        path = out / f"arch-{position:02d}.json"
+        network.save(path, rule=f"front {unit}", search=search.identity, costs=network_costs)
+        rows.append({"architecture": str(path), "score": score, **network_costs})
     write_json(out / "front.json", header("front", networks=rows))
-    _plot(rows, "predicted_ms" if costs else "madds", out / "front.png")
+    _plot(rows, out / "front.png")
     return rows
 
 
@@ -144,7 +153,7 @@ class FinishedSearch:
 
     Attributes:
         supernet: The supernet with its alphas and betas.
-        recipe: What was searched, and how.
+        recipe: What was searched, and how; its device is that of the table.
         class_names: Object classes, in the order of their labels.
         identity: Hash of everything that defined the search.
         states: State of the whole detector around the supernet.
@@ -167,8 +176,18 @@ class FinishedSearch:
             [p.numpy() for p in widths],
         )
 
+    def within(self, budget: Budget) -> Derived:
+        """Return the most probable network within a budget.
+
+        Raises:
+            AdaptError: If none is, or latencies are asked for without a fitting table.
+        """
+        deriver = self.deriver(budget.unit)
+        budget.check_reachable(deriver.cheapest)
+        return deriver.best(budget.amount)
+
     def cost_model(self, unit: Unit) -> CostModel:
-        """Return what every choice costs.
+        """Return what every choice costs, latencies as the table's certificate corrects them.
 
         Raises:
             AdaptError: If latencies are asked for without a fitting table.
@@ -178,6 +197,7 @@ class FinishedSearch:
             self.recipe.measured_size(),
         )
         cost: UnitCost = madds
+        correction = 1.0, 0.0
         if unit == "ms":
             if self.table is None:
                 raise AdaptError(
@@ -186,7 +206,8 @@ class FinishedSearch:
                 )
             check_table(self.recipe, self.table)
             cost, size = self.table.lookup, self.recipe.input.fixed()
-        return CostModel.build(self.supernet.space, config, size, cost)
+            correction = self.table.correction
+        return CostModel.build(self.supernet.space, config, size, cost).corrected(*correction)
 
     def network(self, best: Derived | Choices) -> Architecture:
         """Return the network of derived choices."""
@@ -205,7 +226,7 @@ def open_search(
 
     Args:
         searched: ``supernet.pt``.
-        costs: Cost table, if latencies matter.
+        costs: Cost table, if latencies matter; of any device.
         uncertified: Whether a table without a certificate will do.
 
     Raises:
@@ -213,28 +234,31 @@ def open_search(
     """
     supernet, recipe, content = load_searched(searched)
     states = content["states"]["detector"]
-    found = recipe, tuple(content["class_names"]), content["identity"], states
+    found = tuple(content["class_names"]), content["identity"], states
     if costs is None:
-        yield FinishedSearch(supernet, *found, None)
+        yield FinishedSearch(supernet, recipe, *found, None)
         return
     with CostTable.open(costs) as table:
         if not uncertified:
             check_certificate(table)
-        yield FinishedSearch(supernet, *found, table)
+        # The network is derived for the device of the table, wherever the search was.
+        options = table.conditions.device_options()
+        recipe = recipe.with_device(**options, name=table.conditions.device)
+        yield FinishedSearch(supernet, recipe, *found, table)
 
 
-def _plot(rows: list[dict[str, Any]], cost: str, path: Path) -> None:
-    """Draw score over cost."""
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw score over cost: as a budget would count it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    scale = 1.0 if cost == "predicted_ms" else 1e9
-    costs = [row[cost] / scale for row in rows]
+    name = next(n for n in ("corrected_ms", "predicted_ms", "madds") if n in rows[0])
+    costs = [row[name] / (1e9 if name == "madds" else 1.0) for row in rows]
     axes.plot(costs, [row["score"] for row in rows], marker="o", color="tab:blue")
     for number, (x, row) in enumerate(zip(costs, rows, strict=True), start=1):
         axes.annotate(f"{number:02d}", (x, row["score"]), (4, -10), textcoords="offset points")
-    axes.set_xlabel("predicted latency (ms)" if scale == 1.0 else "multiply-adds (10$^9$)")
+    axes.set_xlabel("multiply-adds (10$^9$)" if name == "madds" else "predicted latency (ms)")
     axes.set_ylabel("log probability of the network")
     axes.set_title("Best network of each budget")
     axes.grid(alpha=0.3)

@@ -31,6 +31,12 @@ class Multiplier:
         if target is not None:
             self.value = self._clipped(how.cost_weight)
 
+    def in_force(self, reached: float) -> float:
+        """Return lambda as it weighs while the arg max network costs ``reached``."""
+        if self.target is None:
+            return self.value
+        return self.value * min(1.0, reached / self.target) ** RELIEF
+
     def penalty(self, cost: Tensor, reached: float) -> Tensor:
         """Return the cost term of Eq. 4: lambda * C, lambda * log10(C) (FNA), or that of a target.
 
@@ -39,8 +45,7 @@ class Multiplier:
             reached: M.
         """
         if self.target is not None:
-            fading = min(1.0, reached / self.target) ** RELIEF
-            return self.value * fading * (cost / self.target).log10()
+            return self.in_force(reached) * (cost / self.target).log10()
         return self.value * (cost if self.how.penalty == "linear" else cost.log10())
 
     def update(self, reached: float) -> None:

@@ -194,6 +194,11 @@ class SearchRecipe:
                 f"target {self.target!r} does not fit cost {self.cost!r}; a latency is like 4.0ms, "
                 "multiply-adds are like 134.9G"
             )
+        if self.penalty == "linear" or self.cost_form == "literal":
+            raise ValueError(
+                f"a target has a penalty of its own and the exact cost, got penalty "
+                f"{self.penalty!r} and cost_form {self.cost_form!r}; use 'log' and 'exact'"
+            )
 
 
 @dataclass(frozen=True)

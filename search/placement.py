@@ -64,6 +64,7 @@ def _compile(model: RetinaNet) -> None:
     """
     # Every shape of a candidate is a graph of its own, and so is every padded size of a batch.
     torch._dynamo.config.recompile_limit = 512
+    torch._dynamo.config.accumulated_recompile_limit = 1024
     body = model.backbone.body
     if isinstance(body, Backbone):
         body.compile()

@@ -253,14 +253,16 @@ class Recipe:
         precision: Precision | None = None,
         batch: int | None = None,
         threads: int | None = None,
+        name: str | None = None,
     ) -> "Recipe":
-        """Return the recipe for another runtime, precision, batch or number of threads."""
+        """Return the recipe for another runtime, precision, batch, number of threads or device."""
         device = replace(
             self.device,
             runtime=runtime or self.device.runtime,
             precision=precision or self.device.precision,
             batch=batch or self.device.batch,
             threads=threads or self.device.threads,
+            name=name or self.device.name,
         )
         return replace(self, device=device)
 

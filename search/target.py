@@ -1,12 +1,13 @@
 """What may a detector cost?"""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from adapt.cost_table import CostTable
 from adapt.errors import AdaptError
 
+ROUNDING = 1e-12  # of sums in another order; relative
 Unit = Literal["ms", "madds"]
 _UNITS: dict[str, tuple[Unit, float]] = {
     "ms": ("ms", 1.0),
@@ -31,6 +32,13 @@ class Budget:
     def __str__(self) -> str:
         return f"{self.amount:g} ms" if self.unit == "ms" else f"{self.amount / 1e9:g} GMAdds"
 
+    @property
+    def typed(self) -> str:
+        """The budget as a user types it."""
+        if self.unit == "ms":
+            return f"{self.amount:.5g}ms"
+        return f"{self.amount / 1e9:.5g}G" if self.amount >= 1e9 else f"{self.amount / 1e6:.5g}M"
+
     @classmethod
     def parse(cls, text: str, option: str = "--budget") -> "Budget":
         """Read ``4.0ms``, ``850us``, ``134.9G`` or ``900M``.
@@ -52,12 +60,20 @@ class Budget:
         unit, factor = _UNITS[match[2]]
         return cls(unit, amount * factor)
 
-    def in_sums(self, table: CostTable | None) -> float:
-        """Return the amount that sums of table rows must not exceed.
+    def check_reachable(self, cheapest: float, option: str = "budget") -> None:
+        """Check that some network costs no more.
 
-        Milliseconds are of the latency that the table's certificate predicts from such a sum.
+        Args:
+            cheapest: What the cheapest one costs, in this unit.
+            option: What the user would raise.
+
+        Raises:
+            AdaptError: With a budget that can be met.
         """
-        certificate = table.certificate if table is not None and self.unit == "ms" else None
-        if certificate is None:
-            return self.amount
-        return float((self.amount - certificate["offset_ms"]) / certificate["scale"])
+        if cheapest > self.amount * (1 + ROUNDING):
+            digits = 3 - math.floor(math.log10(cheapest))
+            least = Budget(self.unit, math.ceil(cheapest * 10.0**digits) / 10.0**digits)
+            raise AdaptError(
+                f"no network costs {self.typed} or less, the cheapest costs {least.typed}; "
+                f"raise the {option}"
+            )

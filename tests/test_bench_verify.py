@@ -120,7 +120,7 @@ def test_the_file_records_budget_rule_and_every_round(simulated, tmp_path):
     assert content["costs"]["measured_ms"] == found["measured_ms"]
     assert content["rounds"] == found["rounds"]
     assert found["rounds"][0]["measured_ms"] == pytest.approx(
-        1.05 * found["rounds"][0]["predicted_ms"]
+        1.05 * found["rounds"][0]["corrected_ms"]
     )
 
 
@@ -209,7 +209,7 @@ def test_a_certificate_is_part_of_the_prediction(simulated, tmp_path):
     device = Biased(factor=1.2, offset_ms=0.01)
     found = verified((supernet, table), tmp_path / "a.json", 0.45, device, uncertified=False)
     for row in found["rounds"]:
-        assert row["measured_ms"] == pytest.approx(row["predicted_ms"])
+        assert row["measured_ms"] == pytest.approx(row["corrected_ms"])
 
 
 def test_another_machine_than_the_tables_is_refused(simulated, tmp_path):

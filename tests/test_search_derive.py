@@ -1,7 +1,9 @@
 """From a finished search to networks within budgets."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from simulated_device import Simulated
@@ -12,6 +14,7 @@ from adapt.cost_table import CostTable
 from adapt.errors import AdaptError
 from adapt.images import InputSize
 from bench.profiler import profile
+from bench.provenance import Machine
 from cli import app
 from search.bilevel import run_search
 from search.costs import madds_cost
@@ -39,6 +42,12 @@ def table(recipe, tmp_path):
     device = Simulated(runtime="tensorrt")
     profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), path, device)
     return path
+
+
+def certify(table, **line):
+    zero = dict.fromkeys(("mape", "bias", "worst", "kendall_tau", "mape_corrected"), 0.0)
+    with CostTable.open(table, writable=True) as opened:
+        opened.store("certificate", {"detectors": 30, **zero, **line})
 
 
 def test_without_a_budget_the_arg_max_is_derived(searched, tmp_path):
@@ -71,10 +80,7 @@ def test_a_budget_in_milliseconds_counts_as_the_certificate_corrects(
     searched, table, tmp_path, certified
 ):
     if certified:
-        with CostTable.open(table, writable=True) as opened:
-            zero = dict.fromkeys(("mape", "bias", "worst", "kendall_tau", "mape_corrected"), 0.0)
-            line = {"scale": 1.25, "offset_ms": 0.25}
-            opened.store("certificate", {"detectors": 30, **zero, **line})
+        certify(table, scale=1.25, offset_ms=0.25)
     how = {"costs": table, "uncertified": not certified}
     name = "corrected_ms" if certified else "predicted_ms"
     dearest = derive(searched, tmp_path / "a.json", **how)[name]
@@ -86,11 +92,50 @@ def test_a_budget_in_milliseconds_counts_as_the_certificate_corrects(
 
 def test_a_budget_that_no_network_fits_names_the_cheapest(searched, table, tmp_path):
     out = tmp_path / "a.json"
-    with pytest.raises(AdaptError, match=r"no network costs 1000 or less, the cheapest costs \d+"):
+    with pytest.raises(AdaptError, match=r"costs 0.001M or less, the cheapest costs [\d.]+M"):
         derive(searched, out, budget=Budget("madds", 1000))
     with pytest.raises(AdaptError, match="a budget in milliseconds needs a cost table"):
         derive(searched, out, budget=Budget.parse("4ms"))
     assert not out.exists()
+
+
+def test_a_budget_that_the_error_names_can_be_met(searched, table, tmp_path):
+    certify(table, scale=1.25, offset_ms=0.25)
+    with pytest.raises(AdaptError, match=r"costs 0.1ms or less, the cheapest costs .*ms;") as found:
+        derive(searched, tmp_path / "a.json", table, budget=Budget("ms", 0.1))
+    named = Budget.parse(re.search(r"cheapest costs (\S+);", str(found.value))[1])
+    derived = derive(searched, tmp_path / "a.json", table, budget=named)
+    assert 0.99 * named.amount < derived["corrected_ms"] <= named.amount
+
+
+def test_one_search_serves_devices_it_has_not_seen(searched, recipe, table, tmp_path):
+    """The table of another runtime, precision, batch and machine decides what a network costs."""
+
+    class Elsewhere(Simulated):
+        def machine(self):
+            return Machine("another processor", cores=8)
+
+    other = tmp_path / "other.sqlite"
+    device = Elsewhere(runtime="ort-cpu", precision="int8", batch=4, threads=8)
+    profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), other, device)
+    how = {"costs": other, "uncertified": True}
+    dearest = derive(searched, tmp_path / "a.json", **how)["predicted_ms"]
+    found = derive(searched, tmp_path / "b.json", budget=Budget("ms", 0.8 * dearest), **how)
+    assert found["predicted_ms"] <= 0.8 * dearest
+
+
+def test_a_new_front_replaces_the_old_one_and_nothing_else(searched, table, tmp_path):
+    folder = tmp_path / "front"
+    many = derive_front(searched, folder, 8)
+    mine = folder / "arch.json"
+    mine.write_text("mine")
+    with pytest.raises(AdaptError, match="certif"):
+        derive_front(searched, folder, 2, table)
+    assert all(Path(row["architecture"]).exists() for row in many)
+    few = derive_front(searched, folder, 2)
+    left = {path.name for path in folder.glob("arch*.json")}
+    assert left == {"arch.json", *(Path(row["architecture"]).name for row in few)}
+    assert mine.read_text() == "mine"
 
 
 def test_a_table_of_another_tail_is_refused(searched, recipe, table, tmp_path):

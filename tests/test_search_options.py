@@ -250,8 +250,21 @@ def test_target_that_no_network_reaches_names_the_cheapest(
     tiny_recipe: Recipe, tiny_data: CocoSplit
 ) -> None:
     recipe = tiny_recipe.with_search(target="0.1M")
-    with pytest.raises(AdaptError, match=r"target 0.1M cannot be reached: the cheapest network"):
+    with pytest.raises(AdaptError, match=r"costs 0.1M or less, the cheapest .*M; raise the target"):
         BilevelSearch(recipe, tiny_data, costs(recipe))
+
+
+def test_search_that_misses_its_target_says_so_at_its_end(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    least, most = spread(tiny_recipe)
+    heard: list[str] = []
+    for share in (0.01, 2.0):
+        target = least + share * (most - least)
+        recipe = tiny_recipe.with_search(target=f"{target}G", arch_lr=1e-9)
+        run_search(recipe, tiny_data, costs(recipe), tmp_path / str(share), warn=heard.append)
+    (missed,) = (line for line in heard if "above its target" in line)
+    assert f"derive with --budget {least + 0.01 * (most - least)}G" in missed
 
 
 @pytest.mark.parametrize(
@@ -260,6 +273,8 @@ def test_target_that_no_network_reaches_names_the_cheapest(
         ({"target": "4ms"}, "target '4ms' does not fit cost 'madds'"),
         ({"target": "4G", "cost": "latency"}, "target '4G' does not fit cost 'latency'"),
         ({"target": "fast"}, "target must be like 4.0ms"),
+        ({"target": "4G", "penalty": "linear"}, "a target has a penalty of its own"),
+        ({"target": "4G", "cost_form": "literal"}, "a target has a penalty of its own"),
         ({"target_range": (0.0, 1.0)}, "target_range must be positive and rising"),
         ({"weight_paths": 0}, "weight_paths must be at least 1"),
         ({"bi_sampling": True, "weight_paths": "all"}, "bi_sampling trains two single paths"),

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,22 @@ def test_gradient_that_is_no_number_stops_before_anything_is_updated() -> None:
     batch = ([torch.zeros(3, 1, 1)], [{"image_id": torch.tensor(17)}])
     with pytest.raises(AdaptError, match=r"gradient's norm became inf on images \[17\]"):
         stepper.step([(1.0, lambda: parameter.sqrt().sum())], batch)  # finite, but its slope is not
+    assert float(parameter.detach()) == 0
+
+
+def test_fp16_skips_an_overflow_and_stops_where_scaling_less_does_not_help() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    stepper = Stepper(build_optimizer([parameter], Optimisation()), [parameter], 35, "fp16", ALONE)
+    batch = ([torch.zeros(3, 1, 1)], [{"image_id": torch.tensor(17)}])
+    scale = stepper.scaler.get_scale()
+    large = torch.full((1,), 1e38)  # times the scale, it overflows
+    stepper.step([(1.0, lambda: (parameter * large).sum())], batch)
+    assert float(parameter.detach()) == 0
+    assert stepper.scaler.get_scale() == scale / 2
+    for _ in range(int(math.log2(stepper.scaler.get_scale()))):
+        stepper.step([(1.0, lambda: parameter.sqrt().sum())], batch)
+    with pytest.raises(AdaptError, match=r"overflows fp16 .* on images \[17\]"):
+        stepper.step([(1.0, lambda: parameter.sqrt().sum())], batch)
     assert float(parameter.detach()) == 0
 
 
