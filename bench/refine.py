@@ -112,7 +112,7 @@ def refine_front(
             watch = Stopwatch(search, target or recipe_target(recipe, costs), protocol)
         with watch or nullcontext():
             limit, fits = _limit(search, asked, watch, stage)
-            first = _candidates(search, asked, limit, fits)
+            first = candidates(search, asked, limit, fits)
             bred = _bred(search, asked, first, limit, examiner, stage)
             tried = _examined(search, _finalists(bred, asked), examiner, stage)
             if watch is not None:
@@ -185,10 +185,17 @@ def _finalists(bred: list[Individual], asked: Refinement) -> list[Individual]:
     return front + [one for one in bred[: asked.keep] if one.generation > 0]
 
 
-def _candidates(
+def candidates(
     search: FinishedSearch, asked: Refinement, limit: float | None, fits: list[Derived]
 ) -> list[Derived]:
-    """Return the front's networks of highest probability within the budget, and one that fits."""
+    """Return the front's networks of highest probability within a budget, and those that fit it.
+
+    Args:
+        search: A finished search.
+        asked: How many networks.
+        limit: What one may cost by the cost model; None for the whole front.
+        fits: Networks that are known to fit, however probable.
+    """
     deriver = search.deriver(_unit(search, asked))
     found = deriver.front(asked.front)
     if limit:

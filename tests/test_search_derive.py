@@ -120,8 +120,8 @@ def test_one_search_serves_devices_it_has_not_seen(searched, recipe, table, tmp_
     profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), other, device)
     how = {"costs": other, "uncertified": True}
     dearest = derive(searched, tmp_path / "a.json", **how)["predicted_ms"]
-    found = derive(searched, tmp_path / "b.json", budget=Budget("ms", 0.8 * dearest), **how)
-    assert found["predicted_ms"] <= 0.8 * dearest
+    found = derive(searched, tmp_path / "b.json", budget=Budget("ms", 0.95 * dearest), **how)
+    assert found["predicted_ms"] <= 0.95 * dearest < dearest
 
 
 def test_a_new_front_replaces_the_old_one_and_nothing_else(searched, table, tmp_path):
