@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,43 @@ rounds = 2
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_data: CocoSplit) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE.format(root=tiny_data.annotations.parents[1]))
+    return written_recipe(tmp_path, tiny_data)
+
+
+def written_recipe(folder: Path, data: CocoSplit) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(RECIPE.format(root=data.annotations.parents[1]))
     return path
 
 
-@pytest.fixture(autouse=True)
-def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _short_measurements() -> Iterator[None]:
     """How well is measured is a matter of other tests."""
-    monkeypatch.setattr("bench.profiler.CPU_PROTOCOL", Protocol(2, round_ms=0.1, retries=0))
-    monkeypatch.setattr("bench.certify.WHOLE_PROTOCOL", Protocol(2, round_ms=1.0, retries=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.profiler.CPU_PROTOCOL", Protocol(2, round_ms=0.1, retries=0))
+        patch.setattr("bench.certify.WHOLE_PROTOCOL", Protocol(2, round_ms=1.0, retries=0))
+        yield
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, tiny_data: CocoSplit) -> tuple[Path, Path]:
+    """A cost table in two parts."""
+    folder = tmp_path_factory.mktemp("shards")
+    recipe, parts = written_recipe(folder, tiny_data), (folder / "1.sqlite", folder / "2.sqlite")
+    for number, part in enumerate(parts, 1):
+        ok("profile", recipe, "--shard", f"{number}/2", "--out", part)
+    return parts
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: CocoSplit) -> tuple[Any, ...]:
+    """The command of a run for latency, and what it told."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = written_recipe(folder, tiny_data)
+    latency = recipe.read_text().replace('cost = "madds"', 'cost = "latency"\ntarget = "1000ms"')
+    recipe.write_text(latency)
+    command = ("run", recipe, "--out", folder / "out", "--limit-steps", 1)
+    return command, ok(*command)
 
 
 def run(*arguments: object) -> Result:
@@ -113,44 +140,39 @@ def root_of(recipe: Path) -> str:
     return next(line.split('"')[1] for line in recipe.read_text().splitlines() if "root" in line)
 
 
-def test_run_is_resumed_and_reuses_what_is_there(recipe: Path, tmp_path: Path) -> None:
-    latency = recipe.read_text().replace('cost = "madds"', 'cost = "latency"\ntarget = "1000ms"')
-    recipe.write_text(latency)
-    arguments = ("run", recipe, "--out", tmp_path / "out", "--limit-steps", 1)
-    first, second = ok(*arguments), ok(*arguments)
+def test_run_is_resumed_and_reuses_what_is_there(finished_run: tuple[Any, ...]) -> None:
+    command, first = finished_run
+    second, out = ok(*command), command[3]
     assert set(first["stages"].values()) == {"ran"}
     assert {n for n, state in second["stages"].items() if state == "ran"} == {"bench"}
     assert 0 < first["predicted_ms"] < 1000
-    assert Architecture.load(tmp_path / "out" / "arch.json") == Architecture.from_dict(
-        first["derived"]
-    )
-    assert json.loads((tmp_path / "out" / "arch.json").read_text())["rule"] == "budget 1000 ms"
+    assert Architecture.load(out / "arch.json") == Architecture.from_dict(first["derived"])
+    assert json.loads((out / "arch.json").read_text())["rule"] == "budget 1000 ms"
     assert first["derived"] == second["derived"]
 
 
-def test_shards_of_a_profile_merge_into_a_table_that_shows_itself(
-    recipe: Path, tmp_path: Path
+def test_run_refuses_a_folder_of_another_recipe(
+    finished_run: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    parts = [tmp_path / f"{number}.sqlite" for number in (1, 2)]
-    for number, part in enumerate(parts, 1):
-        ok("profile", recipe, "--shard", f"{number}/2", "--out", part)
-    merged = ok("costs", "merge", *parts, "--out", tmp_path / "all.sqlite")
+    _, recipe, *options = finished_run[0]
+    other = tmp_path / "tiny.toml"
+    other.write_text(recipe.read_text().replace("fpn_width = 8", "fpn_width = 16"))
+    result = run("run", other, *options)
+    assert result.exit_code == 1
+    assert "holds the stage 'profile' of another recipe" in result.output
+
+
+def test_shards_of_a_profile_merge_into_a_table_that_shows_itself(
+    recipe: Path, shards: tuple[Path, Path], tmp_path: Path
+) -> None:
+    merged = ok("costs", "merge", *shards, "--out", tmp_path / "all.sqlite")
     planned = ok("profile", recipe, "--out", tmp_path / "all.sqlite", "--dry-run")
     assert planned["to_measure"] == planned["estimated_seconds"] == 0
     assert planned["distinct_units"] + planned["boundaries"] == merged["rows"]
     assert merged["slowest_machine"] >= 0
     shown = ok("costs", "show", tmp_path / "all.sqlite", "--plot", tmp_path / "all.png")
     assert shown["runtime"] == "ort-cpu"
-    assert run("costs", "export", parts[0], "--out", tmp_path / "a.csv").exit_code == 0
-
-
-def test_run_refuses_a_folder_of_another_recipe(recipe: Path, tmp_path: Path) -> None:
-    arguments = ("run", recipe, "--out", tmp_path / "out", "--limit-steps", 1)
-    ok(*arguments)
-    recipe.write_text(recipe.read_text().replace("fpn_width = 8", "fpn_width = 16"))
-    result = run(*arguments)
-    assert result.exit_code == 1
-    assert "holds the stage 'search' of another recipe" in result.output
+    assert run("costs", "export", shards[0], "--out", tmp_path / "a.csv").exit_code == 0
 
 
 def test_profile_dry_run_measures_nothing_but_a_sample(recipe: Path, tmp_path: Path) -> None:
@@ -359,11 +381,9 @@ def test_broken_data_stop_a_training_with_one_sentence(
 
 
 def test_table_of_another_processor_is_refused_when_the_recipe_names_one(
-    recipe: Path, tmp_path: Path
+    recipe: Path, shards: tuple[Path, Path]
 ) -> None:
-    table = tmp_path / "costs.sqlite"
-    ok("profile", recipe, "--out", table)
     recipe.write_text(recipe.read_text().replace("[device]", '[device]\nname = "Jetson Orin"'))
-    result = run("search", recipe, "--cost", "latency", "--costs", table, "--uncertified")
+    result = run("search", recipe, "--cost", "latency", "--costs", shards[0], "--uncertified")
     assert result.exit_code == 1
     assert "(Jetson Orin)" in result.stderr
