@@ -21,7 +21,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -159,20 +159,25 @@ def _seconds(search: BilevelSearch, kind: Kind) -> Iterator[float]:
 
 def taking_turns(commands: list[list[str]], steps: int) -> list[Run]:
     """Let processes of :func:`serve_steps` take ``steps`` steps each, one after the other."""
-    pipe = subprocess.PIPE
     runs = [Run() for _ in commands]
-    processes = []
-    for command, run in zip(commands, runs, strict=True):
-        processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
-        run.seconds.append(_step_of(processes[-1]))
-    for _ in range(steps - 1):
+    with ExitStack() as stack:
+        processes = []
+        for command, run in zip(commands, runs, strict=True):
+            processes.append(_started(command))
+            stack.callback(processes[-1].kill)  # a stopped one would outlive an error of the other
+            run.seconds.append(_step_of(processes[-1]))
+        for _ in range(steps - 1):
+            for process, run in zip(processes, runs, strict=True):
+                run.seconds.append(_step_of(process))
         for process, run in zip(processes, runs, strict=True):
-            run.seconds.append(_step_of(process))
-    for process, run in zip(processes, runs, strict=True):
-        process.send_signal(signal.SIGCONT)
-        rest, _ = process.communicate()
-        run.peak_memory_gb = float(rest)
+            process.send_signal(signal.SIGCONT)
+            rest, _ = process.communicate()
+            run.peak_memory_gb = float(rest)
     return runs
+
+
+def _started(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _step_of(process: subprocess.Popen[str]) -> float:
@@ -218,6 +223,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Print seconds and peak memory of weight and architecture steps as JSON."""
+    for name in (*(variant or ()), against):
+        if name not in VARIANTS:
+            raise typer.BadParameter(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
     loaded = Recipe.load(recipe).with_grid(grid).with_search(cost="madds")
     weights = replace(loaded.search.weights, batch_size=batch)
     loaded = loaded.with_search(weights=weights)
