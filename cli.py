@@ -20,8 +20,8 @@ from adapt.runtime import Precision, Runtime, Tail
 if TYPE_CHECKING:
     from adapt.progress import Stage
     from bench.pipeline import RunResult
-    from search.recipe import Recipe
-    from search.world import World
+    from search.recipe.recipe import Recipe
+    from search.train.world import World
 
 
 class Commands(TyperGroup):
@@ -110,7 +110,7 @@ def _load_recipe(
     init: Init | None = None,
     weights: Path | None = None,
 ) -> "Recipe":
-    from search.recipe import Recipe
+    from search.recipe.recipe import Recipe
 
     return Recipe.load(name).with_data(data).with_init(init, weights)
 
@@ -154,7 +154,7 @@ def weights_command(
 
     Example: `adapt weights mobilenet_v2`
     """
-    from adapt.weights import find_weights
+    from adapt.network.weights import find_weights
 
     print(find_weights(source))
 
@@ -169,8 +169,8 @@ def data_check_command(
 
     Example: `adapt data check datasets/bccd --split train --split val`
     """
-    from adapt.coco import load_split
-    from adapt.data_check import check_split
+    from adapt.data.check import check_split
+    from adapt.data.coco import load_split
     from adapt.progress import console_stage
 
     reports = {}
@@ -228,8 +228,8 @@ def profile_command(
     Example: `adapt profile recipes/bccd-cpu.toml --out runs/costs.sqlite`
     """
     from adapt.progress import console_stage
-    from bench.plan import Shard
-    from bench.recipe_profile import plan_summary, profile_recipe
+    from bench.costs.of_recipe import plan_summary, profile_recipe
+    from bench.costs.selection import Shard
 
     loaded = _load_recipe(recipe, data)
     classes = len(loaded.split(loaded.data.train).class_names)
@@ -259,8 +259,8 @@ def costs_show_command(
 
     Example: `adapt costs show runs/costs.sqlite --plot runs/costs.png`
     """
-    from adapt.cost_table import CostTable
-    from bench.cost_report import summarise, write_heat_map
+    from adapt.cost.table import CostTable
+    from bench.costs.report import summarise, write_heat_map
 
     with CostTable.open(table) as opened:
         if plot:
@@ -277,8 +277,8 @@ def costs_export_command(
 
     Example: `adapt costs export runs/costs.sqlite --out runs/costs.csv`
     """
-    from adapt.cost_table import CostTable
-    from bench.cost_report import write_csv
+    from adapt.cost.table import CostTable
+    from bench.costs.report import write_csv
 
     with CostTable.open(table) as opened:
         write_csv(opened, out)
@@ -299,9 +299,9 @@ def costs_certify_command(
 
     Example: `adapt costs certify recipes/bccd-cpu.toml runs/costs.sqlite`
     """
-    from adapt.cost_table import CostTable
+    from adapt.cost.table import CostTable
     from adapt.progress import console_stage
-    from bench.recipe_profile import certify_recipe
+    from bench.costs.of_recipe import certify_recipe
 
     with CostTable.open(table) as opened:
         device = opened.conditions.device_options()
@@ -324,7 +324,7 @@ def costs_merge_command(
     """
     from dataclasses import asdict
 
-    from adapt.cost_merge import merge_tables
+    from adapt.cost.merge import merge_tables
 
     _show({"table": str(out), **asdict(merge_tables(tables, out))}, as_json=as_json)
 
@@ -379,12 +379,12 @@ def search_command(
 
     Example: `adapt search recipes/bccd-cpu.toml --cost latency --costs runs/costs.sqlite`
     """
-    from search.bilevel import run_search
-    from search.costs import search_cost
     from search.estimate import estimate_run
-    from search.optimisation import parse_paths
-    from search.search_plot import plot_search
-    from search.world import joined_world
+    from search.recipe.costs import search_cost
+    from search.recipe.optimisation import parse_paths
+    from search.supernet.bilevel import run_search
+    from search.supernet.plot import plot_search
+    from search.train.world import joined_world
 
     loaded = _load_recipe(recipe, data, init, weights).with_compute(
         amp=amp, recompute=recompute, compile=compiled or None
@@ -472,8 +472,8 @@ def derive_command(
 
     Example: `adapt derive runs/bccd/search/supernet.pt --budget 9.5ms --costs runs/costs.sqlite`
     """
-    from search.derive import derive, derive_front
-    from search.target import Budget
+    from search.derive.derive import derive, derive_front
+    from search.recipe.budget import Budget
 
     how: dict[str, Any] = {"costs": costs, "uncertified": uncertified}
     if verify and (pareto or refine or evolve):
@@ -517,7 +517,7 @@ def _refined(
 ) -> None:
     """Re-rank a front, and show the best network and the others."""
     from adapt.progress import console_stage
-    from bench.refine import Refinement, refine_front
+    from bench.acceptance.refine import Refinement, refine_front
 
     asked = Refinement.of(*numbers, how.pop("budget"))
     folder = out or supernet.parent / "refined"
@@ -538,7 +538,7 @@ def _refined(
 def _verified(supernet: Path, out: Path, how: dict[str, Any]) -> dict[str, Any]:
     """Derive with measurements, showing how far they are."""
     from adapt.progress import console_stage
-    from bench.verify import derive_verified
+    from bench.acceptance.verify import derive_verified
 
     with console_stage("verify") as progress:
         return derive_verified(supernet, out, progress=progress, **how)
@@ -546,8 +546,8 @@ def _verified(supernet: Path, out: Path, how: dict[str, Any]) -> dict[str, Any]:
 
 def _say_how_certain(costs: Path | None) -> None:
     """Print on stderr how far a cost table can be trusted."""
-    from adapt.cost_table import CostTable
-    from search.costs import certificate_line
+    from adapt.cost.table import CostTable
+    from search.recipe.costs import certificate_line
 
     if costs:
         with CostTable.open(costs) as table:
@@ -579,8 +579,8 @@ def finetune_command(
     Example: `adapt finetune recipes/bccd-cpu.toml --arch runs/bccd/arch.json`
     """
     from search.estimate import estimate_run
-    from search.finetune import resolve_architecture, run_finetune
-    from search.world import joined_world
+    from search.train.finetune import resolve_architecture, run_finetune
+    from search.train.world import joined_world
 
     loaded = _load_recipe(recipe, data, init, weights).with_compute(
         amp=amp, compile=compiled or None
@@ -627,9 +627,9 @@ def eval_command(
 
     Example: `adapt eval runs/bccd/derived.onnx --data datasets/bccd --split test`
     """
-    from adapt.coco import load_split
+    from adapt.data.coco import load_split
     from adapt.progress import console_stage
-    from bench.measure import evaluate_artifact
+    from bench.networks.measure import evaluate_artifact
 
     loaded = load_split(data, split).limit(limit)
     with console_stage("eval") as progress:
@@ -704,9 +704,9 @@ def export_command(
     Example: `adapt export runs/bccd/derived.safetensors --trt --precision fp16`
     """
     from adapt.progress import console_stage
-    from bench.gate import deploy_within
+    from bench.acceptance.ap_gate import deploy_within
     from export.deploy import Deployment, deploy
-    from export.engine_build import BuildOptions
+    from export.engine.builder import BuildOptions
 
     asked = (flavour, workspace, level, timing_cache, tuned_batch)
     if not trt and any(value is not None for value in asked):
@@ -760,11 +760,11 @@ def predict_command(
 
     Example: `adapt predict runs/bccd/derived.onnx photos/ --out runs/predictions`
     """
-    from adapt.images import find_images
+    from adapt.data.images import find_images
     from adapt.progress import console_stage
-    from bench.measure import usual_runtime
-    from export.predict import predict
-    from export.runner import open_runner
+    from bench.networks.measure import usual_runtime
+    from export.run.predict import predict
+    from export.run.runner import open_runner
 
     found = find_images(images)
     with (
@@ -798,11 +798,11 @@ def parity_command(
 
     Example: `adapt parity derived.onnx derived-fp16.onnx photos/ --score-tol 0.01 --box-tol 1`
     """
-    from adapt.images import find_images
+    from adapt.data.images import find_images
     from adapt.progress import console_stage
-    from bench.measure import usual_runtime
-    from export.parity import Tolerances, compare_artifacts
-    from export.runner import open_runner
+    from bench.networks.measure import usual_runtime
+    from export.run.parity import Tolerances, compare_artifacts
+    from export.run.runner import open_runner
 
     found = find_images(images)
     with (
@@ -838,10 +838,10 @@ def bench_command(
     """
     from dataclasses import replace
 
-    from adapt.coco import load_split
+    from adapt.data.coco import load_split
     from adapt.progress import console_stage
-    from bench.measure import DETECTOR_PROTOCOL, compare, named
-    from bench.report import rich_table, write_report
+    from bench.networks.measure import DETECTOR_PROTOCOL, compare, named
+    from bench.networks.report import rich_table, write_report
 
     loaded = load_split(data, split).limit(limit)
     protocol = replace(DETECTOR_PROTOCOL, rounds=rounds)
@@ -900,8 +900,8 @@ def demo_command(
 
     Example: `adapt demo`
     """
+    from adapt.data.synthetic import generate
     from adapt.progress import console_stage
-    from adapt.synthetic import generate
 
     with console_stage("generate data") as progress:
         generate(out / "data", progress=progress)
@@ -911,7 +911,7 @@ def demo_command(
 def _run(recipe: "Recipe", out: Path, limit_steps: int | None, *, as_json: bool) -> None:
     from adapt.progress import console_stage
     from bench.pipeline import Run
-    from search.world import alone_or_refused
+    from search.train.world import alone_or_refused
 
     alone_or_refused("adapt run")
     run = Run(recipe, out, stage=console_stage, limit_steps=limit_steps, warn=_warn)
@@ -923,7 +923,7 @@ def _run(recipe: "Recipe", out: Path, limit_steps: int | None, *, as_json: bool)
 
 
 def _show_run(result: "RunResult") -> None:
-    from bench.report import rich_table
+    from bench.networks.report import rich_table
 
     reused = [name for name, state in result.stages.items() if state == "reused"]
     if reused:

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from adapt.errors import AdaptError
-from adapt.weights import PUBLISHED, find_local_weights
-from bench.provenance import device_description
-from bench.target import ANCHOR
-from bench.unit_graphs import unit_model
-from export.engine import check_builder, trt_flavours
-from export.engine_build import INSTALL
-from export.onnx_session import PROVIDERS, ort_session
-from export.runner import RUNTIMES
+from adapt.network.weights import PUBLISHED, find_local_weights
+from bench.latency.backend import ANCHOR
+from bench.latency.provenance import device_description
+from bench.latency.unit_graphs import unit_model
+from export.engine.build import check_builder, trt_flavours
+from export.engine.builder import INSTALL
+from export.run.onnx_session import PROVIDERS, ort_session
+from export.run.runner import RUNTIMES
 
 GPU = "run it on a machine with an NVIDIA GPU and its driver"
 
@@ -67,7 +67,7 @@ def runtime_state(runtime: str) -> RuntimeState:
     """Try a runtime.
 
     Args:
-        runtime: One of :data:`export.runner.RUNTIMES`.
+        runtime: One of :data:`export.run.runner.RUNTIMES`.
     """
     if runtime == "torch":
         return RuntimeState(torch.__version__, usable=True)

@@ -19,26 +19,26 @@ from adapt.artifacts import (
     read_json,
     write_json,
 )
-from adapt.cost_table import CostTable, predict_latency
-from adapt.detector_file import load_detector
+from adapt.cost.table import CostTable, predict_latency
+from adapt.detector.file import load_detector
 from adapt.errors import AdaptError
+from adapt.network.weights import find_weights
 from adapt.progress import Progress, Stage, ignore, silent_stage
 from adapt.runtime import usual_tail
-from adapt.weights import find_weights
-from bench.measure import DETECTOR_PROTOCOL, BenchResult, compare
-from bench.recipe_profile import certify_recipe, profile_recipe, recipe_target
-from bench.report import write_report
-from bench.target import conditions
-from bench.timing import Protocol
-from export.graph import export_detector
-from export.options import GraphOptions
-from search.bilevel import run_search
-from search.costs import search_cost
-from search.derive import derive
-from search.finetune import run_finetune
-from search.recipe import Recipe
-from search.search_plot import plot_search
-from search.target import Budget
+from bench.costs.of_recipe import certify_recipe, profile_recipe, recipe_target
+from bench.latency.backend import conditions
+from bench.latency.timing import Protocol
+from bench.networks.measure import DETECTOR_PROTOCOL, BenchResult, compare
+from bench.networks.report import write_report
+from export.graph.detector import export_detector
+from export.graph.options import GraphOptions
+from search.derive.derive import derive
+from search.recipe.budget import Budget
+from search.recipe.costs import search_cost
+from search.recipe.recipe import Recipe
+from search.supernet.bilevel import run_search
+from search.supernet.plot import plot_search
+from search.train.finetune import run_finetune
 
 
 @dataclass(frozen=True)

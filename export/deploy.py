@@ -11,19 +11,19 @@ import numpy as np
 from torchvision.models.detection import RetinaNet
 
 from adapt.artifacts import file_hash, make_folder, write_json
-from adapt.coco import has_split, load_split
-from adapt.detector_file import DetectorInfo, load_detector
+from adapt.data.coco import has_split, load_split
+from adapt.data.images import InputSize, find_images, fit, open_image
+from adapt.detector.file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
-from adapt.images import InputSize, find_images, fit, open_image
 from adapt.progress import Progress, silent
 from adapt.runtime import Precision, Tail
-from export.engine import build_engine, load_tensorrt
-from export.engine_build import BuildOptions
-from export.graph import export_detector, read_onnx_info
-from export.options import GraphOptions, ImageInput, Pixels
-from export.parity import ParityReport, Tolerances, verify_export
+from export.engine.build import build_engine, load_tensorrt
+from export.engine.builder import BuildOptions
+from export.graph.detector import export_detector, read_onnx_info
+from export.graph.options import GraphOptions, ImageInput, Pixels
 from export.quantize import Quantizer
-from export.runner import Array, batch_of_one, in_type
+from export.run.parity import ParityReport, Tolerances, verify_export
+from export.run.runner import Array, batch_of_one, in_type
 
 CALIBRATION_IMAGES = 64
 VERIFY_IMAGES = 8

@@ -10,11 +10,11 @@ import onnx
 from onnx import numpy_helper
 
 from adapt.progress import Progress, silent
-from export.onnx_file import load_onnx, read_description, save_onnx, with_outputs
-from export.onnx_session import ort_session
-from export.options import RAW_HEADS
-from export.precision import LARGEST, conv_weights, with_qdq
-from export.runner import Array
+from export.graph.onnx_file import load_onnx, read_description, save_onnx, with_outputs
+from export.graph.options import RAW_HEADS
+from export.graph.precision import LARGEST, conv_weights, with_qdq
+from export.run.onnx_session import ort_session
+from export.run.runner import Array
 
 SENSITIVITY_BATCHES = 4
 
@@ -23,7 +23,7 @@ class Quantizer:
     """Writes int8 versions of one fp32 detector.
 
     Args:
-        source: An fp32 detector that :func:`export.graph.export_detector` wrote.
+        source: An fp32 detector that :func:`export.graph.detector.export_detector` wrote.
         images: Calibration batches as the file takes them, ``[B, 3, H, W]``.
 
     Raises:

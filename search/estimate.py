@@ -14,15 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import mobilenet_v2
-from adapt.backbone import Backbone
-from adapt.detector import build_retinanet
-from adapt.operations import MBConv
-from adapt.supernet import Choice, Paths, Recompute, Supernet
-from search.finetune import total_steps
-from search.optimisation import Optimisation, PathCount
-from search.placement import DTYPES
-from search.plan import SearchPlan
-from search.recipe import Recipe
+from adapt.detector.retinanet import build_retinanet
+from adapt.network.backbone import Backbone
+from adapt.network.operations import MBConv
+from adapt.network.supernet import Choice, Paths, Recompute, Supernet
+from search.recipe.optimisation import Optimisation, PathCount
+from search.recipe.recipe import Recipe
+from search.recipe.schedule import SearchPlan
+from search.train.finetune import total_steps
+from search.train.placement import DTYPES
 
 # The rate at which the paper's 1.7 (search) and 3.6 (fine-tuning) GPU-days on an A100 come out.
 A100_TFLOPS = 6.5

@@ -9,13 +9,13 @@ import pytest
 import torch
 from core_parts import TINY_SPACE, tiny
 
-from adapt.coco import CocoSplit, load_split
-from adapt.detector import RetinaNetConfig
-from adapt.images import InputSize
+from adapt.data.coco import CocoSplit, load_split
+from adapt.data.images import InputSize
+from adapt.data.synthetic import generate
+from adapt.detector.retinanet import RetinaNetConfig
 from adapt.space import SearchSpace
-from adapt.synthetic import generate
-from search.optimisation import FinetuneRecipe, SearchOptimisation, SearchRecipe
-from search.recipe import DataRecipe, Recipe, SpaceRecipe
+from search.recipe.optimisation import FinetuneRecipe, SearchOptimisation, SearchRecipe
+from search.recipe.recipe import DataRecipe, Recipe, SpaceRecipe
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

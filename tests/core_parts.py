@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from adapt.architecture import Architecture
+from adapt.network.supernet import Supernet, architecture_of
 from adapt.space import BlockSpace, SearchSpace
-from adapt.supernet import Supernet, architecture_of
 
 # Strides 8, 16 and 32 are tapped, as in Table I; everything else is as small as it can be.
 TINY_SPACE = """

@@ -10,13 +10,13 @@ from torch import nn
 from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import mobilenet_v2
-from adapt.detector import DetectorConfig
-from adapt.detector_file import DetectorInfo, save_detector
-from adapt.images import InputSize
+from adapt.data.images import InputSize
+from adapt.detector.file import DetectorInfo, save_detector
+from adapt.detector.retinanet import DetectorConfig
 from adapt.runtime import Tail
-from export.graph import export_detector
-from export.options import GraphOptions
-from export.runner import unit
+from export.graph.detector import export_detector
+from export.graph.options import GraphOptions
+from export.run.runner import unit
 
 SIZE = InputSize(128, 160)
 INFO = DetectorInfo(

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from adapt.architecture import Architecture, Block
-from adapt.detector import DetectorConfig
-from adapt.images import InputSize
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig
 from adapt.space import BlockSpace, Operation, SearchSpace
-from bench.profiler import profile
-from bench.target import OrtTarget
-from bench.timing import Protocol
+from bench.costs.profiler import profile
+from bench.latency.backend import OrtTarget
+from bench.latency.timing import Protocol
 
 SIZE = InputSize(64, 64)
 DETECTOR = DetectorConfig(num_classes=2, fpn_width=8, head_depth=0, candidates=20)

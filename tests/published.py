@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from adapt.architecture import Architecture, Block
-from adapt.backbone import Backbone
-from adapt.operations import MBConv
+from adapt.network.backbone import Backbone
+from adapt.network.operations import MBConv
 from adapt.space import Operation
 
 TABLE_TWO = Path(__file__).parents[2] / "shared" / "facts" / "table2.json"

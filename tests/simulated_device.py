@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapt.units import (
+from adapt.cost.units import (
     P6,
     Boundary,
     Lateral,
@@ -31,9 +31,9 @@ from adapt.units import (
     madds,
     unit_key,
 )
-from bench.provenance import DeviceState, Machine
-from bench.target import Subject, WholeDetector
-from bench.timing import Timer
+from bench.latency.backend import Subject, WholeDetector
+from bench.latency.provenance import DeviceState, Machine
+from bench.latency.timing import Timer
 
 PEAK = 2e9  # multiply-adds per ms
 BANDWIDTH = 1e8  # bytes per ms
@@ -100,7 +100,7 @@ def _conv_ms(
 
 @dataclass(frozen=True)
 class Simulated:
-    """A :class:`bench.target.Target`.
+    """A :class:`bench.latency.backend.Target`.
 
     Attributes:
         noise: Mean share by which a sample is too slow.

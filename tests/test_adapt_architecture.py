@@ -10,8 +10,8 @@ from core_parts import random_architecture, shake
 from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
 
 from adapt.architecture import Architecture, Block, MBConvShape, mobilenet_v2
-from adapt.backbone import Backbone
 from adapt.errors import AdaptError
+from adapt.network.backbone import Backbone
 from adapt.space import Operation, SearchSpace
 
 K3, K5 = Operation(3, 2), Operation(5, 3)

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from adapt.cost_merge import merge_tables
-from adapt.cost_table import Conditions, CostTable, UnitCost
+from adapt.cost.merge import merge_tables
+from adapt.cost.table import Conditions, CostTable, UnitCost
+from adapt.cost.units import Lateral
 from adapt.errors import AdaptError
-from adapt.units import Lateral
 
 CONDITIONS = Conditions("ort-cpu", "fp32", 1, 1, "a CPU", 64, 96, "1.0", 1)
 COST = UnitCost(1.5, 1.6, 1.7, 1.9, samples=30, rounds=3)

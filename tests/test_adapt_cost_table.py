@@ -9,13 +9,13 @@ from dataclasses import astuple, replace
 import pytest
 
 from adapt.architecture import Architecture, Block, mobilenet_v2
-from adapt.cost import space_units
-from adapt.cost_table import Conditions, CostTable, UnitCost, predict_latency
-from adapt.detector import DetectorConfig
+from adapt.cost.expectation import space_units
+from adapt.cost.table import Conditions, CostTable, UnitCost, predict_latency
+from adapt.cost.units import Boundary, Lateral, MBConvUnit, boundaries, detector_units, unit_key
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
-from adapt.images import InputSize
 from adapt.space import BlockSpace, SearchSpace
-from adapt.units import Boundary, Lateral, MBConvUnit, boundaries, detector_units, unit_key
 
 CONDITIONS = Conditions("ort-cpu", "fp32", 1, 1, "a CPU", 64, 96, "1.0", 1)
 COST = UnitCost(1.5, 1.6, 1.7, 1.9, 30, 3, clock_mhz=1410.0, temperature_c=60.0, throttled="cap")
@@ -223,7 +223,7 @@ def test_a_killed_writer_leaves_what_it_added(tmp_path):
     path = tmp_path / "costs.sqlite"
     program = (
         "import os, signal, sys; from pathlib import Path; "
-        "from adapt.cost_table import *; from adapt.units import *; "
+        "from adapt.cost.table import *; from adapt.cost.units import *; "
         f"table = CostTable.create(Path(sys.argv[1]), Conditions(*{astuple(CONDITIONS)})); "
         f"table.add({{Lateral(*{astuple(UNIT)}): UnitCost(*{astuple(COST)})}}); "
         "table._connection.execute('DELETE FROM cost'); os.kill(os.getpid(), signal.SIGKILL)"

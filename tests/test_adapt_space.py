@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from core_parts import TINY_SPACE
 
-from adapt.cost import CostModel
-from adapt.detector import DetectorConfig
+from adapt.cost.expectation import CostModel
+from adapt.cost.units import MBConvUnit, Unit
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
-from adapt.images import InputSize
 from adapt.space import SKIP, Operation, SearchSpace
-from adapt.units import MBConvUnit, Unit
 
 TABLE_ONE = SearchSpace.load("mobilenet_v2")
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from adapt.synthetic import generate
+from adapt.data.synthetic import generate
 from cli import app
 
 NO_GPU = not torch.cuda.is_available()

@@ -10,7 +10,7 @@ import torch
 
 from bench import doctor
 from bench.doctor import RuntimeState, diagnose, runtime_state, to_json
-from export.runner import RUNTIMES
+from export.run.runner import RUNTIMES
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 

@@ -14,9 +14,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 from adapt.architecture import Architecture, Block, mobilenet_v2
-from adapt.coco import CocoSplit
+from adapt.data.coco import CocoSplit
 from adapt.space import Operation
-from bench.timing import Protocol
+from bench.latency.timing import Protocol
 from cli import app
 
 COMMANDS = {
@@ -68,7 +68,7 @@ def _short_measurements() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, round_ms in {"profiler.CPU_PROTOCOL": 0.1, "certify.WHOLE_PROTOCOL": 1.0}.items():
             short = Protocol(2, round_ms=round_ms, retries=0, drift=100.0)
-            patch.setattr(f"bench.{name}", short)
+            patch.setattr(f"bench.costs.{name}", short)
         yield
 
 
@@ -319,7 +319,7 @@ def test_interrupted_command_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("search.recipe.load_split", interrupt)
+    monkeypatch.setattr("search.recipe.recipe.load_split", interrupt)
     result = run("run", recipe)
     assert result.exit_code == 130
     assert "continue from their last checkpoint" in result.stderr

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from adapt.architecture import mobilenet_v2
-from adapt.coco import CocoSplit, load_split
-from adapt.weights import find_local_weights
-from bench.measure import evaluate_artifact
+from adapt.data.coco import CocoSplit, load_split
+from adapt.network.weights import find_local_weights
+from bench.networks.measure import evaluate_artifact
 from export.deploy import Deployment, deploy
-from export.engine_build import BuildOptions
-from search.finetune import run_finetune
-from search.recipe import Recipe
+from export.engine.builder import BuildOptions
+from search.recipe.recipe import Recipe
+from search.train.finetune import run_finetune
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,18 @@ import pytest
 from export_parts import INFO, exported, images, saved, small_detector
 from PIL import Image
 
-from adapt.coco import load_split
-from adapt.detector_file import save_detector
+from adapt.data.coco import load_split
+from adapt.data.images import find_images, open_image
+from adapt.data.synthetic import generate
+from adapt.detector.file import save_detector
 from adapt.errors import AdaptError
-from adapt.images import find_images, open_image
-from adapt.synthetic import generate
 from export.deploy import Deployment, _in_batches, _training_images, deploy, quantizer
-from export.engine import build_engine
-from export.engine_build import BuildOptions
-from export.graph import read_onnx_info
-from export.parity import Tolerances, compare_artifacts, raw_head_differences
-from export.predict import predict
-from export.runner import open_runner
+from export.engine.build import build_engine
+from export.engine.builder import BuildOptions
+from export.graph.detector import read_onnx_info
+from export.run.parity import Tolerances, compare_artifacts, raw_head_differences
+from export.run.predict import predict
+from export.run.runner import open_runner
 
 RTX = BuildOptions(flavour="tensorrt_rtx")
 

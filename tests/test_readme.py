@@ -30,7 +30,9 @@ def test_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", MAKEFILE, flags=re.M)
 
 
-@pytest.mark.parametrize("path", re.findall(r"`((?:adapt|search|export|bench)/\w+\.py)`", README))
+@pytest.mark.parametrize(
+    "path", re.findall(r"`((?:adapt|search|export|bench)/[\w/]+\.py)`", README)
+)
 def test_file_of_the_tour_exists(path: str) -> None:
     assert (Path(__file__).parents[1] / path).is_file()
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from adapt.architecture import Architecture
-from adapt.coco import load_split
-from adapt.detector_file import load_detector
-from adapt.images import InputSize
-from search.bilevel import run_search
-from search.costs import search_cost
-from search.derive import derive
-from search.finetune import run_finetune
-from search.recipe import Recipe
+from adapt.data.coco import load_split
+from adapt.data.images import InputSize
+from adapt.detector.file import load_detector
+from search.derive.derive import derive
+from search.recipe.costs import search_cost
+from search.recipe.recipe import Recipe
+from search.supernet.bilevel import run_search
+from search.train.finetune import run_finetune
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

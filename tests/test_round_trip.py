@@ -8,14 +8,14 @@ from core_parts import random_architecture
 from export_parts import awake
 from published import TABLE_TWO, mbconv_rows, published_backbone, row_architecture
 
-from adapt.detector import DetectorConfig, build_retinanet
-from adapt.detector_file import DetectorInfo
-from adapt.images import InputSize
+from adapt.data.images import InputSize
+from adapt.detector.file import DetectorInfo
+from adapt.detector.retinanet import DetectorConfig, build_retinanet
 from adapt.space import SearchSpace
-from export.engine import build_engine
-from export.engine_build import BuildOptions
-from export.graph import export_detector
-from export.parity import verify_export
+from export.engine.build import build_engine
+from export.engine.builder import BuildOptions
+from export.graph.detector import export_detector
+from export.run.parity import verify_export
 
 SPACE = SearchSpace.load("mobilenet_v2")
 SIZE = InputSize(64, 96)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from search.estimate import RunEstimate, estimate_run, largest_paths
-from search.recipe import Recipe
+from search.recipe.recipe import Recipe
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_sampled_paths_cost_less_than_all(estimate: Any) -> None:
 
 
 def test_largest_paths_are_candidates_of_their_positions(tiny_space: Any) -> None:
-    from adapt.supernet import Supernet
+    from adapt.network.supernet import Supernet
 
     with torch.device("meta"):
         supernet = Supernet(tiny_space)

@@ -24,7 +24,7 @@ def test_top_level_names_are_exactly_the_five(wheel_names: list[str]) -> None:
     assert names == {"adapt", "search", "export", "bench", "cli.py"}
 
 
-@pytest.mark.parametrize("folder", ["adapt/spaces", "search/recipes"])
+@pytest.mark.parametrize("folder", ["adapt/spaces", "search/recipe/presets"])
 def test_presets_are_in_the_wheel(wheel_names: list[str], folder: str) -> None:
     presets = [str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / folder).glob("*.toml")]
     assert presets

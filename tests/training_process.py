@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from core_parts import random_architecture
 
-from adapt.coco import load_split
+from adapt.data.coco import load_split
 from adapt.progress import Progress
-from search.bilevel import run_search
-from search.costs import madds_cost
-from search.finetune import run_finetune
-from search.recipe import Recipe
-from search.world import World, joined_world
+from search.recipe.costs import madds_cost
+from search.recipe.recipe import Recipe
+from search.supernet.bilevel import run_search
+from search.train.finetune import run_finetune
+from search.train.world import World, joined_world
 
 
 def train(kind: str, folder: Path, out: Path, progress: Progress, world: World) -> None:

@@ -1,0 +1,1 @@
+"""What does a detector cost? (multiply-adds, or latencies from a table)"""

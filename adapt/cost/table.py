@@ -1,0 +1,419 @@
+"""What does each unit cost on a device? (measured latencies in an SQLite file)"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from adapt.architecture import Architecture
+from adapt.artifacts import atomic_path, check_header, content_hash, header
+from adapt.cost.units import Measurable, Unit, boundaries, detector_units, unit_key
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig
+from adapt.errors import AdaptError
+
+KIND = "cost-table"
+AnyUnit = TypeVar("AnyUnit", bound=Measurable)
+Note = Literal["certificate", "interpolation", "anchor_ms", "runs"]
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE cost (
+    unit TEXT PRIMARY KEY,
+    min_ms REAL NOT NULL, p10_ms REAL NOT NULL, p50_ms REAL NOT NULL, p90_ms REAL NOT NULL,
+    samples INTEGER NOT NULL, rounds INTEGER NOT NULL, drifted INTEGER NOT NULL,
+    clock_mhz REAL, temperature_c REAL, throttled TEXT NOT NULL, time REAL NOT NULL
+) WITHOUT ROWID;
+"""
+_FIELDS = (
+    *("min_ms", "p10_ms", "p50_ms", "p90_ms", "samples", "rounds", "drifted"),
+    *("clock_mhz", "temperature_c", "throttled"),
+)
+_COLUMNS = ", ".join(_FIELDS)
+_UPSERT = (
+    f"INSERT OR REPLACE INTO cost (unit, {_COLUMNS}, time) "
+    f"VALUES ({', '.join('?' * (len(_FIELDS) + 2))})"
+)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under which conditions every row of a table was measured.
+
+    Attributes:
+        runtime: Runtime by its name on the command line, such as ``ort-cpu``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        batch: Images per call.
+        threads: Threads the runtime computes with; 0 where it has no such setting.
+        device: Model name of the processor or GPU.
+        height: Height of the detector's input in pixels.
+        width: Width of the detector's input in pixels.
+        runtime_version: Version of the runtime's library.
+        protocol: Version of the timing protocol.
+        cores: Processor cores the measurement could use.
+        governor: Frequency governor of the processor; empty where there is none.
+        driver: Version of the GPU's driver; empty for a processor.
+        cuda: CUDA version that the driver supports; empty for a processor.
+        power_limit_w: Power limit of the GPU in watts; 0 for a processor.
+        tail: How the measured detector's graph ends, see :func:`adapt.runtime.usual_tail`.
+    """
+
+    runtime: str
+    precision: str
+    batch: int
+    threads: int
+    device: str
+    height: int
+    width: int
+    runtime_version: str
+    protocol: int
+    cores: int = 0
+    governor: str = ""
+    driver: str = ""
+    cuda: str = ""
+    power_limit_w: int = 0
+    tail: str = "tensor-nms"
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision} batch {self.batch}"
+
+    def device_options(self) -> dict[str, Any]:
+        """Return what a recipe's device must be to fit: runtime, precision, batch, threads."""
+        options = {"runtime": self.runtime, "precision": self.precision, "batch": self.batch}
+        return {**options, "threads": self.threads or None}  # 0: a GPU does the work
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """Latency of one unit between two light convolutions, over ``samples`` calls.
+
+    Attributes:
+        min_ms: Minimum in milliseconds.
+        p10_ms: 10th percentile.
+        p50_ms: Median.
+        p90_ms: 90th percentile.
+        samples: Timed calls; 0 if the row was inferred from others.
+        rounds: Rounds they are spread over.
+        drifted: Rounds in which the machine was slower than at its best.
+        clock_mhz: Clock of the device, where it can be read.
+        temperature_c: Its temperature, where it can be read.
+        throttled: Why the device was slowed down; empty if it was not, or does not tell.
+    """
+
+    min_ms: float
+    p10_ms: float
+    p50_ms: float
+    p90_ms: float
+    samples: int
+    rounds: int
+    drifted: int = 0
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttled: str = ""
+
+    @property
+    def interpolated(self) -> bool:
+        """Whether the row was computed from its neighbours instead of measured."""
+        return self.samples == 0
+
+
+class CostTable:
+    """Measured latencies of units, by :func:`adapt.cost.units.unit_key`.
+
+    A context manager; made by :meth:`create` and :meth:`open`. What :meth:`add` returned from is
+    on the disk, so a killed measurement loses only what was under way.
+
+    Attributes:
+        path: The SQLite file.
+        conditions: Under which conditions it was measured.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, conditions: Conditions) -> None:
+        self.path = path
+        self.conditions = conditions
+        self._connection = connection
+
+    @classmethod
+    def create(cls, path: Path, conditions: Conditions) -> Self:
+        """Write an empty table and open it for writing.
+
+        Raises:
+            AdaptError: If ``path`` exists or cannot be written.
+        """
+        if path.exists():
+            raise AdaptError(f"cost table {path} already exists; choose another path with --out")
+        content = header(KIND, conditions=asdict(conditions))
+        with atomic_path(path) as temporary, _connect(temporary) as connection:
+            connection.executescript(_SCHEMA)
+            rows = [(key, json.dumps(value)) for key, value in content.items()]
+            with connection:
+                connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+        return cls.open(path, writable=True)
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = False) -> Self:
+        """Open a table, for reading only unless ``writable``.
+
+        Raises:
+            AdaptError: If the file is missing, damaged, or no cost table this version reads.
+        """
+        if not path.is_file():
+            raise AdaptError(f"cost table {path} does not exist; `adapt profile` measures one")
+        # Not mode=ro: what a killed writer left half done is rolled back by the next reader.
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)
+        try:
+            with _readable(path):
+                conditions = _read_conditions(connection, path)
+                connection.execute(f"PRAGMA query_only = {not writable:d}")
+        except AdaptError:
+            connection.close()
+            raise
+        return cls(path, connection, conditions)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def add(self, costs: Mapping[Measurable, UnitCost]) -> None:
+        """Store measured units in one transaction; a unit measured before is replaced."""
+        self.add_rows({unit_key(unit): cost for unit, cost in costs.items()})
+
+    def add_rows(self, costs: Mapping[str, UnitCost]) -> None:
+        """Store measured units by their key in one transaction."""
+        now = time.time()
+        rows = [(key, *astuple(cost), now) for key, cost in costs.items()]
+        with _readable(self.path), self._connection:
+            self._connection.executemany(_UPSERT, rows)
+
+    def store(self, of: Note, content: Any) -> None:
+        """Store JSON content beside the rows; a certificate is valid until a row changes."""
+        if of == "certificate":
+            content = {**content, "rows": self.hash}
+        row = of, json.dumps(content)
+        with _readable(self.path), self._connection:
+            self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """How well the table predicts whole detectors; None if nobody measured these rows."""
+        found = self._stored("certificate")
+        if found is None or found.pop("rows") != self.hash:
+            return None
+        return dict(found)
+
+    @property
+    def correction(self) -> tuple[float, float]:
+        """Factor and offset in ms from a sum of rows to a detector's latency, by the certificate.
+
+        Without a certificate the sum is all that is known.
+        """
+        found = self.certificate
+        return (found["scale"], found["offset_ms"]) if found else (1.0, 0.0)
+
+    def corrected(self, predicted_ms: float) -> float:
+        """Return a detector's predicted latency with the certificate's affine correction.
+
+        Raises:
+            AdaptError: If the table has no certificate.
+        """
+        if self.certificate is None:
+            raise AdaptError(f"{self.path} has no certificate; `adapt costs certify` measures one")
+        scale, offset_ms = self.correction
+        return scale * predicted_ms + offset_ms
+
+    @property
+    def interpolation(self) -> dict[str, Any] | None:
+        """How well inferred rows predict measured ones; None if nothing is inferred."""
+        found: dict[str, Any] | None = self._stored("interpolation")
+        return found
+
+    @property
+    def anchor_ms(self) -> float:
+        """Fastest latency of the anchor in any run; infinite before the first."""
+        found = self._stored("anchor_ms")
+        return float("inf") if found is None else float(found)
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """When, on which machine and under which load rows were measured."""
+        return self._stored("runs") or []
+
+    def _stored(self, note: Note) -> Any:
+        with _readable(self.path):
+            query = "SELECT value FROM meta WHERE key = ?"
+            row = self._connection.execute(query, (note,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def rows(self) -> dict[str, UnitCost]:
+        """Return all rows by :func:`adapt.cost.units.unit_key`."""
+        return {key: UnitCost(*values) for key, *values in self._rows()}
+
+    def find(self, unit: Measurable) -> UnitCost | None:
+        """Return the row of a unit, or None if it was not measured."""
+        rows = self._rows("WHERE unit = ?", unit_key(unit))
+        return UnitCost(*rows[0][1:]) if rows else None
+
+    def lookup(self, unit: Unit) -> float:
+        """Return the latency in milliseconds that a unit adds to a detector.
+
+        Units are measured between two light convolutions; half of what these cost at each of the
+        unit's boundaries is subtracted, so that in a sum over a network every boundary is taken out
+        once. Of all samples the minimum counts.
+
+        Raises:
+            AdaptError: If the unit or one of its boundaries was not measured.
+        """
+        ends = sum(self._minimum(boundary) for boundary in boundaries(unit))
+        return max(0.0, self._minimum(unit) - ends / 2)
+
+    def _minimum(self, unit: Measurable) -> float:
+        cost = self.find(unit)
+        if cost is None:
+            raise AdaptError(
+                f"cost table {self.path} has no row for '{unit_key(unit)}'; profiling was stopped, "
+                "or the table is of another space, detector or input size: add what is missing "
+                f"with `adapt profile RECIPE --out {self.path}`"
+            )
+        return cost.min_ms
+
+    def missing(self, units: Iterable[AnyUnit], *, inferred_too: bool = False) -> list[AnyUnit]:
+        """Return the units that have no row, in order.
+
+        Args:
+            units: Units to look for.
+            inferred_too: Whether units whose row was inferred are missing as well.
+        """
+        rows = self.rows().items()
+        measured = {key for key, cost in rows if not (inferred_too and cost.interpolated)}
+        return [unit for unit in units if unit_key(unit) not in measured]
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
+    def check(
+        self,
+        *,
+        runtime: str,
+        precision: str,
+        batch: int,
+        size: InputSize,
+        device: str | None = None,
+    ) -> None:
+        """Check that the table was measured under the conditions a search asks for.
+
+        Args:
+            runtime: Runtime the search is for.
+            precision: Precision the search is for.
+            batch: Images per call.
+            size: Size of the detector's input.
+            device: Model name of the processor or GPU the search is for; None accepts any.
+
+        Raises:
+            AdaptError: With both conditions and the command that measures the right ones.
+        """
+        found = self.conditions
+        has = [str(found), f" at {found.height}x{found.width}", f" ({found.device})"]
+        asks = [f"{runtime} {precision} batch {batch}", f" at {size.height}x{size.width}"]
+        asks.append(f" ({device or found.device})")
+        differing = [part for part in range(3) if has[part] != asks[part]]
+        if differing:
+            shown = differing[-1] + 1
+            raise AdaptError(
+                f"{self.path} was measured on {''.join(has[:shown])}; this search asks for "
+                f"{''.join(asks[:shown])}: measure it there with `adapt profile RECIPE`, or "
+                "correct [device] and [input] of the recipe"
+            )
+
+    def check_resumable(self, conditions: Conditions) -> None:
+        """Check that rows measured under ``conditions`` may be added.
+
+        Raises:
+            AdaptError: With the first condition that differs.
+        """
+        measured, current = asdict(self.conditions), asdict(conditions)
+        for name, value in measured.items():
+            if current[name] != value:
+                raise AdaptError(
+                    f"{self.path} was measured with {name} = {value}, this run has {name} = "
+                    f"{current[name]}; choose another file with --out"
+                )
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that identify conditions and rows, whatever the layout of the file."""
+        rows = [list(row) for row in self._rows("ORDER BY unit")]
+        return content_hash({"conditions": asdict(self.conditions), "rows": rows})
+
+    def _rows(self, clause: str = "", *parameters: str) -> list[tuple[Any, ...]]:
+        query = f"SELECT unit, {_COLUMNS} FROM cost {clause}"
+        with _readable(self.path):
+            return self._connection.execute(query, parameters).fetchall()
+
+
+def predict_latency(
+    table: CostTable, architecture: Architecture, detector: DetectorConfig, size: InputSize
+) -> float:
+    """Return the latency of a detector in milliseconds: the sum of its units' latencies.
+
+    Raises:
+        AdaptError: If the table lacks one of the units.
+    """
+    return sum(table.lookup(unit) for unit in detector_units(architecture, detector, size))
+
+
+@contextmanager
+def _connect(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(path)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise AdaptError(
+            f"cost table {path} cannot be used ({error}); check its permissions, the free space, "
+            "and that no other `adapt profile` writes it"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise AdaptError(
+            f"{path} is not a readable cost table ({error}); pass the file that `adapt profile` "
+            "wrote, or measure it again"
+        ) from error
+
+
+def _read_conditions(connection: sqlite3.Connection, path: Path) -> Conditions:
+    (report,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if report != "ok":
+        raise sqlite3.DatabaseError(report)
+    content = check_header(_read_meta(connection), KIND, path)
+    try:
+        return Conditions(**content["conditions"])
+    except (KeyError, TypeError) as error:
+        raise AdaptError(
+            f"cost table {path} states its conditions incompletely ({error}); measure it again "
+            "with `adapt profile`"
+        ) from error
+
+
+def _read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+    if not {"meta", "cost"} <= tables:
+        return {}
+    try:
+        return {k: json.loads(v) for k, v in connection.execute("SELECT key, value FROM meta")}
+    except json.JSONDecodeError as error:
+        raise sqlite3.DatabaseError(f"its description is not JSON: {error.msg}") from error

@@ -1,0 +1,243 @@
+"""Which separately measurable units does a detector consist of, and what do they cost in MAdds?
+
+The sum of the units' costs is the cost of the detector. The same units are measured on a device
+(`bench`), looked up by the latency cost (`adapt.cost`) and counted here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from adapt.architecture import Architecture, MBConvShape
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import ANCHORS_PER_CELL, DetectorConfig
+
+
+@dataclass(frozen=True)
+class Stem:
+    """3x3 convolution with stride 2 on the image, BatchNorm, ReLU6; ``height`` x ``width`` in."""
+
+    c_out: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class MBConvUnit:
+    """One MBConv at an input resolution of ``height`` x ``width``."""
+
+    c_in: int
+    c_out: int
+    kernel: int
+    expansion: int
+    stride: int
+    residual: bool
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> MBConvShape:
+        """The MBConv without its resolution."""
+        return MBConvShape(
+            self.c_in, self.c_out, self.kernel, self.expansion, self.stride, self.residual
+        )
+
+
+@dataclass(frozen=True)
+class Lateral:
+    """1x1 convolution with bias from a tapped block into the feature pyramid."""
+
+    c_in: int
+    c_out: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class P6:
+    """3x3 convolution with stride 2 and bias from the last tapped block (C5) to P6."""
+
+    c_in: int
+    c_out: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Rest:
+    """All that no choice of the search changes: top-down path, P7, heads, decoding and NMS.
+
+    ``height`` x ``width`` is the size of the detector's input.
+    """
+
+    fpn_width: int
+    head_depth: int
+    num_classes: int
+    anchor_size: int
+    score_threshold: float
+    nms_threshold: float
+    candidates: int
+    nms_candidates: int
+    detections: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A feature map that one unit writes and the next one reads.
+
+    No part of a detector. A unit is measured between two light convolutions, so that the runtime
+    lays its input and output out as it would inside a network; this is what they cost alone.
+    """
+
+    channels: int
+    height: int
+    width: int
+
+
+Unit = Stem | MBConvUnit | Lateral | P6 | Rest
+Measurable = Unit | Boundary
+
+
+def unit_key(unit: Measurable) -> str:
+    """Return the canonical text that identifies a unit in a cost table."""
+    fields = " ".join(f"{name}={_plain(value)}" for name, value in asdict(unit).items())
+    return f"{type(unit).__name__.removesuffix('Unit').lower()} {fields}"
+
+
+def parse_key(key: str) -> Measurable:
+    """Return the unit whose :func:`unit_key` this is.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    kind, *texts = key.split()
+    values = dict(text.split("=", 1) for text in texts)
+    for made in (Stem, MBConvUnit, Lateral, P6, Rest, Boundary):
+        if made.__name__.removesuffix("Unit").lower() == kind:
+            types: dict[str, Any] = {field.name: field.type for field in fields(made)}
+            return made(**{name: types[name](float(value)) for name, value in values.items()})
+    raise ValueError(f"no unit has the key {key!r}")
+
+
+def boundaries(unit: Unit) -> list[Boundary]:
+    """Return the feature maps where a unit meets others: its inputs, then its output."""
+    match unit:
+        case Stem():
+            return [Boundary(unit.c_out, halve(unit.height), halve(unit.width))]
+        case MBConvUnit(stride=1) | Lateral():
+            out = unit.height, unit.width
+        case MBConvUnit() | P6():
+            out = halve(unit.height), halve(unit.width)
+        case Rest():
+            levels = pyramid_sizes(unit.height, unit.width)[:4]  # three laterals and P6
+            return [Boundary(unit.fpn_width, *level) for level in levels]
+    return [Boundary(unit.c_in, unit.height, unit.width), Boundary(unit.c_out, *out)]
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, bool) else value
+
+
+def halve(length: int) -> int:
+    """Return the output length of a stride-2 convolution with "same" padding."""
+    return (length + 1) // 2
+
+
+def stem_unit(stem_width: int, size: InputSize) -> Stem:
+    """Return the stem."""
+    return Stem(stem_width, size.height, size.width)
+
+
+def first_unit(stem_width: int, width: int, size: InputSize) -> MBConvUnit:
+    """Return the fixed first block (kernel 3, expansion 1, stride 1)."""
+    return MBConvUnit(stem_width, width, 3, 1, 1, False, halve(size.height), halve(size.width))
+
+
+def rest_unit(detector: DetectorConfig, size: InputSize) -> Rest:
+    """Return the part of the detector that no choice of the search changes."""
+    return Rest(**detector.to_dict(), height=size.height, width=size.width)
+
+
+def block_resolutions(strides: list[int], size: InputSize) -> list[tuple[int, int]]:
+    """Return (height, width) at each block's input, and last the output of the last block."""
+    height, width = halve(size.height), halve(size.width)
+    resolutions = [(height, width)]
+    for stride in strides:
+        if stride == 2:
+            height, width = halve(height), halve(width)
+        resolutions.append((height, width))
+    return resolutions
+
+
+def detector_units(
+    architecture: Architecture, detector: DetectorConfig, size: InputSize
+) -> Iterator[Unit]:
+    """Yield every unit of a detector, in the order of the data flow."""
+    yield stem_unit(architecture.stem_width, size)
+    yield first_unit(architecture.stem_width, architecture.first_width, size)
+    resolutions = block_resolutions([b.stride for b in architecture.blocks], size)
+    for number, shapes in enumerate(architecture.layers()):
+        for position, shape in enumerate(shapes):
+            height, width = resolutions[number if position == 0 else number + 1]
+            yield MBConvUnit(**asdict(shape), height=height, width=width)
+    for tap, c_in in zip(architecture.taps, architecture.tap_widths, strict=True):
+        yield Lateral(c_in, detector.fpn_width, *resolutions[tap])
+    last = resolutions[architecture.taps[-1]]
+    yield P6(architecture.tap_widths[-1], detector.fpn_width, *last)
+    yield rest_unit(detector, size)
+
+
+def madds(unit: Unit) -> float:
+    """Return the multiply-adds of a unit.
+
+    Convention of Table II: ``k*k*Cin/groups*Cout*Hout*Wout`` per convolution, plus
+    ``Cout*Hout*Wout`` for a bias; BatchNorm, activations, additions and upsampling count 0.
+    """
+    match unit:
+        case Stem():
+            return _conv(3, unit.c_out, 3, (halve(unit.height), halve(unit.width)))
+        case MBConvUnit():
+            return _mbconv(unit)
+        case Lateral():
+            return _conv(unit.c_in, unit.c_out, 1, (unit.height, unit.width), bias=True)
+        case P6():
+            out = halve(unit.height), halve(unit.width)
+            return _conv(unit.c_in, unit.c_out, 3, out, bias=True)
+        case Rest():
+            return _rest(unit)
+
+
+def _conv(c_in: int, c_out: int, kernel: int, out: tuple[int, int], *, bias: bool = False) -> int:
+    return (kernel * kernel * c_in + bias) * c_out * out[0] * out[1]
+
+
+def _mbconv(unit: MBConvUnit) -> int:
+    hidden = unit.c_in * unit.expansion
+    into = unit.height, unit.width
+    out = (halve(into[0]), halve(into[1])) if unit.stride == 2 else into
+    expand = _conv(unit.c_in, hidden, 1, into) if unit.expansion != 1 else 0
+    depthwise = _conv(1, hidden, unit.kernel, out)
+    return expand + depthwise + _conv(hidden, unit.c_out, 1, out)
+
+
+def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Return (height, width) of P3 to P7 for a detector's input."""
+    sizes = []
+    for level in range(7):
+        height, width = halve(height), halve(width)
+        if level >= 2:
+            sizes.append((height, width))
+    return sizes
+
+
+def _rest(unit: Rest) -> int:
+    levels = pyramid_sizes(unit.height, unit.width)
+    width = unit.fpn_width
+    smooth = sum(_conv(width, width, 3, level, bias=True) for level in levels[:3])
+    p7 = _conv(width, width, 3, levels[4], bias=True)
+    tower = sum(_conv(width, width, 3, level, bias=True) for level in levels)
+    outputs = ANCHORS_PER_CELL * (unit.num_classes + 4)
+    output = sum(_conv(width, outputs, 3, level, bias=True) for level in levels)
+    return smooth + p7 + 2 * unit.head_depth * tower + output

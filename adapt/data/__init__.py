@@ -1,0 +1,1 @@
+"""Which images and boxes are learned from and evaluated on?"""

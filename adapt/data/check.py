@@ -1,0 +1,148 @@
+"""What is wrong with a data set, before hours of training on it?"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags
+
+from adapt.data.coco import CocoImage, CocoSplit, ImageBoxes, decode, turned
+from adapt.errors import AdaptError
+
+SMALL, LARGE = 32.0**2, 96.0**2  # COCO's limits of the areas of medium objects, square pixels
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a split holds, and what is wrong with it.
+
+    Attributes:
+        problems: What stops a training; one sentence each, with file, value and fix.
+        warnings: What a training survives but its author should know.
+    """
+
+    annotations: str
+    images: int
+    empty_images: int
+    grayscale_images: int
+    rotated_images: int
+    unreadable_images: int
+    mismatched_images: int
+    boxes: int
+    crowd_boxes: int
+    duplicate_boxes: int
+    clipped_boxes: int
+    dropped_boxes: int
+    boxes_per_class: dict[str, int]
+    boxes_per_size: dict[str, int]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return {**asdict(self), "problems": list(self.problems), "warnings": list(self.warnings)}
+
+
+def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = None) -> DataReport:
+    """Open every image of a split and report all that is wrong with it.
+
+    Args:
+        split: The split, as loaded.
+        progress: Called with the number of images done and the number of all.
+    """
+    findings = []
+    for done, image in enumerate(split.images, start=1):
+        findings.append(_inspect(image))
+        if progress is not None:
+            progress(done, len(split))
+    found = Counter(kind for finding in findings for kind in finding.kinds)
+    repaired = Counter(repair.kind for repair in split.repairs)
+    per_class = _boxes_per_class(split)
+    duplicates = sum(map(_count_duplicates, split.boxes))
+    boxes = sum(map(len, split.boxes))
+    problems = [finding.problem for finding in findings if finding.problem]
+    if not any(per_class.values()):
+        problems.append(f"{split.annotations} holds no boxes of single objects; annotate some")
+    return DataReport(
+        annotations=str(split.annotations),
+        images=len(split),
+        empty_images=sum(not len(image_boxes) for image_boxes in split.boxes),
+        grayscale_images=found["grayscale"],
+        rotated_images=found["rotated"],
+        unreadable_images=found["unreadable"],
+        mismatched_images=found["mismatched"],
+        boxes=boxes,
+        crowd_boxes=boxes - sum(per_class.values()),
+        duplicate_boxes=duplicates,
+        clipped_boxes=repaired["clipped"],
+        dropped_boxes=repaired["dropped"],
+        boxes_per_class=per_class,
+        boxes_per_size=_boxes_per_size(split),
+        problems=(*problems, *_repair_problems(split)),
+        warnings=tuple(_box_warnings(split, per_class, duplicates)),
+    )
+
+
+@dataclass(frozen=True)
+class _Finding:
+    kinds: tuple[str, ...]
+    problem: str = ""
+
+
+def _inspect(image: CocoImage) -> _Finding:
+    try:
+        stored = decode(image)
+    except AdaptError as error:
+        return _Finding(("unreadable",), str(error))
+    kinds = ("grayscale",) if stored.mode in ("1", "L", "LA") else ()
+    if stored.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        kinds = (*kinds, "rotated")
+    try:
+        turned(stored, image)
+    except AdaptError as error:
+        return _Finding((*kinds, "mismatched"), str(error))
+    return _Finding(kinds)
+
+
+def _boxes_per_class(split: CocoSplit) -> dict[str, int]:
+    labels = np.concatenate([boxes.labels[~boxes.crowd] for boxes in split.boxes])
+    counts = np.bincount(labels, minlength=len(split.class_names))
+    return dict(zip(split.class_names, map(int, counts), strict=True))
+
+
+def _boxes_per_size(split: CocoSplit) -> dict[str, int]:
+    areas = np.concatenate([boxes.areas[~boxes.crowd] for boxes in split.boxes])
+    small, large = int((areas < SMALL).sum()), int((areas > LARGE).sum())
+    return {"small": small, "medium": len(areas) - small - large, "large": large}
+
+
+def _count_duplicates(boxes: ImageBoxes) -> int:
+    rows = np.column_stack((boxes.labels, boxes.crowd, boxes.xyxy))
+    return len(rows) - len(np.unique(rows, axis=0))
+
+
+def _repair_problems(split: CocoSplit) -> list[str]:
+    problems = []
+    for kind, what in (("clipped", "stick out of their image"), ("dropped", "cannot be used")):
+        reasons = [repair.reason for repair in split.repairs if repair.kind == kind]
+        if reasons:
+            problems.append(
+                f"{len(reasons)} boxes {what}, the first: {reasons[0]}; correct them, or set "
+                "data.repair = true in the recipe"
+            )
+    return problems
+
+
+def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) -> list[str]:
+    warnings = []
+    if duplicates:
+        warnings.append(f"{split.annotations} repeats {duplicates} boxes; remove the copies")
+    absent = [name for name, count in per_class.items() if not count]
+    if absent:
+        warnings.append(
+            f"{split.annotations} has no box of {len(absent)} classes ({', '.join(absent[:5])}"
+            f"{', ...' if len(absent) > 5 else ''}); no AP can be given for them"
+        )
+    return warnings

@@ -1,0 +1,1 @@
+"""How does a backbone become a detector, and a file?"""

@@ -1,0 +1,1 @@
+"""How do trained parameters reach another network?"""

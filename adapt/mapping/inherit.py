@@ -1,0 +1,151 @@
+"""Which detector does a network of the search space get from the supernet's trained weights?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
+
+from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.network.backbone import Backbone
+from adapt.network.masks import gate
+from adapt.network.operations import MBConv
+from adapt.network.supernet import (
+    IndividualBlocks,
+    MixedOperation,
+    SharedBlock,
+    Supernet,
+    architecture_of,
+)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One network of a search space.
+
+    Attributes:
+        ops: Index of the candidate operation per block and position.
+        widths: Index of the width per block.
+    """
+
+    ops: tuple[tuple[int, ...], ...]
+    widths: tuple[int, ...]
+
+
+@torch.no_grad()
+def inherit_detector(source: RetinaNet, choices: Choices, config: DetectorConfig) -> RetinaNet:
+    """Build the detector of a network, with the weights of a supernet's detector.
+
+    It gets the chosen operations and the first channels of everything. The factors by which the
+    supernet gates a block's output are folded into whatever reads that output: the next block's
+    first operation, the pyramid's lateral, the convolution of P6. BatchNorms of the search space
+    have neither scale and shift nor statistics to inherit;
+    :func:`search.derive.held_out.recalibrate` measures these.
+
+    In training mode the detector then computes what the supernet computes with ``paths`` set to the
+    chosen operations, as far as that reads no channel the network lacks. Exceptions: with
+    overlapping masks that gate every operation, a residual operation adds its gated input there and
+    its ungated input here; of individual blocks, only the one of the chosen width is taken, scaled
+    by the weight of all that have the channel. Where beta is one-hot, neither differs.
+
+    Args:
+        source: Detector around a :class:`Supernet`.
+        choices: The network.
+        config: The detector's configuration.
+    """
+    supernet = cast(Supernet, source.backbone.body)
+    architecture = architecture_of(supernet.space, choices.ops, choices.widths)
+    target = build_retinanet(Backbone(architecture), config)
+    body = target.backbone.body
+    body.features[0].load_state_dict(supernet.stem.state_dict())
+    body.features[1].load_state_dict(supernet.first.state_dict())
+    gates = _inherit_blocks(supernet, body, choices)
+    _inherit_pyramid(source, target, [gates[tap - 1] for tap in architecture.taps])
+    target.head.load_state_dict(source.head.state_dict())
+    return target
+
+
+def _inherit_blocks(supernet: Supernet, body: Backbone, choices: Choices) -> list[Tensor]:
+    """Fill all blocks; return how the supernet scales the channels of each one's output."""
+    _, probabilities = supernet.probabilities()
+    layers = iter(cast("list[MBConv]", list(body.features)[2:]))
+    factors = torch.ones(supernet.space.first_width)
+    reach: Tensor | None = None
+    gates = []
+    for block, ops, width, p in zip(
+        supernet.blocks, choices.ops, choices.widths, probabilities, strict=True
+    ):
+        assert isinstance(block, SharedBlock | IndividualBlocks)
+        own, own_reach = _scales(block, p)
+        every = isinstance(block, SharedBlock) and block.narrows  # operation, or the block's output
+        inside = own if every else torch.ones_like(own)
+        for op in _chosen(block, ops, width):
+            if isinstance(op, MBConv):
+                copy_operation(op, next(layers), factors, reach)
+                factors, reach = inside, own_reach if every else None
+            else:  # a skip is gated as well
+                factors = factors * inside
+        factors, reach = factors if every else own, own_reach
+        gates.append(factors)
+    return gates
+
+
+def _scales(block: SharedBlock | IndividualBlocks, p: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return Tensor[C], the factors of a block's output, and how far its channels are in use."""
+    reach = block.reach(p)
+    if isinstance(block, SharedBlock):
+        return gate(block.masks, p, block.gate_norm), reach
+    assert reach is not None
+    return reach, reach
+
+
+def _chosen(
+    block: SharedBlock | IndividualBlocks, ops: Sequence[int], width: int
+) -> list[nn.Module]:
+    """Return the chosen operations of a block; a skip is no :class:`MBConv`."""
+    group = block.operations if isinstance(block, SharedBlock) else block.blocks[width]
+    mixed = cast("list[MixedOperation]", list(cast(nn.ModuleList, group)))
+    return [operation.ops[index] for operation, index in zip(mixed, ops, strict=True)]
+
+
+@torch.no_grad()
+def copy_operation(
+    source: MBConv, target: MBConv, factors: Tensor, reach: Tensor | None = None
+) -> None:
+    """Copy the first channels of an operation that differs in its widths alone.
+
+    Args:
+        source: The wide operation.
+        target: The narrow one.
+        factors: Tensor[c_in], what its input was multiplied by and will not be any more.
+        reach: Tensor[c_in], what its hidden channels were multiplied by; see :class:`MBConv`.
+    """
+    from_convs, to_convs = _convs(source), _convs(target)
+    for from_conv, to_conv in zip(from_convs, to_convs, strict=True):
+        out, into = to_conv.weight.shape[:2]
+        to_conv.weight.copy_(from_conv.weight[:out, :into])
+    shape = target.shape
+    first, factors = to_convs[0], factors[: shape.c_in]
+    # A depthwise convolution has its input channels on the axis of its output channels.
+    first.weight.mul_(factors.view((1, -1, 1, 1) if first.groups == 1 else (-1, 1, 1, 1)))
+    if reach is not None:
+        hidden = reach[: shape.c_in].repeat_interleave(shape.expansion)
+        to_convs[-1].weight.mul_(hidden.view(1, -1, 1, 1))
+
+
+def _convs(op: MBConv) -> list[nn.Conv2d]:
+    return [module for module in op.modules() if isinstance(module, nn.Conv2d)]
+
+
+def _inherit_pyramid(source: RetinaNet, target: RetinaNet, gates: Sequence[Tensor]) -> None:
+    """Copy the feature pyramid; what reads the taps takes over their factors."""
+    state = source.backbone.fpn.state_dict()
+    wanted = target.backbone.fpn.state_dict()
+    readers = {f"inner_blocks.{level}.0.weight": factors for level, factors in enumerate(gates)}
+    readers["extra_blocks.p6.weight"] = gates[-1]
+    for name, factors in readers.items():
+        width = wanted[name].shape[1]
+        state[name] = state[name][:, :width] * factors[:width].view(1, -1, 1, 1)
+    target.backbone.fpn.load_state_dict(state)

@@ -1,0 +1,277 @@
+"""How do pretrained parameters reach a network of another depth, width and kernel size?
+
+Paper section III-B. A target operation takes the source operation at its position in the same
+block; operations beyond the source's depth copy its last one. Channels: the first ones are copied.
+Kernels: centred. Everything else is surplus and starts at zero.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from adapt.architecture import Architecture
+from adapt.errors import AdaptError
+from adapt.network.backbone import Backbone
+from adapt.network.operations import MBConv
+from adapt.network.supernet import IndividualBlocks, MixedOperation, SharedBlock, Supernet
+
+MappingMode = Literal["paper", "identity"]
+
+
+@dataclass
+class MappingReport:
+    """How much of every tensor comes from the source.
+
+    Attributes:
+        copied: Per tensor name (copied elements, all elements).
+    """
+
+    copied: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Share of all elements that come from the source."""
+        return sum(c for c, _ in self.copied.values()) / sum(n for _, n in self.copied.values())
+
+
+@dataclass
+class Mapper:
+    """Copies parameters between modules of different sizes.
+
+    Args:
+        noise: Standard deviation of the normal noise on surplus elements, which lets gradients
+            reach them (paper III-B); 0 for none.
+        generator: Source of the noise.
+    """
+
+    noise: float
+    generator: torch.Generator
+    report: MappingReport = field(default_factory=MappingReport)
+
+    @torch.no_grad()
+    def copy(self, name: str, source: Tensor, target: Tensor, *, noisy: bool = True) -> None:
+        """Fill ``target`` with the overlapping part of ``source``, and zero or noise elsewhere."""
+        into, out_of = _overlap(target.shape, source.shape)
+        mapped = torch.zeros_like(target)
+        if noisy and self.noise:
+            mapped.normal_(0, self.noise, generator=self.generator)
+        mapped[into] = source[out_of].to(target.dtype)
+        target.copy_(mapped)
+        self.report.copied[name] = (target[into].numel(), target.numel())
+
+    def conv(self, name: str, source: nn.Conv2d, target: nn.Conv2d) -> None:
+        """Map the weight of a convolution."""
+        self.copy(f"{name}.weight", source.weight, target.weight)
+
+    @torch.no_grad()
+    def norm(self, name: str, source: nn.BatchNorm2d, target: nn.BatchNorm2d) -> None:
+        """Map a BatchNorm, as far as the target has scale, shift and statistics.
+
+        Surplus channels get scale and shift 0, mean 0 and variance 1, so the function is kept. The
+        noise is on the scale too: at exactly 0, ReLU6 would pass no gradient and the channel would
+        stay dead.
+        """
+        if target.affine:
+            self.copy(f"{name}.weight", source.weight, target.weight)
+            self.copy(f"{name}.bias", source.bias, target.bias, noisy=False)
+        if target.running_mean is not None and target.running_var is not None:
+            assert source.running_mean is not None
+            assert source.running_var is not None
+            self.copy(f"{name}.running_mean", source.running_mean, target.running_mean, noisy=False)
+            self.copy(f"{name}.running_var", source.running_var, target.running_var, noisy=False)
+            target.running_var[len(source.running_var) :] = 1
+            if target.num_batches_tracked is not None and source.num_batches_tracked is not None:
+                target.num_batches_tracked.copy_(source.num_batches_tracked)
+
+    def mbconv(self, name: str, source: MBConv, target: MBConv) -> None:
+        """Map an MBConv: expansion (first hidden channels), kernel (centred), channels (first).
+
+        Layers are paired from the end, so an MBConv without expansion maps its depthwise and
+        projection layers.
+        """
+        convs = zip(reversed(_convs(source)), reversed(_convs(target)), strict=False)
+        for (_, from_conv), (layer, to_conv) in convs:
+            self.conv(f"{name}.{layer}", from_conv, to_conv)
+        norms = zip(reversed(_norms(source)), reversed(_norms(target)), strict=False)
+        for (_, from_norm), (layer, to_norm) in norms:
+            self.norm(f"{name}.{layer}", from_norm, to_norm)
+        if target.shape.expansion > source.shape.expansion == 1:
+            self._without_source(name, target)
+
+    def _without_source(self, name: str, target: MBConv) -> None:
+        """Fill the expansion of an MBConv whose source has none: all of it is surplus."""
+        layer, conv = _convs(target)[0]
+        self.copy(f"{name}.{layer}.weight", conv.weight[:0, :0], conv.weight)
+        layer, norm = _norms(target)[0]
+        self.norm(f"{name}.{layer}", nn.BatchNorm2d(0), norm)
+
+    def layer(self, name: str, source: nn.Module, target: nn.Module) -> None:
+        """Copy a layer that both networks have in the same shape (stem, first block)."""
+        target.load_state_dict(source.state_dict())
+        for key, tensor in target.state_dict().items():
+            self.report.copied[f"{name}.{key}"] = (tensor.numel(), tensor.numel())
+
+
+def _convs(module: nn.Module) -> list[tuple[str, nn.Conv2d]]:
+    return [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
+
+
+def _norms(module: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
+    return [(n, m) for n, m in module.named_modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def _overlap(target: torch.Size, source: torch.Size) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return the slices (target, source) of the part both have: first channels, centred kernel."""
+    into, out_of = [], []
+    for axis, (to, of) in enumerate(zip(target, source, strict=True)):
+        common = min(to, of)
+        centred = axis >= 2
+        into.append(_window(to, common) if centred else slice(common))
+        out_of.append(_window(of, common) if centred else slice(common))
+    return tuple(into), tuple(out_of)
+
+
+def _window(length: int, common: int) -> slice:
+    start = (length - common) // 2
+    return slice(start, start + common)
+
+
+def map_backbone(
+    source: Backbone,
+    target: Backbone,
+    *,
+    mode: MappingMode = "paper",
+    noise: float = 1e-3,
+    generator: torch.Generator | None = None,
+) -> MappingReport:
+    """Map the parameters of ``source`` onto ``target``, in place.
+
+    Args:
+        source: Backbone with trained parameters.
+        target: Any backbone of as many blocks, with the same stem and first block.
+        mode: ``paper`` copies a block's last operation to extra ones and adds noise. ``identity``
+            keeps the function: extra operations contribute zero, surplus channels are dead, no
+            noise.
+        noise: Standard deviation of the noise in ``paper`` mode.
+        generator: Source of the noise; seed 0 if None.
+
+    Raises:
+        AdaptError: If the networks differ in what is not searched, or if ``identity`` is asked of
+            a target that does not contain the source.
+    """
+    to = target.architecture
+    _check_same_frame(source.architecture, to.stem_width, to.first_width, len(to.blocks))
+    if mode == "identity":
+        _check_contains(target, source)
+    generator = generator or torch.Generator().manual_seed(0)
+    mapper = Mapper(noise if mode == "paper" else 0.0, generator)
+    for index in range(2):
+        mapper.layer(f"features.{index}", source.features[index], target.features[index])
+    sources = _blocks(source)
+    for block, ops in enumerate(_blocks(target)):
+        for position, (name, op) in enumerate(ops):
+            _, from_op = sources[block][min(position, len(sources[block]) - 1)]
+            mapper.mbconv(name, from_op, op)
+            if mode == "identity" and position >= len(sources[block]):
+                _silence(op)
+    return mapper.report
+
+
+def _blocks(backbone: Backbone) -> list[list[tuple[str, MBConv]]]:
+    """Return (name, MBConv) of every operation, by block."""
+    starts = [2, *(end + 1 for end in backbone.block_ends)]
+    blocks = []
+    for start, end in zip(starts, backbone.block_ends, strict=False):
+        named = [(f"features.{i}", backbone.features[i]) for i in range(start, end + 1)]
+        blocks.append([(name, op) for name, op in named if isinstance(op, MBConv)])
+    return blocks
+
+
+@torch.no_grad()
+def _silence(op: MBConv) -> None:
+    """Make a residual operation contribute zero."""
+    _, last = _norms(op)[-1]
+    last.weight.zero_()
+    last.bias.zero_()
+
+
+def _check_same_frame(
+    source: Architecture, stem_width: int, first_width: int, num_blocks: int
+) -> None:
+    of = {
+        "stem_width": (source.stem_width, stem_width),
+        "first_width": (source.first_width, first_width),
+        "number of blocks": (len(source.blocks), num_blocks),
+    }
+    for name, (has, wanted) in of.items():
+        if has != wanted:
+            raise AdaptError(
+                f"parameters of {source.source} cannot be mapped: its {name} is {has}, the "
+                f"target's {wanted}; use the source's, or ask for --init scratch"
+            )
+
+
+def _check_contains(target: Backbone, source: Backbone) -> None:
+    pairs = zip(target.architecture.blocks, source.architecture.blocks, strict=True)
+    for number, (to, of) in enumerate(pairs, start=1):
+        enough = (
+            to.stride == of.stride
+            and to.width >= of.width
+            and len(to.ops) >= len(of.ops)
+            and all(
+                a.kernel >= b.kernel
+                and a.expansion >= b.expansion
+                and (a.expansion == 1) == (b.expansion == 1)
+                for a, b in zip(to.ops, of.ops, strict=False)
+            )
+        )
+        if not enough:
+            raise AdaptError(
+                f"identity mapping needs a target that contains the source, but block {number} is "
+                f"{to} against {of}; use mode 'paper'"
+            )
+
+
+def map_supernet(
+    source: Backbone,
+    target: Supernet,
+    *,
+    noise: float = 1e-3,
+    generator: torch.Generator | None = None,
+) -> MappingReport:
+    """Map the parameters of ``source`` onto every candidate of a supernet, in place.
+
+    Args:
+        source: Backbone with trained parameters, of as many blocks.
+        target: The supernet.
+        noise: Standard deviation of the noise on surplus elements.
+        generator: Source of the noise; seed 0 if None.
+
+    Raises:
+        AdaptError: If the networks differ in what is not searched.
+    """
+    space = target.space
+    _check_same_frame(source.architecture, space.stem_width, space.first_width, len(space.blocks))
+    mapper = Mapper(noise, generator or torch.Generator().manual_seed(0))
+    mapper.layer("stem", source.features[0], target.stem)
+    mapper.layer("first", source.features[1], target.first)
+    sources = _blocks(source)
+    for number, block in enumerate(target.blocks):
+        for position, name, op in _candidates(block):
+            _, from_op = sources[number][min(position, len(sources[number]) - 1)]
+            mapper.mbconv(f"blocks.{number}.{name}", from_op, op)
+    return mapper.report
+
+
+def _candidates(block: nn.Module) -> Iterator[tuple[int, str, MBConv]]:
+    """Yield (position, name, MBConv) of every candidate of a mixed block."""
+    assert isinstance(block, SharedBlock | IndividualBlocks)
+    groups = [block.operations] if isinstance(block, SharedBlock) else list(block.blocks)
+    for group_number, group in enumerate(groups):
+        for position, mixed in enumerate(cast(nn.ModuleList, group)):
+            for index, op in enumerate(cast(MixedOperation, mixed).ops):
+                if isinstance(op, MBConv):
+                    yield position, f"{group_number}.{position}.{index}", op

@@ -1,0 +1,1 @@
+"""Which networks can be built? (backbones, and the supernet of all of them)"""

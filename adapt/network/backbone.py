@@ -1,0 +1,44 @@
+"""How does an architecture become a backbone that feeds a detector?"""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from adapt.architecture import Architecture
+from adapt.network.operations import MBConv, first_block, stem
+
+
+class Backbone(nn.Module):
+    """The network of an :class:`Architecture`.
+
+    ``features`` is one flat sequence (stem, first block, then every MBConv), as in torchvision's
+    MobileNetV2, so the state dict of the source maps one to one.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        layers: list[nn.Module] = [
+            stem(architecture.stem_width),
+            first_block(architecture.stem_width, architecture.first_width),
+        ]
+        self.block_ends: list[int] = []
+        for shapes in architecture.layers():
+            layers += [MBConv(shape) for shape in shapes]
+            self.block_ends.append(len(layers) - 1)
+        self.features = nn.Sequential(*layers)
+        self.tap_layers = [self.block_ends[tap - 1] for tap in architecture.taps]
+        self.tap_widths = architecture.tap_widths
+
+    def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
+        """Return the tapped feature maps, finest first, keyed ``"0"``, ``"1"``, ...
+
+        Args:
+            x: Normalised images, ``Tensor[N, 3, H, W]``.
+        """
+        taps: OrderedDict[str, Tensor] = OrderedDict()
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.tap_layers:
+                taps[str(len(taps))] = x
+        return taps

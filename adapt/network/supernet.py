@@ -1,0 +1,393 @@
+"""How are all networks of a search space trained as one? (paper Eq. 1 and 2, Fig. 1)"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from adapt.architecture import Architecture, Block, MBConvShape
+from adapt.network.masks import (
+    GateNorm,
+    Gates,
+    MaskKind,
+    gate,
+    non_overlapping_masks,
+    overlapping_masks,
+)
+from adapt.network.operations import MBConv, first_block, stem
+from adapt.network.recompute import can_recompute, frozen_forward
+from adapt.space import SKIP, BlockSpace, Operation, SearchSpace
+
+# N images, C widest candidate, K width candidates, O operation candidates, L operations of a block.
+Choice = int | tuple[int, ...]  # one sampled candidate, or several that compete
+Paths = list[list[Choice]]  # per block and position
+Recompute = Literal["off", "norms", "operation", "block"]
+
+
+class MixedOperation(nn.Module):
+    """The candidates of one position in a block.
+
+    Args:
+        candidates: Operations; :data:`SKIP` passes its input on.
+        c_in: Input channels.
+        c_out: Output channels.
+        stride: Stride of every candidate.
+        residual: Whether the MBConvs add their input.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Operation],
+        c_in: int,
+        c_out: int,
+        *,
+        stride: int,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.candidates = tuple(candidates)
+        self.ops = nn.ModuleList(
+            nn.Identity()
+            if op == SKIP
+            else MBConv(
+                MBConvShape(c_in, c_out, op.kernel, op.expansion, stride, residual),
+                # Inherited from FNA: while candidates mix, statistics and scale mean nothing.
+                affine=False,
+                track_running_stats=False,
+            )
+            for op in self.candidates
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        probabilities: Tensor,
+        chosen: Choice | None,
+        reach: Tensor | None = None,
+        recompute: Recompute = "off",
+    ) -> Tensor:
+        """Return the weighted sum of candidates (Eq. 1).
+
+        A single candidate has weight 1; where alpha learns, its probability gets the gradient that
+        the weight would have (the straight-through estimator of GDAS). Several sampled ones are
+        weighted by their probabilities among themselves.
+
+        Args:
+            x: Tensor[N, c_in, H, W].
+            probabilities: Tensor[O], softmax of alpha.
+            chosen: What was sampled, or None for all.
+            reach: Tensor[c_in], how far each input channel is in use; see :class:`MBConv`.
+            recompute: What is computed again in the backward pass.
+        """
+        if isinstance(chosen, int):
+            op = self.ops[chosen]
+            out: Tensor = self._branch(op, x, reach, recompute) if isinstance(op, MBConv) else x
+            if isinstance(op, MBConv) and op.shape.residual:
+                out = x + out
+            p = probabilities[chosen]
+            return out * (1 + p - p.detach()) if p.requires_grad else out
+        if chosen is not None:
+            sampled = probabilities[list(chosen)]
+            weights = dict(zip(chosen, sampled / sampled.sum(), strict=True))
+        else:
+            weights = dict(enumerate(probabilities))
+        return self._sum(x, weights, reach, recompute)
+
+    def _sum(
+        self, x: Tensor, weights: dict[int, Tensor], reach: Tensor | None, recompute: Recompute
+    ) -> Tensor:
+        """Return the weighted sum; the input, which residuals and skip pass on, is added once."""
+        total: Tensor | None = None
+        passed: list[Tensor] = []
+        for index, weight in weights.items():
+            op = self.ops[index]
+            if isinstance(op, MBConv):
+                out = self._branch(op, x, reach, recompute, weight)
+                # A running sum: stacking would hold all candidates twice.
+                total = out if total is None else total + out
+            if not isinstance(op, MBConv) or op.shape.residual:
+                passed.append(weight)
+        if passed:
+            kept = torch.stack(passed).sum() * x
+            total = kept if total is None else total + kept
+        assert total is not None
+        return total
+
+    def _branch(
+        self,
+        op: MBConv,
+        x: Tensor,
+        reach: Tensor | None,
+        recompute: Recompute,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        frozen = not any(p.requires_grad for p in op.parameters())
+        if recompute in ("off", "block") or not torch.is_grad_enabled():
+            return op.branch(x, reach, scale)
+        if recompute == "norms":
+            if not frozen:
+                return op.branch(x, reach, scale)
+            if reach is None and can_recompute(op):
+                return frozen_forward(op.conv, x, scale)
+        out: Tensor = checkpoint(
+            op.branch, x, reach, scale, use_reentrant=False, preserve_rng_state=False
+        )
+        return out
+
+
+def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        MixedOperation(
+            block.candidates(position),
+            c_in if position == 0 else c_out,
+            c_out,
+            stride=block.stride if position == 0 else 1,
+            residual=position > 0,
+        )
+        for position in range(block.num_ops)
+    )
+
+
+class SharedBlock(nn.Module):
+    """Mixed block (Eq. 2): one block at the widest candidate, its channels gated.
+
+    Non-overlapping masks gate the output of the block. Overlapping masks, unless ``gates`` is
+    ``block``, gate every operation and the hidden channels that belong to gated inputs, as FBNetV2
+    does with its layers: only then is a one-hot beta the narrow block, since an inner operation
+    must not read channels that the narrow block does not have.
+    """
+
+    masks: Tensor
+    reach_masks: Tensor
+
+    def __init__(
+        self,
+        block: BlockSpace,
+        c_in: int,
+        mask: MaskKind,
+        gate_norm: GateNorm,
+        gates: Gates = "operation",
+    ) -> None:
+        super().__init__()
+        self.operations = _mixed_operations(block, c_in, block.widths[-1])
+        build = overlapping_masks if mask == "overlapping" else non_overlapping_masks
+        self.register_buffer("masks", build(block.widths), persistent=False)
+        self.register_buffer("reach_masks", overlapping_masks(block.widths), persistent=False)
+        self.narrows = mask == "overlapping" and gates == "operation"
+        self.gate_norm: GateNorm = gate_norm
+
+    def forward(
+        self,
+        x: Tensor,
+        op_probabilities: Sequence[Tensor],
+        width_probabilities: Tensor,
+        chosen: Sequence[Choice | None],
+        reach: Tensor | None = None,
+        recompute: Recompute = "off",
+    ) -> Tensor:
+        """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
+        factors = gate(self.masks, width_probabilities, self.gate_norm)[:, None, None]
+        for operation, probabilities, choice in zip(
+            self.operations, op_probabilities, chosen, strict=True
+        ):
+            x = operation(x, probabilities, choice, reach, recompute)
+            if self.narrows:
+                x, reach = x * factors, self.reach(width_probabilities)
+        return x if self.narrows else x * factors
+
+    def reach(self, width_probabilities: Tensor) -> Tensor | None:
+        """Return Tensor[C], the probability that each output channel exists; None to use all."""
+        return width_probabilities @ self.reach_masks if self.narrows else None
+
+
+class IndividualBlocks(nn.Module):
+    """Mixed block of separate blocks, one per width, zero-padded and summed (Table III)."""
+
+    reach_masks: Tensor
+
+    def __init__(self, block: BlockSpace, c_in: int) -> None:
+        super().__init__()
+        self.widest = block.widths[-1]
+        self.blocks = nn.ModuleList(_mixed_operations(block, c_in, w) for w in block.widths)
+        self.register_buffer("reach_masks", overlapping_masks(block.widths), persistent=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        op_probabilities: Sequence[Tensor],
+        width_probabilities: Tensor,
+        chosen: Sequence[Choice | None],
+        reach: Tensor | None = None,
+        recompute: Recompute = "off",
+    ) -> Tensor:
+        """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
+        padded = []
+        for weight, operations in zip(width_probabilities, self.blocks, strict=True):
+            out, used = x, reach
+            for operation, probabilities, choice in zip(
+                cast(nn.ModuleList, operations), op_probabilities, chosen, strict=True
+            ):
+                out = operation(out, probabilities, choice, used, recompute)
+                used = None
+            padded.append(weight * F.pad(out, (0, 0, 0, 0, 0, self.widest - out.shape[1])))
+        return torch.stack(padded).sum(0)
+
+    def reach(self, width_probabilities: Tensor) -> Tensor:
+        """Return Tensor[C], the probability that each output channel exists."""
+        return width_probabilities @ self.reach_masks
+
+
+class Supernet(nn.Module):
+    """Every network of a search space at once; a backbone like any other.
+
+    ``alphas`` holds one vector per block and position, ``betas`` one per block. ``paths`` is None
+    while all candidates run, or what was sampled per block and position. ``recompute`` says what
+    the backward pass computes again, to save memory.
+
+    Args:
+        space: The search space.
+        mask: How channels belong to widths (Fig. 2); ``non-overlapping`` is the paper's.
+        gate_norm: See :func:`adapt.network.masks.gate`; of shared blocks only.
+        gates: Where overlapping masks gate; see :class:`SharedBlock`.
+        generator: Draws the initial alphas, ``1e-3 * randn``; betas start at zero.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        mask: MaskKind = "non-overlapping",
+        gate_norm: GateNorm = "none",
+        gates: Gates = "operation",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.stem = stem(space.stem_width)
+        self.first = first_block(space.stem_width, space.first_width)
+        widest = [space.first_width, *(block.widths[-1] for block in space.blocks)]
+        self.blocks = nn.ModuleList(
+            IndividualBlocks(block, c_in)
+            if mask == "individual"
+            else SharedBlock(block, c_in, mask, gate_norm, gates)
+            for block, (c_in, _) in zip(space.blocks, pairwise(widest), strict=True)
+        )
+        self.tap_widths = [space.blocks[tap - 1].widths[-1] for tap in space.taps]
+        self.alphas = nn.ModuleList(
+            nn.ParameterList(
+                1e-3 * torch.randn(len(block.candidates(position)), generator=generator)
+                for position in range(block.num_ops)
+            )
+            for block in space.blocks
+        )
+        self.betas = nn.ParameterList(torch.zeros(len(block.widths)) for block in space.blocks)
+        self.paths: Paths | None = None
+        self.recompute: Recompute = "off"
+
+    def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
+        """Return the tapped feature maps, finest first, keyed ``"0"``, ``"1"``, ...
+
+        Args:
+            x: Normalised images, ``Tensor[N, 3, H, W]``.
+        """
+        x = self.first(self.stem(x))
+        ops, widths = self.probabilities()
+        taps: OrderedDict[str, Tensor] = OrderedDict()
+        reach: Tensor | None = None
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, SharedBlock | IndividualBlocks)
+            chosen = self.paths[number] if self.paths else [None] * len(ops[number])
+            x = self._block(block, x, ops[number], widths[number], chosen, reach)
+            reach = block.reach(widths[number])
+            if number + 1 in self.space.taps:
+                taps[str(len(taps))] = x
+        return taps
+
+    def _block(self, block: nn.Module, x: Tensor, *choices: object) -> Tensor:
+        if self.recompute == "block" and torch.is_grad_enabled():
+            out: Tensor = checkpoint(
+                block, x, *choices, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            out = block(x, *choices, self.recompute)
+        return out
+
+    def probabilities(self) -> tuple[list[list[Tensor]], list[Tensor]]:
+        """Return softmax of alpha per block and position, and softmax of beta per block."""
+        ops = [[alpha.softmax(0) for alpha in block] for block in self._alpha_lists()]
+        return ops, [beta.softmax(0) for beta in self.betas]
+
+    @torch.no_grad()
+    def log_probabilities(self) -> tuple[list[list[Tensor]], list[Tensor]]:
+        """Return the logarithms of :meth:`probabilities`, float64 and finite where these are 0."""
+        ops = [[a.cpu().double().log_softmax(0) for a in block] for block in self._alpha_lists()]
+        return ops, [beta.detach().cpu().double().log_softmax(0) for beta in self.betas]
+
+    def architecture_parameters(self) -> list[nn.Parameter]:
+        """Return alpha and beta, the upper-level variables of Eq. 3."""
+        return [*self.alphas.parameters(), *self.betas.parameters()]
+
+    def sample_paths(
+        self,
+        generator: torch.Generator,
+        *,
+        uniform: bool,
+        number: int = 1,
+        without: Paths | None = None,
+    ) -> Paths:
+        """Draw candidates per position: uniformly, or by softmax of alpha.
+
+        Args:
+            generator: Of the CPU; every device and process draws the same.
+            uniform: Whether all candidates are equally likely.
+            number: Different candidates per position; all where there are fewer.
+            without: Single candidates that are not to be drawn again, where there are others.
+        """
+
+        def draw(alpha: Tensor, used: Choice | None) -> Choice:
+            weights = torch.ones(len(alpha)) if uniform else alpha.detach().softmax(0).cpu()
+            # Softmax may round to 0, which multinomial cannot draw `number` different ones from.
+            weights = weights.clamp_min(torch.finfo(weights.dtype).tiny)
+            if isinstance(used, int) and len(alpha) > 1:
+                weights[used] = 0
+            if number == 1:
+                return int(torch.multinomial(weights, 1, generator=generator))
+            drawn = torch.multinomial(weights, min(number, len(alpha)), generator=generator)
+            return tuple(sorted(drawn.tolist()))
+
+        return [
+            [
+                draw(alpha, without[block][position] if without else None)
+                for position, alpha in enumerate(alphas)
+            ]
+            for block, alphas in enumerate(self._alpha_lists())
+        ]
+
+    def _alpha_lists(self) -> list[list[Tensor]]:
+        return [list(block.parameters()) for block in self.alphas]
+
+    @torch.no_grad()
+    def argmax(self) -> Architecture:
+        """Return the network of the highest alphas and betas (paper section III-B)."""
+        best_ops = [[int(alpha.argmax()) for alpha in block] for block in self._alpha_lists()]
+        best_widths = [int(beta.argmax()) for beta in self.betas]
+        return architecture_of(self.space, best_ops, best_widths)
+
+
+def architecture_of(
+    space: SearchSpace, ops: Sequence[Sequence[int]], widths: Sequence[int]
+) -> Architecture:
+    """Return the network of candidate indices: per block and position, and per block."""
+    blocks = []
+    for block, chosen, width in zip(space.blocks, ops, widths, strict=True):
+        picked = [block.candidates(position)[index] for position, index in enumerate(chosen)]
+        kept = tuple(op for op in picked if op != SKIP)
+        blocks.append(Block(block.stride, block.widths[width], kept))
+    return Architecture(
+        space.source, space.stem_width, space.first_width, space.taps, tuple(blocks)
+    )

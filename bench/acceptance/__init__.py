@@ -1,0 +1,1 @@
+"""Does a network keep what was promised? (budget, front, AP)"""

@@ -1,0 +1,182 @@
+"""Is a deployed detector as good as the one it was made from?"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapt.data.coco import CocoSplit, load_split
+from adapt.errors import AdaptError
+from adapt.progress import Progress, silent
+from bench.networks.measure import evaluate_artifact
+from export.deploy import Deployment, check_possible, finish, quantizer, staged, write_graph
+from export.quantize import Quantizer
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """AP of a deployed detector against fp32 PyTorch on the same images, in percent.
+
+    Attributes:
+        ap_torch: AP of the detector by torchvision's own inference.
+        ap_artifact: AP of the deployed file.
+        ap_engine: AP of the TensorRT engine; None if there is none, or no GPU to run it.
+        drop: How much lower the lower of both is; negative if it is higher.
+        images: Evaluated images.
+        kept_in_fp32: Weights of an int8 file that had to stay in fp32.
+        drops: AP drop by number of weights kept, of every int8 file that was tried.
+    """
+
+    ap_torch: float
+    ap_artifact: float
+    ap_engine: float | None
+    drop: float
+    images: int
+    kept_in_fp32: tuple[str, ...] = ()
+    drops: dict[int, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return asdict(self)
+
+
+class Gate:
+    """Refuses files that lose more AP than allowed.
+
+    Args:
+        detector: File that ``adapt finetune`` wrote.
+        split: Images and boxes to evaluate on.
+        most: Largest drop of AP, in points of 100.
+        progress: Called with (done, total) images of every evaluation.
+    """
+
+    def __init__(
+        self, detector: Path, split: CocoSplit, most: float, progress: Progress = silent
+    ) -> None:
+        self.split, self.most, self._progress = split, most, progress
+        self.ap_torch = self.ap(detector, "torch")
+
+    def ap(self, artifact: Path, runtime: str) -> float:
+        """Return the AP of a file in percent."""
+
+        def step(done: int, total: int, note: str = "", /) -> None:
+            self._progress(done, total, f"AP on {runtime}")
+
+        return 100 * evaluate_artifact(artifact, self.split, runtime, progress=step).ap
+
+    def check(self, aps: dict[str, float]) -> float:
+        """Return how much lower the lowest AP is.
+
+        Args:
+            aps: AP in percent by what was evaluated.
+
+        Raises:
+            AdaptError: If it is more than allowed.
+        """
+        worst = min(aps, key=lambda name: aps[name])
+        drop = self.ap_torch - aps[worst]
+        if drop > self.most:
+            raise AdaptError(
+                f"AP drops by {drop:.2f} points, from {self.ap_torch:.2f} (fp32 PyTorch) to "
+                f"{aps[worst]:.2f} ({worst}) on {len(self.split)} images of "
+                f"{self.split.annotations}, more than --ap-gate {self.most:g}; export in a higher "
+                "precision, with more --nms-candidates, or calibrate on more images like these"
+            )
+        return drop
+
+
+def deploy_within(
+    detector: Path,
+    onnx_path: Path,
+    wanted: Deployment,
+    *,
+    gate: float,
+    data: Path | None,
+    split: str = "val",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Export a detector, and keep the files only if AP does not drop by more than a gate.
+
+    An int8 file that drops by more is written again with the most sensitive convolutions in fp32:
+    one, two, four, and so on, up to half of them.
+
+    Args:
+        detector: File that ``adapt finetune`` wrote.
+        onnx_path: ONNX file to write.
+        wanted: What to write.
+        gate: Largest drop of AP in points of 100.
+        data: Folder of the data set to evaluate on.
+        split: Its split.
+        progress: Told after every image.
+
+    Returns:
+        What :func:`export.deploy.deploy` returns, and the gate's report.
+
+    Raises:
+        AdaptError: If AP drops by more; then nothing is written.
+    """
+    check_possible(wanted)
+    if data is None:
+        raise AdaptError("--ap-gate evaluates on images with boxes; pass a data set with --data")
+    if wanted.graph.tail == "none":
+        raise AdaptError("--ap-gate evaluates detections, tail 'none' has none; use another tail")
+    if wanted.batch != 1 and not wanted.dynamic:
+        raise AdaptError("--ap-gate evaluates single images; use batch 1 or a dynamic batch")
+    loaded = load_split(data, split)
+    with staged(onnx_path) as path:
+        checked = Gate(detector, loaded, gate, progress)
+        ap, kept, drops = _write(detector, path, wanted, checked, progress)
+        checked.check({path.name: ap})  # before the minutes of an engine
+        summary = finish(detector, path, wanted, onnx_path)
+        ap_engine = _engine_ap(checked, path, summary)
+        aps = {path.name: ap} | ({"the engine": ap_engine} if ap_engine is not None else {})
+        report = GateReport(
+            ap_torch=checked.ap_torch,
+            ap_artifact=ap,
+            ap_engine=ap_engine,
+            drop=checked.check(aps),
+            images=len(loaded),
+            kept_in_fp32=kept,
+            drops=drops,
+        )
+    return {**summary, "ap_gate": report.to_dict()}
+
+
+def _engine_ap(gate: Gate, path: Path, summary: dict[str, Any]) -> float | None:
+    if "engine" not in summary or not torch.cuda.is_available():
+        return None
+    return gate.ap(path.with_suffix(".plan"), summary["flavour"].replace("_", "-"))
+
+
+def _write(
+    detector: Path, path: Path, wanted: Deployment, gate: Gate, progress: Progress
+) -> tuple[float, tuple[str, ...], dict[int, float] | None]:
+    """Write the ONNX file, int8 with as few weights in fp32 as the gate needs.
+
+    Returns:
+        Its AP, those weights, and the drop of AP by their number.
+    """
+    if wanted.precision != "int8":
+        write_graph(detector, path, wanted)
+        return gate.ap(path, "ort-cpu"), (), None
+    drops: dict[int, float] = {}
+    with quantizer(detector, wanted) as int8:
+        for kept in _choices(int8, progress):
+            int8.write(path, kept)
+            ap = gate.ap(path, "ort-cpu")
+            drops[len(kept)] = gate.ap_torch - ap
+            if drops[len(kept)] <= gate.most:
+                break
+    return ap, kept, drops
+
+
+def _choices(int8: Quantizer, progress: Progress) -> Iterator[tuple[str, ...]]:
+    """Yield which weights to keep in fp32: none, then more and more of the most sensitive."""
+    yield ()
+    ranking = int8.most_sensitive(progress=progress)
+    number = 1
+    while number <= len(ranking) / 2:
+        yield tuple(ranking[:number])
+        number *= 2

@@ -1,0 +1,1 @@
+"""How is a cost table measured and trusted?"""

@@ -1,0 +1,294 @@
+"""How long does every unit of a search space take on a target?"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adapt.cost.table import Conditions, CostTable, UnitCost
+from adapt.cost.units import Measurable, Unit, unit_key
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig
+from adapt.errors import AdaptError
+from adapt.progress import Progress, silent
+from adapt.space import SearchSpace
+from bench.costs.interpolate import interpolate
+from bench.costs.selection import WHOLE, ProfilePlan, Shard, plan, shuffled
+from bench.latency.backend import Target, conditions
+from bench.latency.provenance import device_description
+from bench.latency.timing import Latency, Protocol
+from bench.latency.workers import Failure, Workers
+
+# A few thousand units take minutes. No immediate retries: a slow spell outlasts them, so units that
+# met one are measured again at the end.
+CPU_PROTOCOL = Protocol(rounds=3, round_ms=12.0, retries=0)
+# Fifty samples at least; each is the mean of ten or more runs of a CUDA graph.
+GPU_PROTOCOL = Protocol(rounds=5, round_ms=10.0, retries=2, warm_up_ms=200.0)
+CHUNK = 24  # units that are open at once, so that their rounds interleave
+CHUNK_SECONDS = 1.0  # about as much work as a kill may lose
+SPREAD = 0.1  # samples of a unit further apart than this are taken again on a GPU
+HELD_OUT = 60  # units that are inferred and measured too, to tell how well inference does
+REPEATS = 4  # how often a unit that met a slow machine is measured again, at most
+ROW_BYTES = 200  # of a row in the SQLite file
+
+
+@dataclass(frozen=True)
+class ProfileSummary:
+    """What :func:`profile` did.
+
+    Attributes:
+        table: The SQLite file.
+        conditions: Under which conditions it was measured.
+        units: Distinct units of the space.
+        measured: Rows measured in this run: units and boundaries.
+        inferred: Units whose cost was inferred in this run.
+        drifted: Rows that met a slow machine in most rounds, and again whenever they were repeated.
+        failed: Why each unit that could not be measured could not, by its key.
+        seconds: Duration of this run.
+    """
+
+    table: Path
+    conditions: Conditions
+    units: int
+    measured: int
+    inferred: int
+    drifted: int
+    failed: dict[str, str]
+    seconds: float
+
+
+def unit_protocol(target: Target) -> Protocol:
+    """Return how much is measured of each unit on a target."""
+    return GPU_PROTOCOL if target.isolated else CPU_PROTOCOL
+
+
+def estimate_seconds(
+    work: ProfilePlan, target: Target, *, build_jobs: int = 1, sample: int = 12, seed: int = 0
+) -> float:
+    """Return how long a plan will take, from measuring a few of its units for real.
+
+    Raises:
+        AdaptError: If the target cannot measure on this machine.
+    """
+    chosen = shuffled(work.to_measure, seed)[:sample]
+    if not chosen:
+        return 0.0
+    target.check()
+    with Workers(target, unit_protocol(target), seed=seed, build_jobs=build_jobs) as workers:
+        workers.run({unit_key(chosen[0]): chosen[0]})  # not timed: starts processes
+        start = time.perf_counter()
+        workers.run({unit_key(unit): unit for unit in chosen})
+        each = (time.perf_counter() - start) / len(chosen)
+    return each * (len(work.to_measure) + min(HELD_OUT, len(work.to_infer)))
+
+
+def profile(
+    space: SearchSpace,
+    detector: DetectorConfig,
+    size: InputSize,
+    table_path: Path,
+    target: Target,
+    *,
+    protocol: Protocol | None = None,
+    seed: int = 0,
+    shard: Shard = WHOLE,
+    grid: int = 1,
+    build_jobs: int = 1,
+    progress: Progress = silent,
+) -> ProfileSummary:
+    """Measure every unit of a space that the table lacks; a stopped run continues where it was.
+
+    Rows that were measured while the machine was slow are measured again at the end, and the
+    faster of both stays.
+
+    Args:
+        space: The search space, thinned to its width grid.
+        detector: The detector around the backbone.
+        size: Letterbox of the detector.
+        table_path: SQLite file; made if there is none.
+        target: Runtime, precision and device.
+        protocol: How much to measure of each unit; the target's usual if None.
+        seed: Seed of the order of measurement.
+        shard: Part of the units to measure.
+        grid: 1 measures every unit; a larger one measures about an eighth of them and infers the
+            others, see :mod:`bench.costs.interpolate`, and measures some of these to tell how well.
+        build_jobs: Engines that are built at once.
+        progress: Called with rows done and wanted, repeated ones on top.
+
+    Raises:
+        AdaptError: If the target cannot measure here, or the table was measured under other
+            conditions or cannot be written.
+    """
+    start = time.perf_counter()
+    found = conditions(target, size)
+    protocol = protocol or unit_protocol(target)
+    with _open_or_create(table_path, found) as table:
+        work = plan(space, detector, size, table, shard, grid)
+        with Workers(
+            target, protocol, seed=seed, build_jobs=build_jobs, anchor_ms=table.anchor_ms
+        ) as workers:
+            run = _Run(table, workers, progress)
+            if work.to_measure or work.to_infer:
+                run.remember(seed, shard, grid)
+            run.measure(work.to_measure, work.done)
+            inferred = run.infer(work, seed, grid) if shard == WHOLE else 0
+    return ProfileSummary(
+        table=table_path,
+        conditions=found,
+        units=len(work.space),
+        measured=len(work.to_measure),
+        inferred=inferred,
+        drifted=run.drifted,
+        failed=run.failed,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _open_or_create(path: Path, found: Conditions) -> CostTable:
+    if not path.exists():
+        return CostTable.create(path, found)
+    table = CostTable.open(path, writable=True)
+    try:
+        table.check_resumable(found)
+    except AdaptError:
+        table.close()
+        raise
+    return table
+
+
+@dataclass
+class _Run:
+    """One measurement into a table.
+
+    Attributes:
+        table: The table.
+        workers: What measures.
+        progress: What is told.
+        drifted: Rows that met a slow machine in their last measurement too.
+        failed: Why units have no row.
+    """
+
+    table: CostTable
+    workers: Workers
+    progress: Progress
+    drifted: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def remember(self, seed: int, shard: Shard, grid: int) -> None:
+        """Store on which machine, when and under which load this run begins."""
+        described: dict[str, Any] = {
+            "time": time.time(),
+            "seed": seed,
+            "shard": f"{shard.number}/{shard.count}",
+            "grid": grid,
+            **device_description(),
+        }
+        self.table.store("runs", [*self.table.runs, described])
+
+    def measure(self, units: Sequence[Measurable], done: int) -> None:
+        """Measure units, and then those again that met a slow machine.
+
+        Repeating at most doubles the work: a machine that stays slow is not worth more.
+        """
+        slow, left = self._once(units, done), len(units)
+        done += len(units)
+        for _ in range(REPEATS):
+            left -= len(slow)
+            if not slow or left < 0:
+                break
+            again = slow
+            slow = self._once(again, done)
+            done += len(again)
+        self.drifted += len(slow)
+
+    def _once(self, units: Sequence[Measurable], done: int) -> list[Measurable]:
+        total, slow = done + len(units), []
+        anchor_ms: dict[Measurable, float] = {}  # its best, when each unit was measured
+        for chunk in self._chunks(units):
+            found = self.workers.run({unit_key(unit): unit for unit in chunk})
+            rows: dict[Measurable, UnitCost] = {}
+            for unit in chunk:
+                result = found[unit_key(unit)]
+                if isinstance(result, Failure):
+                    self.failed[unit_key(unit)] = result.reason
+                    continue
+                rows[unit] = _faster(self.table.find(unit), _row(result))
+                anchor_ms[unit] = result.anchor_ms
+                if self._unsteady(result):
+                    slow.append(unit)
+            self.table.add(rows)
+            self.table.store("anchor_ms", self.workers.anchor_ms)
+            done += len(chunk)
+            self.progress(done, total, f"{len(slow)} met a slow machine")
+        # A slow machine goes unnoticed until the anchor has seen a fast one.
+        limit = self.workers.anchor_ms * (1 + self.workers.protocol.drift)
+        unnoticed = [unit for unit, best in anchor_ms.items() if best > limit]
+        return list(dict.fromkeys([*slow, *unnoticed]))
+
+    def _chunks(self, units: Sequence[Measurable]) -> Iterator[list[Measurable]]:
+        """Yield units in random order, about :data:`CHUNK_SECONDS` of work at a time."""
+        left = shuffled(units, self.workers.seed)
+        size = CHUNK // 2
+        while left:
+            chunk, left = left[:size], left[size:]
+            start = time.perf_counter()
+            yield chunk
+            per_unit = (time.perf_counter() - start) / len(chunk)
+            size = min(CHUNK, max(1, round(CHUNK_SECONDS / per_unit)))
+
+    def _unsteady(self, latency: Latency) -> bool:
+        apart = self.workers.target.isolated and latency.spread > SPREAD
+        return apart or 2 * latency.drifted > latency.rounds
+
+    def infer(self, work: ProfilePlan, seed: int, grid: int) -> int:
+        """Fill in the units off the design, measure some of them to tell how well; count them."""
+        if not work.to_infer or self.failed:
+            return 0
+        rows = self.table.rows()
+        known = {unit: rows[unit_key(unit)] for unit in work.on_design}
+        guesses = interpolate(known, work.space, grid)
+        held_out = shuffled(work.to_infer, seed)[:HELD_OUT]
+        self.measure(held_out, len(work.wanted))
+        guesses = {unit: cost for unit, cost in guesses.items() if unit in set(work.to_infer)}
+        self.table.add({u: c for u, c in guesses.items() if u not in set(held_out)})
+        self.table.store("interpolation", self._errors(guesses, held_out))
+        return len(guesses) - len(held_out)
+
+    def _errors(self, guesses: dict[Unit, UnitCost], held_out: Sequence[Unit]) -> dict[str, Any]:
+        """Return how far inferred costs are from measured ones, as shares of these."""
+        errors = []
+        for unit in held_out:
+            truth = self.table.lookup(unit)
+            found = self.table.find(unit)
+            assert found is not None
+            errors.append((guesses[unit].min_ms - found.min_ms) / truth)
+        sizes = sorted(map(abs, errors))
+        return {
+            "held_out": len(errors),
+            "mape": sum(sizes) / len(sizes),
+            "bias": sum(errors) / len(errors),
+            "p90": sizes[int(0.9 * (len(sizes) - 1))],
+            "worst": sizes[-1],
+        }
+
+
+def _row(latency: Latency) -> UnitCost:
+    return UnitCost(
+        min_ms=latency.min_ms,
+        p10_ms=latency.p10_ms,
+        p50_ms=latency.p50_ms,
+        p90_ms=latency.p90_ms,
+        samples=latency.samples,
+        rounds=latency.rounds,
+        drifted=latency.drifted,
+        clock_mhz=latency.state.clock_mhz,
+        temperature_c=latency.state.temperature_c,
+        throttled=latency.state.throttled,
+    )
+
+
+def _faster(before: UnitCost | None, now: UnitCost) -> UnitCost:
+    if before is None or before.interpolated or now.min_ms <= before.min_ms:
+        return now
+    return replace(before, drifted=min(before.drifted, now.drifted))

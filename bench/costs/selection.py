@@ -1,0 +1,119 @@
+"""Which units of a space are measured, and which part of them here?"""
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from adapt.cost.expectation import space_units
+from adapt.cost.table import CostTable
+from adapt.cost.units import Measurable, Unit, boundaries
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig
+from adapt.errors import AdaptError
+from adapt.space import SearchSpace
+from bench.costs.interpolate import measured_units
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class ProfilePlan:
+    """What there is to measure.
+
+    Attributes:
+        space: Distinct units of the space.
+        on_design: Those that are measured on any machine; the others are inferred from them.
+        wanted: What is measured here: the shard's units and their boundaries.
+        to_measure: What of it the table lacks.
+        to_infer: Units that the table lacks and that are inferred, once all shards are merged.
+    """
+
+    space: tuple[Unit, ...]
+    on_design: tuple[Unit, ...]
+    wanted: tuple[Measurable, ...]
+    to_measure: tuple[Measurable, ...]
+    to_infer: tuple[Unit, ...]
+
+    @property
+    def done(self) -> int:
+        """Number of rows that the table already holds."""
+        return len(self.wanted) - len(self.to_measure)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of ``count`` parts of a measurement that several equal machines share, from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read ``2/4``.
+
+        Raises:
+            AdaptError: If the text has another form or the number lies outside.
+        """
+        number, _, count = text.partition("/")
+        if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+            return cls(int(number), int(count))
+        raise AdaptError(f"--shard must be like 2/4, the second of four, got {text!r}")
+
+    @classmethod
+    def from_environment(cls) -> "Shard":
+        """Return this task's part in a SLURM job array, or the whole outside of one."""
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+        if not all(name in os.environ for name in names):
+            return cls()
+        task, first, count = (int(os.environ[name]) for name in names)
+        return cls(task - first + 1, count)
+
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return every ``count``-th item, so that shards take about equally long."""
+        return items[self.number - 1 :: self.count]
+
+
+WHOLE = Shard()
+
+
+def plan(
+    space: SearchSpace,
+    detector: DetectorConfig,
+    size: InputSize,
+    table: CostTable | None = None,
+    shard: Shard = WHOLE,
+    grid: int = 1,
+) -> ProfilePlan:
+    """Plan a measurement.
+
+    Args:
+        space: The search space.
+        detector: The detector around the backbone.
+        size: Letterbox of the detector.
+        table: What was measured before.
+        shard: Part of the units to measure.
+        grid: 1 measures every unit; otherwise see :mod:`bench.costs.interpolate`.
+    """
+    everything = space_units(space, detector, size)
+    units = measured_units(everything, grid)
+    ends = list(dict.fromkeys(end for unit in units for end in boundaries(unit)))
+    wanted: list[Measurable] = [*shard.of(ends), *shard.of(units)]
+    on_design = set(units)
+    others = [unit for unit in everything if unit not in on_design]
+    to_measure = wanted if table is None else table.missing(wanted, inferred_too=True)
+    # New measurements improve what was inferred from fewer.
+    to_infer = others if table is None else table.missing(others, inferred_too=bool(to_measure))
+    return ProfilePlan(
+        space=tuple(everything),
+        on_design=tuple(units),
+        wanted=tuple(wanted),
+        to_measure=tuple(to_measure),
+        to_infer=tuple(to_infer),
+    )
+
+
+def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
+    """Return the items in a random order of their own."""
+    return random.Random(seed).sample(list(items), len(items))

@@ -1,0 +1,1 @@
+"""Where do the figures of the documentation come from? (nothing imports these)"""

@@ -1,0 +1,360 @@
+"""On what are units and detectors measured? One runtime in one precision on one device.
+
+A target is a small value that travels to other processes; what it builds and loads lives there.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from adapt.architecture import Architecture
+from adapt.cost.table import Conditions
+from adapt.cost.units import MBConvUnit, Measurable
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig
+from adapt.errors import AdaptError
+from adapt.runtime import Precision, Tail, usual_tail
+from bench.latency.provenance import (
+    DeviceState,
+    Machine,
+    cpu_machine,
+    cpu_state,
+    gpu_machine,
+    gpu_state,
+)
+from bench.latency.timing import PROTOCOL, Call, Timer, wall_timer
+from bench.latency.torch_units import detector_call, unit_call
+from bench.latency.unit_graphs import detector_model, random_inputs, unit_model
+from export.engine.build import build_plan, load_tensorrt
+from export.engine.builder import BuildOptions
+from export.run.onnx_session import PROVIDERS, bound_call, ort_session
+
+# Larger than a core's caches: a small one does not notice that others use up the memory bandwidth.
+ANCHOR = MBConvUnit(24, 24, 3, 6, 1, True, 64, 80)
+INTERVAL_MS = 1.0  # between two CUDA events, whose resolution is 0.5 us
+REPLAYS = (10, 50)  # least and most runs in one such interval
+
+
+@dataclass(frozen=True)
+class WholeDetector:
+    """A detector with random weights, to be measured as a whole."""
+
+    network: Architecture
+    detector: DetectorConfig
+    size: InputSize
+
+
+Subject = Measurable | WholeDetector
+Built = Any  # what a target builds in one process and loads in another: bytes, or the subject
+
+
+class Target(Hashable, Protocol):
+    """Where subjects are built and timed.
+
+    Attributes:
+        runtime: Name of the runtime on the command line.
+        precision: Precision of weights and feature maps.
+        batch: Images per call.
+        threads: Threads of a CPU runtime.
+        isolated: Whether builds and measurements may crash or hang, as on a GPU, and run in
+            processes of their own.
+    """
+
+    @property
+    def runtime(self) -> str: ...  # noqa: D102
+    @property
+    def precision(self) -> Precision: ...  # noqa: D102
+    @property
+    def batch(self) -> int: ...  # noqa: D102
+    @property
+    def threads(self) -> int: ...  # noqa: D102
+    @property
+    def isolated(self) -> bool: ...  # noqa: D102
+
+    def check(self) -> None:
+        """Raise an :class:`AdaptError` if the target cannot measure on this machine."""
+
+    def version(self) -> str:
+        """Return the version of the runtime's library."""
+
+    def machine(self) -> Machine:
+        """Return the device and what influences it."""
+
+    def build(self, subject: Subject) -> Built:
+        """Do the work that needs no exclusive device; the result is picklable."""
+
+    def load(self, built: Built) -> Timer:
+        """Make what was built ready to be timed on the device."""
+
+    def state(self) -> DeviceState:
+        """Read clock, temperature and throttling."""
+
+
+def conditions(target: Target, size: InputSize) -> Conditions:
+    """Return under which conditions a target measures on this machine.
+
+    Raises:
+        AdaptError: If it cannot, or the input is no letterbox.
+    """
+    if size != size.fixed():
+        fixed = size.fixed()
+        raise AdaptError(
+            f"units are measured at a fixed input size, got {size.resize} {size.height}x"
+            f"{size.width}; use the letterbox {fixed.height}x{fixed.width}"
+        )
+    target.check()
+    machine = target.machine()
+    return Conditions(
+        runtime=target.runtime,
+        precision=target.precision,
+        batch=target.batch,
+        threads=target.threads,
+        device=machine.device,
+        height=size.height,
+        width=size.width,
+        runtime_version=target.version(),
+        protocol=PROTOCOL,
+        cores=machine.cores,
+        governor=machine.governor,
+        driver=machine.driver,
+        cuda=machine.cuda,
+        power_limit_w=machine.power_limit_w,
+        tail=usual_tail(target.runtime),
+    )
+
+
+def open_target(
+    runtime: str,
+    *,
+    precision: Precision = "fp32",
+    batch: int = 1,
+    threads: int = 1,
+    timing_cache: Path | None = None,
+) -> Target:
+    """Return the target of a runtime; threads count on a CPU only.
+
+    Args:
+        runtime: One of ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``, ``torch``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        batch: Images per call.
+        threads: Threads of a CPU runtime.
+        timing_cache: File in which TensorRT builds share the timings of tactics.
+
+    Raises:
+        AdaptError: If a value is out of range.
+    """
+    for name, value in (("threads", threads), ("batch", batch)):
+        if value < 1:
+            raise AdaptError(f"{name} must be at least 1, got {value}")
+    match runtime:
+        case "ort-cpu" | "ort-cuda":
+            return OrtTarget(runtime, precision, batch, threads if runtime == "ort-cpu" else 0)
+        case "tensorrt" | "tensorrt-rtx":
+            return TensorRTTarget(runtime, precision, batch, timing_cache)
+        case "torch":
+            return TorchTarget(precision, batch, 0 if torch.cuda.is_available() else threads)
+    known = ", ".join(("torch", *PROVIDERS, "tensorrt", "tensorrt-rtx"))
+    raise AdaptError(f"runtime must be one of {known}, got {runtime!r}")
+
+
+@dataclass(frozen=True)
+class OrtTarget:
+    """ONNX Runtime with its CPU or CUDA provider."""
+
+    runtime: str
+    precision: Precision = "fp32"
+    batch: int = 1
+    threads: int = 1
+
+    @property
+    def isolated(self) -> bool:
+        """CUDA errors outlive the call that caused them."""
+        return self.runtime == "ort-cuda"
+
+    def check(self) -> None:
+        """Open a session; see :meth:`Target.check`."""
+        ort_session(self.runtime, unit_model(ANCHOR), max(self.threads, 1))
+
+    def version(self) -> str:
+        """Return the version of ONNX Runtime."""
+        for name in ("onnxruntime-gpu", "onnxruntime"):
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+        raise AdaptError("ONNX Runtime is not installed; run `pip install onnxruntime`")
+
+    def machine(self) -> Machine:
+        """Return the processor or the GPU."""
+        return cpu_machine() if self.runtime == "ort-cpu" else _current_gpu()
+
+    def build(self, subject: Subject) -> bytes:
+        """Return the ONNX model."""
+        return onnx_model(subject, self.precision, self.batch, usual_tail(self.runtime))
+
+    def load(self, built: bytes) -> Timer:
+        """Open a session, as the runner of deployed detectors does."""
+        session = ort_session(self.runtime, built, max(self.threads, 1))
+        return wall_timer(bound_call(session, random_inputs(built), self.runtime))
+
+    def state(self) -> DeviceState:
+        """Return the state of the processor or the GPU."""
+        return cpu_state() if self.runtime == "ort-cpu" else gpu_state()
+
+
+@dataclass(frozen=True)
+class TensorRTTarget:
+    """TensorRT 10, TensorRT 11 or TensorRT-RTX: one engine each, run as a CUDA graph."""
+
+    runtime: str
+    precision: Precision = "fp32"
+    batch: int = 1
+    timing_cache: Path | None = None
+    threads: int = 0
+    isolated: bool = True
+
+    @property
+    def flavour(self) -> str:
+        """Name of the Python package."""
+        return self.runtime.replace("-", "_")
+
+    def check(self) -> None:
+        """Look for TensorRT and a GPU; see :meth:`Target.check`."""
+        load_tensorrt(self.flavour)
+        if not torch.cuda.is_available():
+            raise AdaptError(
+                f"runtime {self.runtime} builds engines here but needs an NVIDIA GPU to measure "
+                "them, and this machine has none; run `adapt profile` on the GPU's machine, or "
+                "choose runtime ort-cpu"
+            )
+
+    def version(self) -> str:
+        """Return the version of TensorRT."""
+        return str(load_tensorrt(self.flavour).__version__)
+
+    def machine(self) -> Machine:
+        """Return the GPU."""
+        return _current_gpu()
+
+    def build(self, subject: Subject) -> bytes:
+        """Return the serialised engine."""
+        model = onnx_model(subject, self.precision, self.batch, usual_tail(self.runtime))
+        options = BuildOptions(flavour=self.flavour, timing_cache=self.timing_cache)
+        return build_plan(model, str(subject), options).plan
+
+    def load(self, built: bytes) -> Timer:
+        """Load an engine and capture its run as a CUDA graph."""
+        from export.engine.execution import Plan
+
+        plan = Plan(load_tensorrt(self.flavour), built, "a unit's engine")
+        plan.feed_noise()
+        return cuda_timer(plan.replay(), plan.stream)
+
+    def state(self) -> DeviceState:
+        """Return the state of the GPU."""
+        return gpu_state()
+
+
+@dataclass(frozen=True)
+class TorchTarget:
+    """Eager PyTorch, on the GPU where there is one."""
+
+    precision: Precision = "fp32"
+    batch: int = 1
+    threads: int = 1
+    runtime: str = "torch"
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The current GPU, or the processor."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def isolated(self) -> bool:
+        """CUDA errors outlive the call that caused them."""
+        return self.device.type == "cuda"
+
+    def check(self) -> None:
+        """Refuse what eager PyTorch does not do; see :meth:`Target.check`."""
+        if self.precision == "int8" or (self.precision == "fp16" and self.device.type == "cpu"):
+            raise AdaptError(
+                f"eager PyTorch does not run {self.precision} detectors on {self.device}; choose "
+                "--precision fp32, or another runtime"
+            )
+
+    def version(self) -> str:
+        """Return the version of PyTorch."""
+        return torch.__version__
+
+    def machine(self) -> Machine:
+        """Return the processor or the GPU."""
+        return cpu_machine() if self.device.type == "cpu" else _current_gpu()
+
+    def build(self, subject: Subject) -> Subject:
+        """Return the subject: modules are made where they run."""
+        return subject
+
+    def load(self, built: Subject) -> Timer:
+        """Make a module with random weights and a random input."""
+        dtype = torch.half if self.precision == "fp16" else torch.float32
+        if isinstance(built, WholeDetector):
+            call = detector_call(
+                built.network, built.detector, built.size, self.batch, self.device, dtype
+            )
+        else:
+            call = unit_call(built, self.batch, self.device, dtype)
+        if self.device.type == "cuda":
+            return cuda_timer(call, torch.cuda.current_stream())
+        return wall_timer(_with_threads(call, self.threads))
+
+    def state(self) -> DeviceState:
+        """Return the state of the processor or the GPU."""
+        return cpu_state() if self.device.type == "cpu" else gpu_state()
+
+
+def onnx_model(subject: Subject, precision: Precision, batch: int, tail: Tail) -> bytes:
+    """Return the serialised ONNX model of a subject, with random weights."""
+    if isinstance(subject, WholeDetector):
+        whole = subject.network, subject.detector, subject.size
+        return detector_model(*whole, batch=batch, precision=precision, tail=tail)
+    return unit_model(subject, batch=batch, precision=precision, tail=tail)
+
+
+def cuda_timer(enqueue: Call, stream: Any) -> Timer:
+    """Return a timer of work on a CUDA stream: the mean of enough runs between two events."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def run(times: int) -> float:
+        with torch.cuda.stream(stream):
+            start.record()
+            for _ in range(times):
+                enqueue()
+            end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / times
+
+    least, most = REPLAYS
+    run(least)  # the first runs allocate and load kernels
+    times = min(most, max(least, round(INTERVAL_MS / max(run(least), 1e-6))))
+    return lambda: run(times)
+
+
+def _current_gpu() -> Machine:
+    return gpu_machine(torch.cuda.get_device_name())
+
+
+def _with_threads(call: Call, threads: int) -> Call:
+    """Return the call with so many threads; PyTorch's setting belongs to the process."""
+
+    def run() -> None:
+        before = torch.get_num_threads()
+        if before != threads:
+            torch.set_num_threads(threads)
+        call()
+
+    return run

@@ -1,0 +1,246 @@
+"""How is a latency measured so that it can be trusted?
+
+All candidates are timed in rounds, each round in another random order, so that a slow spell of the
+machine meets everyone. An anchor whose latency is known is timed beside every sample: when the
+anchor is slow, the machine is, and the sample is taken again.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adapt.progress import Progress, silent
+from bench.latency.provenance import UNKNOWN_STATE, DeviceState
+
+PROTOCOL = 2  # raise when a change makes old and new measurements incomparable
+WARM_UP = 3  # the first calls allocate memory: page faults made them twice as slow
+RELIABLE = 0.1  # share of the median by which the medians of the rounds may differ
+Call = Callable[[], object]
+Timer = Callable[[], float]  # runs once and returns milliseconds
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Distribution of the latency of one candidate, in milliseconds.
+
+    Attributes:
+        min_ms: Minimum; the statistic that least depends on what else the machine does.
+        p10_ms: 10th percentile.
+        p50_ms: Median.
+        p90_ms: 90th percentile.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        mean_ms: Mean.
+        p50_range_ms: Smallest and largest median of a round.
+        samples: Timed calls.
+        rounds: Rounds the calls are spread over.
+        drifted: Rounds whose calls count although the anchor stayed slow or the device throttled.
+        state: Clock, temperature and throttling of the device after the last sample.
+        anchor_ms: Lowest best of the anchor by which a round did not count as drifted; infinite
+            without such a round. If the anchor proves to be faster later, the machine was slow.
+    """
+
+    min_ms: float
+    p10_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_ms: float
+    p50_range_ms: tuple[float, float]
+    samples: int
+    rounds: int
+    drifted: int
+    state: DeviceState = UNKNOWN_STATE
+    anchor_ms: float = float("inf")
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the medians of the rounds agree within :data:`RELIABLE` of the median."""
+        low, high = self.p50_range_ms
+        return high - low <= RELIABLE * self.p50_ms
+
+    @property
+    def spread(self) -> float:
+        """How far apart the samples are: p90 / p10 - 1."""
+        return self.p90_ms / self.p10_ms - 1
+
+    @classmethod
+    def of(
+        cls,
+        rounds: Sequence[Sequence[float]],
+        drifted: int = 0,
+        state: DeviceState = UNKNOWN_STATE,
+        anchor_ms: float = float("inf"),
+    ) -> "Latency":
+        """Summarise samples in milliseconds, given by round."""
+        samples = np.concatenate(rounds)
+        medians = [float(np.median(taken)) for taken in rounds]
+        minimum, p10, p50, p90, p95, p99 = np.percentile(samples, [0, 10, 50, 90, 95, 99]).tolist()
+        return cls(
+            min_ms=minimum,
+            p10_ms=p10,
+            p50_ms=p50,
+            p90_ms=p90,
+            p95_ms=p95,
+            p99_ms=p99,
+            mean_ms=float(samples.mean()),
+            p50_range_ms=(min(medians), max(medians)),
+            samples=len(samples),
+            rounds=len(rounds),
+            drifted=drifted,
+            state=state,
+            anchor_ms=anchor_ms,
+        )
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much is measured.
+
+    Attributes:
+        rounds: Rounds over all candidates.
+        round_ms: Calls of a candidate in one round go on for this long, at least two.
+        drift: A round counts as drifted when the anchor exceeds its best by this share.
+        retries: How often a drifted round is taken again.
+        warm_up_ms: The anchor runs for this long first, so that clocks have settled.
+    """
+
+    rounds: int = 5
+    round_ms: float = 100.0
+    drift: float = 0.02
+    retries: int = 2
+    warm_up_ms: float = 20.0
+
+    def __post_init__(self) -> None:
+        assert self.rounds >= 1, self.rounds
+        assert self.round_ms > 0, self.round_ms
+
+
+@dataclass
+class Anchor:
+    """A call that always costs the same on an undisturbed machine.
+
+    Keep one anchor for a whole measurement: ``best_ms`` is what it is compared with.
+
+    Attributes:
+        timer: Times the call.
+        calls: Most calls per check. On a shared machine slow spells of a few milliseconds come all
+            the time; only a spell that outlasts these calls is a slow machine.
+        best_ms: Fastest call so far, in an earlier measurement under the same conditions too.
+    """
+
+    timer: Timer
+    calls: int = 12
+    best_ms: float = field(default=float("inf"))
+
+    def slow(self, drift: float) -> bool:
+        """Return whether every call now exceeds the best by more than the share ``drift``."""
+        for _ in range(self.calls):
+            now_ms = self.timer()
+            self.best_ms = min(self.best_ms, now_ms)
+            if now_ms <= self.best_ms * (1 + drift):
+                return False
+        return True
+
+    def warm_up(self, milliseconds: float) -> None:
+        """Run the anchor for so long."""
+        spent = 0.0
+        while spent < milliseconds:
+            taken = self.timer()
+            self.best_ms = min(self.best_ms, taken)
+            spent += taken
+
+
+@dataclass
+class _Samples:
+    """What was measured of one candidate so far."""
+
+    rounds: list[list[float]] = field(default_factory=list)
+    drifted: int = 0
+    state: DeviceState = UNKNOWN_STATE
+    anchor_ms: float = float("inf")
+
+    def latency(self) -> Latency:
+        return Latency.of(self.rounds, self.drifted, self.state, self.anchor_ms)
+
+
+def wall_timer(call: Call, clock: Callable[[], float] = time.perf_counter) -> Timer:
+    """Return a timer of a call that returns when its work is done."""
+
+    def run() -> float:
+        start = clock()
+        call()
+        return (clock() - start) * 1000
+
+    return run
+
+
+def measure(
+    candidates: Mapping[str, Timer],
+    protocol: Protocol,
+    *,
+    anchor: Anchor | None = None,
+    seed: int = 0,
+    state: Callable[[], DeviceState] = lambda: UNKNOWN_STATE,
+    progress: Progress = silent,
+) -> dict[str, Latency]:
+    """Time all candidates in interleaved rounds.
+
+    Args:
+        candidates: What to time, by name.
+        protocol: How much to measure.
+        anchor: Timed after every sample; without one, drift is not seen.
+        seed: Seed of the orders.
+        state: Reads clock, temperature and throttling, after every sample.
+        progress: Called with (done, total) after every sample.
+
+    Returns:
+        The latency of each candidate, in the order of ``candidates``.
+    """
+    samples = {name: _Samples() for name in candidates}
+    for timer in candidates.values():
+        for _ in range(WARM_UP):
+            timer()
+    if anchor is not None:
+        anchor.warm_up(protocol.warm_up_ms)
+    for done, name in enumerate(_schedule(list(candidates), protocol.rounds, seed), start=1):
+        _sample_round(candidates[name], protocol, anchor, state, samples[name])
+        progress(done, protocol.rounds * len(candidates))
+    return {name: found.latency() for name, found in samples.items()}
+
+
+def _schedule(names: list[str], rounds: int, seed: int) -> list[str]:
+    orders = random.Random(seed)
+    return [name for _ in range(rounds) for name in orders.sample(names, len(names))]
+
+
+def _sample_round(
+    timer: Timer,
+    protocol: Protocol,
+    anchor: Anchor | None,
+    state: Callable[[], DeviceState],
+    into: _Samples,
+) -> None:
+    for _ in range(1 + protocol.retries):
+        taken = _repeat(timer, protocol.round_ms)
+        slow = anchor is not None and anchor.slow(protocol.drift)
+        into.state = state()
+        drifted = slow or bool(into.state.throttled)
+        if not drifted:
+            break
+    into.rounds.append(taken)
+    into.drifted += drifted
+    if anchor is not None and not drifted:
+        into.anchor_ms = min(into.anchor_ms, anchor.best_ms)
+
+
+def _repeat(timer: Timer, budget_ms: float) -> list[float]:
+    timer()  # does not count: its data had left the caches
+    taken: list[float] = []
+    while len(taken) < 2 or sum(taken) < budget_ms:
+        taken.append(timer())
+    return taken

@@ -1,0 +1,1 @@
+"""What do accuracy and latency of whole detectors come to?"""

@@ -1,0 +1,213 @@
+"""How does a reader see what was measured?"""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from adapt.artifacts import atomic_path, header, write_json, write_text
+from bench.latency.timing import RELIABLE, Latency
+from bench.networks.measure import BenchResult, Entry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Column = tuple[str, Callable[[Entry], str]]
+
+COLUMNS: tuple[Column, ...] = (
+    ("model", lambda e: e.name),
+    ("runtime", lambda e: str(e.runner["runtime"])),
+    ("precision", lambda e: e.precision),
+    ("input", lambda e: f"{e.height}x{e.width}"),
+    ("AP", lambda e: _percent(e.metrics.ap)),
+    ("AP50", lambda e: _percent(e.metrics.ap50)),
+    ("AP75", lambda e: _percent(e.metrics.ap75)),
+    ("APs", lambda e: _percent(e.metrics.ap_small)),
+    ("APm", lambda e: _percent(e.metrics.ap_medium)),
+    ("APl", lambda e: _percent(e.metrics.ap_large)),
+    ("p50 ms", lambda e: _median(e.latency)),
+    ("p95 ms", lambda e: f"{e.latency.p95_ms:.2f}"),
+    ("p99 ms", lambda e: f"{e.latency.p99_ms:.2f}"),
+    ("min ms", lambda e: f"{e.latency.min_ms:.2f}"),
+    ("GMAdds", lambda e: f"{e.madds / 1e9:.2f}"),
+    ("MParams", lambda e: f"{e.params / 1e6:.2f}"),
+    ("MB", lambda e: f"{e.size_mb:.1f}"),
+)
+# Fits 80 characters; the report has the others.
+TERMINAL_COLUMNS = ("model", "runtime", "AP", "AP50", "p50 ms", "p95 ms", "GMAdds", "MParams", "MB")
+
+
+def write_report(folder: Path, result: BenchResult) -> list[Path]:
+    """Write ``report.md``, ``.csv``, ``.json`` and ``.png`` into a folder, each atomically.
+
+    Returns:
+        The four files.
+
+    Raises:
+        AdaptError: If the folder cannot be written to.
+    """
+    files = [folder / f"report.{suffix}" for suffix in ("json", "csv", "md", "png")]
+    as_json, as_csv, as_markdown, as_plot = files
+    write_json(as_json, header("bench-report", **result.to_dict()))
+    write_text(as_csv, csv_text(result))
+    write_text(as_markdown, markdown(result))
+    write_plot(as_plot, result)
+    return files
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _median(latency: Latency) -> str:
+    if latency.reliable:
+        return f"{latency.p50_ms:.2f}"
+    low, high = latency.p50_range_ms
+    return f"UNRELIABLE ({low:.2f} to {high:.2f})"
+
+
+def rich_table(result: BenchResult) -> Table:
+    """Return the table for a terminal."""
+    table = Table(caption=conditions(result))
+    columns = [column for column in COLUMNS if column[0] in TERMINAL_COLUMNS]
+    for title, _ in columns:
+        table.add_column(title, justify="left" if title in ("model", "runtime") else "right")
+    for entry in result.entries:
+        table.add_row(*(Text(cell(entry)) for _, cell in columns))  # Text: names are no markup
+    return table
+
+
+def conditions(result: BenchResult) -> str:
+    """Return device, precision, batch, threads and statistic as one line."""
+    device = result.device.get("device", "unknown device")
+    threads = f"{result.threads} thread" + "s" * (result.threads != 1)
+    return (
+        f"{device}, {_precisions(result)}, batch 1, {threads}, median (p50) of single-image latency"
+    )
+
+
+def _precisions(result: BenchResult) -> str:
+    return " and ".join(sorted({entry.precision for entry in result.entries}))
+
+
+def markdown(result: BenchResult) -> str:
+    """Return the report as Markdown: the table, and how its numbers came about."""
+    titles = [title for title, _ in COLUMNS]
+    rows = [[cell(entry).replace("|", "\\|") for _, cell in COLUMNS] for entry in result.entries]
+    ruler = ["---" if title in ("model", "runtime") else "---:" for title in titles]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (titles, ruler, *rows))
+    how = "\n".join(f"- {line}" for line in _how_measured(result))
+    return (
+        f"# Benchmark\n\n{conditions(result)}.\n\n{table}\n\n"
+        f"![mAP against latency](report.png)\n\n## How it was measured\n\n{how}\n"
+    )
+
+
+def _how_measured(result: BenchResult) -> list[str]:
+    protocol = result.protocol
+    runtimes = {f"{e.runner['runtime']} {e.runner['version']}" for e in result.entries}
+    drifted = sum(entry.latency.drifted for entry in result.entries)
+    return [
+        f"Data: {result.annotations}, {result.images} images; AP is COCO's box AP in percent.",
+        "mAP and latency come from the same file on the same runtime.",
+        f"Device: {_pairs(result.device)}.",
+        f"Runtimes: {', '.join(sorted(runtimes))}; {_precisions(result)}, batch 1, "
+        f"{result.threads} thread(s).",
+        f"Libraries: {_pairs(result.versions)}.",
+        f"Latency: back-to-back calls with one image that is already in the runtime's memory; "
+        f"decoding and NMS included, reading and resizing not. {protocol.rounds} rounds over all "
+        f"models, each in another random order, at least {protocol.round_ms:.0f} ms of calls per "
+        "model and round; percentiles over all calls.",
+        f"Drift: an anchor operation is timed beside every sample; rounds in which it is more than "
+        f"{protocol.drift:.0%} slower than at its best are repeated up to {protocol.retries} "
+        f"times. {drifted} of {protocol.rounds * len(result.entries)} rounds stayed slow.",
+        f"UNRELIABLE stands where the medians of the rounds differ by more than {RELIABLE:.0%}.",
+    ]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+
+
+def csv_text(result: BenchResult) -> str:
+    """Return one row per model with unrounded numbers; column names carry the units."""
+    rows = [_csv_row(entry) for entry in result.entries]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _csv_row(entry: Entry) -> dict[str, Any]:
+    metrics, latency = entry.metrics.to_dict(), asdict(entry.latency)
+    del metrics["per_class"]
+    latency["p50_low_ms"], latency["p50_high_ms"] = latency.pop("p50_range_ms")
+    return {
+        "model": entry.name,
+        "runtime": entry.runner["runtime"],
+        "precision": entry.precision,
+        "height": entry.height,
+        "width": entry.width,
+        **metrics,
+        **latency,
+        "reliable": entry.latency.reliable,
+        "madds": entry.madds,
+        "params": entry.params,
+        "size_mb": entry.size_mb,
+    }
+
+
+def write_plot(path: Path, result: BenchResult) -> None:
+    """Draw AP against latency: a point at the median, a whisker to the 95th percentile."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw(axes, result.entries)
+    axes.set_xlabel("latency in ms (p50, whisker to p95; hollow: unreliable)", fontsize=12)
+    axes.set_ylabel("COCO box AP in %", fontsize=12)
+    axes.set_title(conditions(result), fontsize=11)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _draw(axes: "Axes", entries: Sequence[Entry]) -> None:
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=11)
+    axes.margins(x=0.2, y=0.2)
+    for place, entry in enumerate(sorted(entries, key=lambda entry: entry.metrics.ap)):
+        _draw_entry(axes, entry, f"C{place % 10}", above=place % 2 == 0)
+    # Room on the right for the name of the slowest.
+    axes.set_xlim(0, 1.15 * max(entry.latency.p95_ms for entry in entries))
+
+
+def _draw_entry(axes: "Axes", entry: Entry, color: str, *, above: bool) -> None:
+    latency, ap = entry.latency, 100 * entry.metrics.ap
+    axes.errorbar(
+        latency.p50_ms,
+        ap,
+        xerr=np.array([[0.0], [latency.p95_ms - latency.p50_ms]]),
+        fmt="o",
+        markersize=8,
+        capsize=4,
+        color=color,
+        markerfacecolor=color if latency.reliable else "white",
+    )
+    axes.annotate(
+        f"{entry.name} ({entry.runner['runtime']})",
+        (latency.p50_ms, ap),
+        xytext=(0, 9 if above else -9),
+        textcoords="offset points",
+        ha="center",
+        va="bottom" if above else "top",
+        fontsize=11,
+    )

@@ -1,0 +1,1 @@
+"""How does the graph become a TensorRT engine, and run?"""

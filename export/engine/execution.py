@@ -1,0 +1,197 @@
+"""How does a TensorRT engine run on a GPU?
+
+PyTorch owns the GPU's memory and streams. Every TensorRT name is checked against the API lists of
+TensorRT 10, 11 and RTX; no GPU was at hand to run this file.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.artifacts import check_header, read_json
+from adapt.errors import AdaptError
+from export.engine.build import load_tensorrt, logger_of, sidecar_path
+
+DTYPES = {
+    "float": torch.float32,
+    "half": torch.float16,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+
+
+def read_plan_info(path: Path) -> dict[str, Any]:
+    """Return the description that :func:`export.engine.build.build_engine` wrote beside an engine.
+
+    Raises:
+        AdaptError: If the engine or its description is missing or not written by ``adapt``.
+    """
+    if not path.is_file():
+        raise AdaptError(f"engine {path} does not exist; `adapt export` builds it")
+    return check_header(read_json(sidecar_path(path), "engine description"), "engine", path)
+
+
+class Plan:
+    """A loaded engine and its buffers.
+
+    Args:
+        trt: The TensorRT package that built it.
+        plan: The serialised engine.
+        name: What the engine is called in errors.
+
+    Attributes:
+        buffers: Input and output tensors on the GPU, by name; of a free batch the largest, until
+            :meth:`feed` brings fewer images.
+        outputs: Names of the outputs.
+        stream: The CUDA stream it runs on.
+    """
+
+    def __init__(self, trt: Any, plan: bytes, name: str) -> None:
+        self._name, self._logger = name, logger_of(trt)
+        self._engine = _deserialise(trt, plan, name)
+        self._context = self._engine.create_execution_context()
+        self._check(self._context is not None, "gets no memory to run in")
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        takes = {n: self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
+        self.outputs = [name for name, is_input in takes.items() if not is_input]
+        self.buffers: dict[str, Tensor] = {}
+        self._allocate({n: self._largest(n) for n, is_input in takes.items() if is_input})
+
+    @classmethod
+    def open(cls, path: Path) -> "Plan":
+        """Load an engine file.
+
+        Raises:
+            AdaptError: If it is missing, damaged, of another version or GPU, or there is no GPU.
+        """
+        info = read_plan_info(path)
+        if not torch.cuda.is_available():
+            raise AdaptError(
+                f"engine {path} needs an NVIDIA GPU to run and this machine has none; copy it "
+                f"with {sidecar_path(path).name} to one of the kind it was built for "
+                f"({info['target']}), or run the .onnx file on ort-cpu"
+            )
+        trt = load_tensorrt(info["flavour"])
+        check_fits(info, path, trt.__version__, torch.cuda.get_device_name(), _capability())
+        return cls(trt, path.read_bytes(), f"engine {path}")
+
+    def _largest(self, name: str) -> tuple[int, ...]:
+        shape = tuple(self._engine.get_tensor_shape(name))
+        if -1 not in shape:
+            return shape
+        return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
+
+    def _allocate(self, inputs: Mapping[str, tuple[int, ...]]) -> None:
+        """Make buffers for these shapes of the inputs."""
+        for name, shape in inputs.items():
+            accepted = self._context.set_input_shape(name, shape)
+            self._check(accepted, f"does not take {name} of shape {shape}")
+        for name in (*inputs, *self.outputs):
+            dtype = DTYPES[self._engine.get_tensor_dtype(name).name.lower()]
+            shape = tuple(self._context.get_tensor_shape(name))
+            self.buffers[name] = torch.empty(shape, dtype=dtype, device="cuda")
+            self._context.set_tensor_address(name, self.buffers[name].data_ptr())
+
+    def feed(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Copy all inputs to the GPU; their shapes must be within the engine's."""
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if any(self.buffers[name].shape != shape for name, shape in shapes.items()):
+            self._allocate(shapes)
+        for name, array in inputs.items():
+            self.buffers[name].copy_(torch.from_numpy(array))
+        torch.cuda.synchronize()
+
+    def feed_noise(self) -> None:
+        """Fill every floating-point buffer with normally distributed values."""
+        for buffer in self.buffers.values():
+            if buffer.is_floating_point():
+                buffer.normal_()
+        torch.cuda.synchronize()
+
+    def run(self) -> None:
+        """Run on the inputs last fed and wait for the outputs."""
+        self._enqueue()
+        self.stream.synchronize()
+
+    def replay(self) -> Callable[[], None]:
+        """Return the run as a replay of one CUDA graph, free of launch overhead.
+
+        The replay keeps the engine and the buffers it was captured with alive.
+        """
+        self.run()  # TensorRT allocates on the first run, which a graph cannot hold
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            self._enqueue()
+        kept = graph, self, dict(self.buffers)  # a CUDA graph holds addresses only
+        return lambda: kept[0].replay()
+
+    def capture(self) -> Callable[[], None]:
+        """Return :meth:`run` as a replay of its CUDA graph."""
+        replay = self.replay()
+
+        def call() -> None:
+            replay()
+            torch.cuda.synchronize()
+
+        return call
+
+    def _enqueue(self) -> None:
+        self._check(self._context.execute_async_v3(self.stream.cuda_stream), "does not run")
+
+    def _check(self, done: bool, problem: str) -> None:
+        """Turn what TensorRT returns instead of raising into an error."""
+        if not done:
+            reasons = "; ".join(self._logger.errors) or "it gave no reason"
+            raise AdaptError(f"{self._name} {problem} ({reasons}); build it again here")
+
+
+def _capability() -> str:
+    return "SM{}{}".format(*torch.cuda.get_device_capability())
+
+
+def check_fits(
+    info: Mapping[str, Any], path: Path, version: str, device: str, capability: str
+) -> None:
+    """Check that an engine was built for what is here.
+
+    Args:
+        info: The engine's description.
+        path: The engine.
+        version: Installed version of the TensorRT that built it.
+        device: Name of the GPU.
+        capability: Its compute capability, such as ``SM80``.
+
+    Raises:
+        AdaptError: If it was not.
+    """
+    again = "build it again here with `adapt export --trt`"
+    if info["tensorrt_version"] != version:
+        raise AdaptError(
+            f"engine {path} was built with {info['flavour']} {info['tensorrt_version']}, {version} "
+            f"is installed; {again}"
+        )
+    if info["target"] not in (device, capability):
+        raise AdaptError(
+            f"engine {path} was built for {info['target']}, this GPU is {device} ({capability}); "
+            f"{again}"
+        )
+
+
+def _deserialise(trt: Any, plan: bytes, name: str) -> Any:
+    logger = logger_of(trt)
+    logger.errors.clear()
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:  # TensorRT does not raise
+        raise AdaptError(
+            f"{name} does not load on this GPU ({'; '.join(logger.errors)}); build it again here"
+        )
+    return engine

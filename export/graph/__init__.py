@@ -1,0 +1,1 @@
+"""Which ONNX graph is deployed?"""

@@ -1,0 +1,98 @@
+"""How may a detector be written as ONNX, and what does the file take and give?"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from adapt.detector.file import DetectorInfo
+from adapt.errors import AdaptError
+from adapt.runtime import Tail
+from export.graph.onnx_file import OPSET
+from export.graph.precision import FloatPrecision
+
+DETECTIONS = ("num_detections", "boxes", "scores", "classes")
+RAW_HEADS = ("cls_logits", "bbox_regression")
+
+Pixels = Literal["float32", "uint8"]
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How a detector is written as ONNX.
+
+    Attributes:
+        tail: ``tensor-nms`` and ``onnx-nms`` end in detections, the first runs everywhere and can
+            be captured in a CUDA graph, the second is faster on ONNX Runtime; ``none`` ends in
+            logits and box deltas.
+        precision: Of backbone, pyramid and heads; all after them is fp32.
+        batch: Images per inference.
+        dynamic: Whether it may also be fewer, down to one.
+        pixels: Type of the images: float32 in [0, 1], or uint8, a quarter of the bytes to copy.
+        opset: ONNX operator set.
+
+    Raises:
+        AdaptError: If a value is unknown or out of range.
+    """
+
+    tail: Tail = "tensor-nms"
+    precision: FloatPrecision = "fp32"
+    batch: int = 1
+    dynamic: bool = False
+    pixels: Pixels = "float32"
+    opset: int = OPSET
+
+    def __post_init__(self) -> None:
+        for name, known in (("tail", Tail), ("pixels", Pixels)):
+            if getattr(self, name) not in get_args(known):
+                allowed = ", ".join(map(repr, get_args(known)))
+                raise AdaptError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.precision not in get_args(FloatPrecision):
+            raise AdaptError(
+                f"precision must be 'fp32' or 'fp16', got {self.precision!r}; int8 is calibrated "
+                "from an fp32 file"
+            )
+        if self.batch < 1:
+            raise AdaptError(f"batch must be at least 1, got {self.batch}")
+        if self.dynamic and self.batch < 2:
+            raise AdaptError("a dynamic batch needs room for 2 images or more; pass --batch")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return RAW_HEADS if self.tail == "none" else DETECTIONS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What an artifact takes as images.
+
+    Attributes:
+        shape: (B, 3, H, W); with a dynamic batch, B is the most.
+        dynamic: Whether fewer images fit too.
+        pixels: ``float32`` in [0, 1] or ``uint8``.
+    """
+
+    shape: tuple[int, int, int, int]
+    dynamic: bool
+    pixels: Pixels
+
+    @classmethod
+    def of(cls, info: DetectorInfo, content: Mapping[str, Any]) -> "ImageInput":
+        """Read a file's header."""
+        size = info.input
+        shape = (content["batch"], 3, size.height, size.width)
+        return cls(shape, content["dynamic"], content["pixels"])
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether images of this shape can be run."""
+        return shape == self.shape or (
+            self.dynamic and shape[1:] == self.shape[1:] and 1 <= shape[0] <= self.shape[0]
+        )
+
+    def __str__(self) -> str:
+        batch, *rest = self.shape
+        return "x".join(map(str, (f"1-{batch}" if self.dynamic else batch, *rest)))

@@ -1,0 +1,1 @@
+"""Which networks does a finished search stand for?"""

@@ -1,0 +1,268 @@
+"""How are weights and architecture trained, and how are the steps computed?"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adapt.cost.expectation import CostForm
+from adapt.data.dataset import steps_per_epoch
+from adapt.errors import FORBID_UNKNOWN, AdaptError
+from adapt.mapping.pretrained import MappingMode
+from adapt.network.masks import GateNorm, Gates, MaskKind
+from adapt.network.supernet import Recompute
+from search.recipe.budget import Budget
+
+CostKind = Literal["madds", "latency"]
+PathCount = Literal["all"] | int
+Amp = Literal["off", "bf16", "fp16"]
+
+
+def check_positive(name: str, value: int) -> None:
+    """Check a field of a recipe.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Check a field of a recipe.
+
+    Raises:
+        ValueError: If it is below 0.
+    """
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How weights are trained.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images per step, of all processes together.
+        accumulate: Parts that a step's batch is divided into, one after the other, to save memory.
+            BatchNorm sees a part at a time, so the result is another one.
+        optimizer: ``sgd`` or ``adamw``.
+        lr: Peak learning rate.
+        momentum: Of SGD.
+        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
+        schedule: ``step`` (warm-up, then drops at milestones) or ``one-cycle``.
+        warmup_steps: Steps in which the learning rate rises to its peak; at most half of all in
+            the ``one-cycle`` schedule.
+        warmup_factor: Share of ``lr`` at the first step.
+        milestones: Epochs at which the learning rate drops.
+        gamma: Factor of each drop.
+        clip_norm: Largest L2 norm of the gradient; 0 for no clipping.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    epochs: int = 24
+    batch_size: int = 32
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-5
+    schedule: Literal["step", "one-cycle"] = "step"
+    warmup_steps: int = 500
+    warmup_factor: float = 1 / 3
+    milestones: tuple[int, ...] = (16, 22)
+    gamma: float = 0.1
+    clip_norm: float = 35.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            check_positive(name, getattr(self, name))
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide batch_size, got {self.accumulate} and {self.batch_size}"
+            )
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        for name in ("momentum", "weight_decay", "warmup_steps", "clip_norm"):
+            check_not_negative(name, getattr(self, name))
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Return the steps of one pass over ``images`` images."""
+        return steps_per_epoch(images, self.batch_size)
+
+
+@dataclass(frozen=True)
+class SearchOptimisation(Optimisation):
+    """How the operation parameters of the supernet are trained; an epoch is a pass over trainA."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    epochs: int = 14
+    batch_size: int = 8
+    lr: float = 0.02
+    weight_decay: float = 1e-4
+    milestones: tuple[int, ...] = (8, 11)
+
+
+@dataclass(frozen=True)
+class SearchRecipe:
+    """How architecture and weights are searched together (Eq. 3 and 4).
+
+    Attributes:
+        weights: Training of the operation parameters.
+        warmup_epochs: Epochs that train weights alone, with uniformly sampled operations.
+        arch_lr: Learning rate of alpha and beta (Adam, constant).
+        arch_betas: Decay rates of Adam's moments.
+        arch_weight_decay: L2 penalty on alpha and beta.
+        arch_every: Weight steps per architecture step, once both are trained.
+        mask: How channels belong to candidate widths (Fig. 2).
+        gate_norm: Normalisation of the channel gates; ``none`` is the paper's.
+        gates: Where overlapping masks gate: every ``operation`` (a one-hot beta is the narrow
+            block), or the output of the ``block`` (Eq. 2 as printed). Other masks gate the output.
+        cost: What Eq. 4 penalises: multiply-adds, or latency from a cost table.
+        cost_form: Exact expectation, or Eq. 5 to 8 as printed.
+        penalty: ``linear`` is Eq. 4's lambda * C; ``log`` is lambda * log10(C), as in FNA. C is in
+            G MAdds or milliseconds.
+        cost_weight: lambda; where it starts if there is a target.
+        target: Cost that the arg max network is to end at, such as ``4.0ms`` or ``134.9G``; lambda
+            is learned then. Empty keeps lambda fixed.
+        target_rate: Rate of the dual ascent: lambda is multiplied by (cost / target) ** rate after
+            every architecture step.
+        target_range: Least and largest lambda.
+        weight_paths: Candidates per position that a weight step trains: 1 as the paper's
+            ancestors, more, or ``all``.
+        arch_paths: Candidates per position that compete in an architecture step.
+        bi_sampling: Whether a weight step trains a second path too, drawn uniformly from the
+            candidates the first one left out (TF-NAS), so that none starves.
+        mapping_noise: Standard deviation of the noise on parameters the source does not have.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    weights: SearchOptimisation = field(default_factory=SearchOptimisation)
+    warmup_epochs: int = 8
+    arch_lr: float = 3e-4
+    arch_betas: tuple[float, float] = (0.5, 0.999)
+    arch_weight_decay: float = 1e-3
+    arch_every: int = 1
+    mask: MaskKind = "non-overlapping"
+    gate_norm: GateNorm = "none"
+    gates: Gates = "operation"
+    cost: CostKind = "madds"
+    cost_form: CostForm = "exact"
+    penalty: Literal["linear", "log"] = "log"
+    cost_weight: float = 0.02
+    target: str = ""
+    target_rate: float = 0.5
+    target_range: tuple[float, float] = (1e-4, 10.0)
+    weight_paths: PathCount = 1
+    arch_paths: PathCount = "all"
+    bi_sampling: bool = False
+    mapping_noise: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_epochs <= self.weights.epochs:
+            raise ValueError(
+                f"warmup_epochs must lie in [0, {self.weights.epochs}], got {self.warmup_epochs}"
+            )
+        check_positive("arch_every", self.arch_every)
+        if self.mask == "individual" and self.gate_norm != "none":
+            raise ValueError(
+                f"individual blocks have no gates to normalise, got gate_norm {self.gate_norm!r}; "
+                "use 'none'"
+            )
+        if not all(0 <= beta < 1 for beta in self.arch_betas):
+            raise ValueError(f"arch_betas must lie in [0, 1), got {list(self.arch_betas)}")
+        for name in ("arch_lr", "arch_weight_decay", "cost_weight", "mapping_noise", "target_rate"):
+            check_not_negative(name, getattr(self, name))
+        for name in ("weight_paths", "arch_paths"):
+            if getattr(self, name) != "all":
+                check_positive(name, getattr(self, name))
+        if self.bi_sampling and self.weight_paths != 1:
+            raise ValueError(
+                f"bi_sampling trains two single paths, got weight_paths {self.weight_paths!r}; "
+                "use 1"
+            )
+        least, largest = self.target_range
+        if not 0 < least <= largest:
+            raise ValueError(f"target_range must be positive and rising, got {least}, {largest}")
+        if self.target:
+            self._check_target()
+
+    def _check_target(self) -> None:
+        unit = Budget.parse(self.target, "target").unit
+        if unit != ("ms" if self.cost == "latency" else "madds"):
+            raise ValueError(
+                f"target {self.target!r} does not fit cost {self.cost!r}; a latency is like 4.0ms, "
+                "multiply-adds are like 134.9G"
+            )
+        if self.penalty == "linear" or self.cost_form == "literal":
+            raise ValueError(
+                f"a target has a penalty of its own and the exact cost, got penalty "
+                f"{self.penalty!r} and cost_form {self.cost_form!r}; use 'log' and 'exact'"
+            )
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe(Optimisation):
+    """How the derived detector is trained.
+
+    Attributes:
+        mapping: How pretrained parameters reach it (section III-B).
+        mapping_noise: Standard deviation of the noise on parameters the source does not have.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    mapping: MappingMode = "paper"
+    mapping_noise: float = 1e-3
+
+
+@dataclass(frozen=True)
+class ComputeRecipe:
+    """How steps are computed; but for ``amp`` and ``sync_batch_norm``, results agree to rounding.
+
+    Attributes:
+        amp: Type that backbone, pyramid and heads compute in; what follows them stays in fp32.
+        channels_last: Whether feature maps lie channels last in memory.
+        recompute: What a search computes again in the backward pass instead of keeping it:
+            nothing (``off``), the normalised activations of frozen candidates in architecture steps
+            (``norms``; every candidate where that does not apply, such as with several processes),
+            every candidate ``operation``, or every ``block``.
+        compile: Whether ``torch.compile`` compiles candidates, pyramid and heads. Candidates that
+            compute ``norms`` again are not compiled.
+        sync_batch_norm: Whether BatchNorm takes its statistics over the batch of all processes.
+        prefetch: Batches that every loading process keeps ready.
+        checkpoint_minutes: Most minutes between two checkpoints; every epoch ends with one.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    amp: Amp = "off"
+    channels_last: bool = True
+    recompute: Recompute = "off"
+    compile: bool = False
+    sync_batch_norm: bool = True
+    prefetch: int = 2
+    checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_positive("prefetch", self.prefetch)
+        check_not_negative("checkpoint_minutes", self.checkpoint_minutes)
+
+    @property
+    def meaning(self) -> dict[str, object]:
+        """What changes results by more than rounding."""
+        return {"amp": self.amp, "sync_batch_norm": self.sync_batch_norm}
+
+
+def parse_paths(text: str | None) -> dict[str, PathCount]:
+    """Read ``all``, ``2`` or ``1:all`` as the fields of a search recipe; empty if None.
+
+    Raises:
+        AdaptError: If the text has another form.
+    """
+    if text is None:
+        return {}
+    found = re.fullmatch(r"(all|[1-9]\d*)(?::(all|[1-9]\d*))?", text)
+    if not found:
+        raise AdaptError(f"--paths must be like all, 2 or 1:all (WEIGHT:ARCH), got {text!r}")
+    weight, arch = found[1], found[2] or found[1]
+    counts = {"weight_paths": weight, "arch_paths": arch}
+    return {name: "all" if count == "all" else int(count) for name, count in counts.items()}

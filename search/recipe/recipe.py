@@ -1,0 +1,311 @@
+"""What is a run: which data, space, detector, search and training, with which numbers?
+
+The defaults are the paper's (section IV-A), and where it is silent those of its ancestor FNA.
+"""
+
+import tomllib
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from adapt.artifacts import content_hash, file_hash, read_text
+from adapt.data.coco import CocoSplit, load_split
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
+from adapt.errors import FORBID_UNKNOWN, AdaptError
+from adapt.runtime import Precision, Runtime
+from adapt.space import SearchSpace
+from search.recipe.optimisation import (
+    ComputeRecipe,
+    FinetuneRecipe,
+    SearchRecipe,
+    check_not_negative,
+    check_positive,
+)
+
+PRESETS = Path(__file__).parent / "presets"
+Init = Literal["imagenet", "scratch"]
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which images are used.
+
+    Attributes:
+        root: Folder of a COCO-format data set, relative to the recipe file.
+        train: Split for search and fine-tuning.
+        val: Split for evaluation.
+        test: Split that the benchmark reports; ``val`` if empty.
+        flip: Whether training images are flipped at random.
+        workers: Processes that load images; 0 loads in the training process.
+        repair: Whether boxes of no size or outside of their image are left out, and boxes that
+            stick out of it cut, instead of refusing the data set.
+        cache_mb: Memory for decoded and resized images; 0 decodes every time.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    root: str = ""
+    train: str = "train"
+    val: str = "val"
+    test: str = ""
+    flip: bool = True
+    workers: int = 8
+    cache_mb: int = 0
+    repair: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "cache_mb"):
+            check_not_negative(name, getattr(self, name))
+
+    @property
+    def benchmark(self) -> str:
+        """The split that the benchmark reports."""
+        return self.test or self.val
+
+
+@dataclass(frozen=True)
+class SpaceRecipe:
+    """Which networks are searched.
+
+    Attributes:
+        preset: Name of a preset, or path of a TOML file.
+        width_grid: Only widths that are multiples of this, and the ends of each range, are
+            candidates; 1 keeps all of Table I.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    preset: str = "mobilenet_v2"
+    width_grid: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive("width_grid", self.width_grid)
+
+    def load(self) -> SearchSpace:
+        """Return the search space."""
+        return SearchSpace.load(self.preset).on_grid(self.width_grid)
+
+
+@dataclass(frozen=True)
+class DeviceRecipe:
+    """Where the detector runs and how it is measured.
+
+    Attributes:
+        runtime: Runtime of the deployed detector.
+        name: Model name of the processor or GPU, as ``adapt doctor`` prints it; a cost table of
+            another one is refused. Empty means this machine's; name it to search elsewhere than
+            where the table was measured.
+        precision: Precision of weights and feature maps.
+        batch: Images per call.
+        threads: Threads of a CPU runtime.
+        rounds: Rounds of the final benchmark.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    runtime: Runtime = "ort-cpu"
+    name: str = ""
+    precision: Precision = "fp32"
+    batch: int = 1
+    threads: int = 1
+    rounds: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "threads", "rounds"):
+            check_positive(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run; the defaults are the paper's.
+
+    Attributes:
+        name: Name of the recipe and of its output folder.
+        seed: Seed of everything that is random.
+        init: ``imagenet`` or, only if asked for, ``scratch``.
+        weights: Weight file of the source; the published one if empty.
+        cost_size: (height, width) at which MAdds are counted; the input's if left out.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    name: str = "paper"
+    seed: int = 0
+    init: Init = "imagenet"
+    weights: str = ""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    space: SpaceRecipe = field(default_factory=SpaceRecipe)
+    input: InputSize = field(default_factory=lambda: InputSize(800, 1333, "shortest-edge"))
+    cost_size: tuple[int, int] | None = None
+    detector: RetinaNetConfig = field(default_factory=RetinaNetConfig)
+    search: SearchRecipe = field(default_factory=SearchRecipe)
+    finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
+    device: DeviceRecipe = field(default_factory=DeviceRecipe)
+    compute: ComputeRecipe = field(default_factory=ComputeRecipe)
+
+    def __post_init__(self) -> None:
+        check_not_negative("seed", self.seed)
+
+    @classmethod
+    def load(cls, name_or_path: str) -> "Recipe":
+        """Read a recipe by preset name (``paper``, ``demo``) or by path.
+
+        Raises:
+            AdaptError: If it does not exist or a field is unknown or wrong.
+        """
+        if name_or_path == "paper":
+            return cls(cost_size=(800, 1088))
+        path = PRESETS / f"{name_or_path}.toml"
+        if not path.is_file():
+            path = Path(name_or_path)
+            if path.suffix != ".toml":
+                known = ", ".join(sorted(["paper", *(p.stem for p in PRESETS.glob("*.toml"))]))
+                raise AdaptError(
+                    f"unknown recipe {name_or_path!r}; use a preset ({known}) or the path of a "
+                    ".toml file"
+                )
+        recipe = _parse(read_text(path, "recipe"), path)
+        return recipe.relative_to(path.parent)
+
+    def relative_to(self, folder: Path) -> "Recipe":
+        """Return the recipe with its paths resolved against ``folder``."""
+        root = str(folder / self.data.root) if self.data.root else ""
+        weights = str(folder / self.weights) if self.weights else ""
+        space = self.space
+        if space.preset.endswith(".toml"):
+            space = replace(space, preset=str(folder / space.preset))
+        return replace(self, data=replace(self.data, root=root), weights=weights, space=space)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Recipe":
+        """Read what :meth:`to_dict` wrote."""
+        return TypeAdapter(cls).validate_python(content)
+
+    @property
+    def search_hash(self) -> str:
+        """16 hex digits of everything that a search depends on."""
+        # The space's content, not its file's name: users edit the file.
+        content = self._hash(without=("name", "finetune", "device", "space"))
+        return content_hash([content, self.space.load().hash])
+
+    @property
+    def finetune_hash(self) -> str:
+        """16 hex digits of everything that a fine-tuning depends on, but the architecture."""
+        return self._hash(without=("name", "space", "search", "device", "cost_size"))
+
+    def _hash(self, without: tuple[str, ...]) -> str:
+        content = {k: v for k, v in self.to_dict().items() if k not in without}
+        content["compute"] = self.compute.meaning
+        # Where the data lie and how they are loaded changes no result.
+        kept = ("train", "flip", "repair")
+        content["data"] = {name: content["data"][name] for name in kept}
+        weights = Path(self.weights)
+        content["weights"] = file_hash(weights) if self.weights and weights.is_file() else ""
+        return content_hash(content)
+
+    def with_data(self, root: Path | None) -> "Recipe":
+        """Return the recipe with another data set, if one is given."""
+        return replace(self, data=replace(self.data, root=str(root or self.data.root)))
+
+    def split(self, name: str) -> CocoSplit:
+        """Load a split of the data set.
+
+        Raises:
+            AdaptError: If the recipe names no data set, or the split is missing or not sound.
+        """
+        if not self.data.root:
+            raise AdaptError(
+                f"recipe {self.name!r} names no data set; set data.root or pass --data"
+            )
+        return load_split(Path(self.data.root), name, strict=not self.data.repair)
+
+    def with_search(self, **changes: Any) -> "Recipe":
+        """Return the recipe with other fields of ``search``, where they are not None.
+
+        Raises:
+            AdaptError: If a value is wrong.
+        """
+        return replace(self, search=_changed(self.search, changes))
+
+    def with_compute(self, **changes: Any) -> "Recipe":
+        """Return the recipe with other fields of ``compute``, where they are not None.
+
+        Raises:
+            AdaptError: If a value is wrong.
+        """
+        return replace(self, compute=_changed(self.compute, changes))
+
+    def with_accumulate(self, search: int | None = None, finetune: int | None = None) -> "Recipe":
+        """Return the recipe with other numbers of parts of a batch, where they are not None.
+
+        Raises:
+            AdaptError: If a number does not divide the batch.
+        """
+        weights = _changed(self.search.weights, {"accumulate": search})
+        return replace(
+            self,
+            search=replace(self.search, weights=weights),
+            finetune=_changed(self.finetune, {"accumulate": finetune}),
+        )
+
+    def with_device(
+        self,
+        runtime: Runtime | None = None,
+        precision: Precision | None = None,
+        batch: int | None = None,
+        threads: int | None = None,
+        name: str | None = None,
+    ) -> "Recipe":
+        """Return the recipe for another runtime, precision, batch, number of threads or device."""
+        device = replace(
+            self.device,
+            runtime=runtime or self.device.runtime,
+            precision=precision or self.device.precision,
+            batch=batch or self.device.batch,
+            threads=threads or self.device.threads,
+            name=name or self.device.name,
+        )
+        return replace(self, device=device)
+
+    def with_grid(self, grid: int | None) -> "Recipe":
+        """Return the recipe with another width grid, if one is given."""
+        space = replace(self.space, width_grid=grid or self.space.width_grid)
+        return replace(self, space=space)
+
+    def with_init(self, init: Init | None, weights: Path | None) -> "Recipe":
+        """Return the recipe with another initialisation or weight file, if one is given."""
+        return replace(
+            self, init=init or self.init, weights=str(weights) if weights else self.weights
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return asdict(self)
+
+    def detector_config(self, num_classes: int) -> DetectorConfig:
+        """Return the detector for a data set's number of classes."""
+        return DetectorConfig(num_classes, **self.detector.to_dict())
+
+    def measured_size(self) -> InputSize:
+        """Return the input size that costs refer to."""
+        return InputSize(*self.cost_size) if self.cost_size else self.input.fixed()
+
+
+def _changed(part: Any, changes: dict[str, Any]) -> Any:
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    try:
+        return replace(part, **wanted)
+    except ValueError as error:
+        raise AdaptError(str(error)) from error
+
+
+def _parse(text: str, path: Path) -> Recipe:
+    try:
+        return TypeAdapter(Recipe).validate_python(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise AdaptError(f"recipe {path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        own = first.get("ctx", {}).get("error")  # a ValueError of ours says what it got
+        reason = str(own) if own else f"{first['msg']}, got {first['input']!r}"
+        raise AdaptError(f"recipe {path}: {where}: {reason}") from error

@@ -1,0 +1,76 @@
+"""Which steps does a search take, on which images? (paper Eq. 3)"""
+
+from dataclasses import dataclass
+
+import torch
+
+from adapt.data.coco import CocoSplit
+from adapt.errors import AdaptError
+from search.recipe.optimisation import SearchRecipe
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """Steps of a search.
+
+    Attributes:
+        steps_per_epoch: Weight steps of one pass over trainA.
+        warmup_steps: Steps that train weights alone.
+        total_steps: All weight steps.
+        arch_every: Weight steps per architecture step after the warm-up.
+    """
+
+    steps_per_epoch: int
+    warmup_steps: int
+    total_steps: int
+    arch_every: int
+
+    @classmethod
+    def of(cls, recipe: SearchRecipe, images: int, limit_steps: int | None = None) -> "SearchPlan":
+        """Plan a search on ``images`` training images; ``limit_steps`` shortens both phases."""
+        steps = recipe.weights.steps_per_epoch(images // 2)
+        warmup = recipe.warmup_epochs * steps
+        alternating = (recipe.weights.epochs - recipe.warmup_epochs) * steps
+        if limit_steps is not None:
+            warmup = min(warmup, limit_steps)
+            alternating = min(alternating, limit_steps * recipe.arch_every)
+        return cls(steps, warmup, warmup + alternating, recipe.arch_every)
+
+    def arch_step(self, step: int) -> int | None:
+        """Return the number of the architecture step before weight step ``step``, or None."""
+        after = step - self.warmup_steps
+        return after // self.arch_every if after >= 0 and after % self.arch_every == 0 else None
+
+    def arch_share(self, step: int) -> float:
+        """Return the share of the architecture steps that come before weight step ``step``."""
+        alternating = self.total_steps - self.warmup_steps
+        return max(0, step - self.warmup_steps) / alternating if alternating else 0.0
+
+    def ends_epoch(self, step: int) -> bool:
+        """Return whether an epoch, or the search, is over after ``step`` weight steps."""
+        return step % self.steps_per_epoch == 0 or step == self.total_steps
+
+    @property
+    def arch_steps(self) -> int:
+        """All architecture steps."""
+        return -(-(self.total_steps - self.warmup_steps) // self.arch_every)
+
+
+def split_halves(split: CocoSplit, seed: int) -> tuple[CocoSplit, CocoSplit]:
+    """Divide the training images by shuffled image id into trainA and trainB (Eq. 3).
+
+    Raises:
+        AdaptError: If there are fewer than two images.
+    """
+    if len(split) < 2:
+        raise AdaptError(
+            f"{split.annotations} has {len(split)} image; a search divides the training images "
+            "into two halves and needs at least 2"
+        )
+    ids = sorted(image.id for image in split.images)
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
+    half = len(ids) // 2
+    return (
+        split.subset([ids[i] for i in order[:half]]),
+        split.subset([ids[i] for i in order[half : 2 * half]]),
+    )

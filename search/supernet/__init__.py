@@ -1,0 +1,1 @@
+"""How are architecture and weights searched together?"""

@@ -1,0 +1,1 @@
+"""How are the weights of a detector trained? (steps, processes, checkpoints)"""

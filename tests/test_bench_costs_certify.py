@@ -1,0 +1,97 @@
+import random
+
+import pytest
+import simulated_device
+from profile_parts import DETECTOR, ORT, SIZE, SPACE, profiled
+from simulated_device import Simulated
+
+from adapt.cost.table import CostTable
+from adapt.errors import AdaptError
+from bench.costs.certify import Certificate, certify, random_architecture
+from bench.costs.report import summarise, table_rows, write_csv, write_heat_map
+from bench.latency.timing import Protocol
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("certify") / "costs.sqlite"
+    profiled(path)
+    with CostTable.open(path, writable=True) as table:
+        yield table
+
+
+@pytest.fixture
+def simulated(tmp_path):
+    simulated_device.reset()
+    profiled(tmp_path / "costs", Simulated())
+    with CostTable.open(tmp_path / "costs", writable=True) as table:
+        yield table
+
+
+def test_perfect_predictions_have_no_error():
+    found = Certificate.of([1.0, 2.0, 4.0], [1.0, 2.0, 4.0], drifted=0, seed=0)
+    assert (found.mape, found.bias, found.worst, found.kendall_tau) == (0, 0, 0, 1)
+
+
+def test_affine_error_is_taken_out_by_the_correction():
+    found = Certificate.of([1.0, 2.0, 4.0], [2.5, 4.5, 8.5], drifted=0, seed=0)
+    assert (found.scale, found.offset_ms) == (pytest.approx(2.0), pytest.approx(0.5))
+    assert found.mape_corrected == pytest.approx(0.0, abs=1e-9)
+    assert found.mape == pytest.approx((1.5 / 2.5 + 2.5 / 4.5 + 4.5 / 8.5) / 3)
+    assert found.bias == pytest.approx(-found.mape)
+
+
+def test_no_detector_is_corrected_by_a_line_through_itself():
+    found = Certificate.of([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 8.0], drifted=0, seed=0)
+    # The last one, corrected by the exact line through the others, stays at 4 instead of 8.
+    assert found.mape_corrected > 0.5 / 4
+
+
+def test_reversed_order_has_tau_minus_one():
+    assert Certificate.of([3, 2, 1], [1, 2, 3], drifted=0, seed=0).kendall_tau == -1
+
+
+def test_certificate_of_real_detectors_is_stored_in_the_table(table):
+    found = certify(
+        table, SPACE, DETECTOR, SIZE, ORT, detectors=4, protocol=Protocol(rounds=2, round_ms=2.0)
+    )
+    assert summarise(table)["certificate"]["detectors"] == found.detectors == 4
+    assert found.kendall_tau <= 1
+    assert table.corrected(found.predicted_ms[0]) == pytest.approx(
+        found.scale * found.predicted_ms[0] + found.offset_ms
+    )
+
+
+def test_a_table_of_true_costs_predicts_without_error(simulated):
+    found = certify(simulated, SPACE, DETECTOR, SIZE, Simulated())
+    assert found.detectors == 30
+    assert (found.worst, found.drifted) == (pytest.approx(0, abs=1e-9), 0)
+    assert found.kendall_tau == pytest.approx(1)
+    assert len(set(found.measured_ms)) > 20
+
+
+def test_too_few_detectors_are_refused(table):
+    with pytest.raises(AdaptError, match="at least 4 detectors, got 3"):
+        certify(table, SPACE, DETECTOR, SIZE, ORT, detectors=3)
+
+
+def test_a_detector_that_cannot_be_measured_leaves_the_table_uncertified(simulated):
+    device = Simulated(isolated=True, faults=(("build detector", "error"),))
+    with pytest.raises(AdaptError, match=r"could not be measured: CUDA error.*--detectors"):
+        certify(simulated, SPACE, DETECTOR, SIZE, device, detectors=4)
+    assert simulated.certificate is None
+
+
+def test_random_architectures_fit_their_space_and_differ():
+    chance = random.Random(1)
+    networks = [random_architecture(SPACE, chance) for _ in range(20)]
+    for network in networks:
+        network.check_fits(SPACE)
+    assert len({network.hash for network in networks}) > 10
+
+
+def test_csv_and_heat_map_show_every_row(table, tmp_path):
+    write_csv(table, tmp_path / "costs.csv")
+    write_heat_map(table, tmp_path / "costs.png")
+    assert len((tmp_path / "costs.csv").read_text().splitlines()) == len(table_rows(table)) + 1
+    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")

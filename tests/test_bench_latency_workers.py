@@ -1,0 +1,95 @@
+import time
+
+import pytest
+import simulated_device
+from simulated_device import Simulated, true_ms
+
+from adapt.cost.units import Boundary, Lateral, unit_key
+from adapt.errors import AdaptError
+from bench.latency.backend import ANCHOR
+from bench.latency.timing import Latency, Protocol
+from bench.latency.workers import Failure, Workers
+
+PROTOCOL = Protocol(rounds=2, round_ms=0.1)
+SUBJECTS = {str(c): Boundary(c, 8, 8) for c in (8, 16, 32)}
+BAD = unit_key(SUBJECTS["16"])
+
+
+@pytest.fixture(autouse=True)
+def _virtual_time_begins_again():
+    simulated_device.reset()
+
+
+def run(target, *, subjects=SUBJECTS, **options):
+    with Workers(target, PROTOCOL, **options) as workers:
+        return workers.run(subjects)
+
+
+def assert_measured(found, names):
+    for name in names:
+        assert isinstance(found[name], Latency), found[name]
+        assert found[name].min_ms == pytest.approx(true_ms(SUBJECTS[name]))
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_all_subjects_are_measured(isolated):
+    found = run(Simulated(isolated=isolated), build_jobs=2)
+    assert set(found) == set(SUBJECTS)
+    assert_measured(found, SUBJECTS)
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault", "reason"),
+    [
+        ("build", "error", "CUDA error: an illegal memory access was encountered"),
+        ("build", "crash", "its process died (exit code 11)"),
+        ("build", "hang", "took longer than 2 s and was stopped"),
+        ("measure", "error", "CUDA error: an illegal memory access was encountered"),
+        ("measure", "crash", "its process died (exit code 11)"),
+        ("measure", "hang", "took longer than 2 s and was stopped"),
+    ],
+)
+def test_what_goes_wrong_costs_one_subject(stage, fault, reason):
+    device = Simulated(isolated=True, faults=((f"{stage} {BAD}", fault),))
+    start = time.perf_counter()
+    found = run(device, build_seconds=2.0, measure_seconds=1.0)
+    assert time.perf_counter() - start < 60
+    assert_measured(found, ("8", "32"))
+    assert isinstance(found["16"], Failure)
+    assert found["16"].reason == reason
+
+
+def test_after_a_crash_the_next_chunk_is_measured():
+    device = Simulated(isolated=True, faults=((f"measure {BAD}", "crash"),))
+    with Workers(device, PROTOCOL) as workers:
+        workers.run({"16": SUBJECTS["16"]})
+        assert_measured(workers.run({"8": SUBJECTS["8"]}), ("8",))
+
+
+def test_an_anchor_that_cannot_be_built_stops_everything():
+    device = Simulated(isolated=True, faults=((f"build {unit_key(ANCHOR)}", "error"),))
+    with pytest.raises(AdaptError, match="illegal memory access"):
+        run(device)
+
+
+def test_a_failure_in_this_process_stops_everything():
+    device = Simulated(faults=((f"measure {BAD}", "error"),))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(device)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_the_best_of_the_anchor_outlives_a_chunk(isolated):
+    with Workers(Simulated(isolated=isolated), PROTOCOL, anchor_ms=1e9) as workers:
+        workers.run({"8": Lateral(8, 8, 8, 8)})
+        best = workers.anchor_ms
+    assert best == pytest.approx(simulated_device._measured_ms(ANCHOR))
+
+
+def test_progress_reaches_the_total_in_both_stages():
+    seen = []
+    with Workers(Simulated(), PROTOCOL) as workers:
+        workers.run(SUBJECTS, progress=lambda *step: seen.append(step[:2]))
+    assert seen[0] == (1, 9)
+    assert seen[-1] == (9, 9)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from export_parts import INFO, exported, saved
+
+from adapt.cost.units import detector_units, madds
+from adapt.data.coco import load_split
+from adapt.data.synthetic import generate
+from adapt.errors import AdaptError
+from bench.latency.timing import Protocol
+from bench.networks.measure import compare, evaluate_runner
+from export.run.runner import ImageDetections
+
+QUICK = Protocol(rounds=2, round_ms=1, retries=0)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    root = generate(tmp_path_factory.mktemp("data") / "set", train=1, val=4)
+    split = load_split(root, "val")
+    # The small detector of the export tests has classes of its own; only their names differ.
+    return type(split)(**{**vars(split), "class_names": INFO.classes})
+
+
+class Oracle:
+    """A runner that knows the boxes of a split and finds them all, moved by ``error`` pixels."""
+
+    def __init__(self, split, error=0.0):
+        self.info = INFO
+        self.size = INFO.input
+        self.shapes = []
+        self._error = error
+        self._answers = iter(zip(split.images, split.boxes, strict=True))
+
+    def infer(self, images):
+        self.shapes.append((images.shape, images.dtype, float(images.min()), float(images.max())))
+        image, boxes = next(self._answers)
+        factor = min(INFO.input.height / image.height, INFO.input.width / image.width)
+        corners = (boxes.xyxy * factor + self._error).astype(np.float32)
+        return [ImageDetections(corners, np.ones(len(boxes), np.float32), boxes.labels)]
+
+
+def test_boxes_come_back_into_the_original_image(split):
+    metrics, detections = evaluate_runner(Oracle(split), split)
+    assert metrics.ap == pytest.approx(1.0)
+    for found, boxes in zip(detections, split.boxes, strict=True):
+        np.testing.assert_allclose(found.boxes, boxes.xyxy, atol=0.01)
+
+
+def test_misplaced_boxes_score_nothing(split):
+    metrics, _ = evaluate_runner(Oracle(split, error=80.0), split)
+    assert metrics.ap == pytest.approx(0.0)
+
+
+def test_a_runner_gets_one_letterboxed_image_of_bytes(split):
+    oracle = Oracle(split)
+    evaluate_runner(oracle, split)
+    for shape, dtype, low, high in oracle.shapes:
+        assert shape == (1, 3, INFO.input.height, INFO.input.width)
+        assert dtype == np.uint8
+        assert high - low > 100
+
+
+def test_other_classes_are_refused_by_name(split):
+    other = type(split)(**{**vars(split), "class_names": ("cat", "dog", "bird")})
+    with pytest.raises(AdaptError, match=r"circle, square, star.*val.*has cat, dog, bird"):
+        evaluate_runner(Oracle(split), other)
+
+
+@pytest.fixture(scope="module")
+def result(split, tmp_path_factory):
+    """The same small detector on two runtimes."""
+    folder = tmp_path_factory.getbasetemp() / "exported"
+    artifacts = {"eager": ("torch", saved(folder)), "deployed": ("ort-cpu", exported(folder))}
+    steps = []
+    result = compare(
+        artifacts, split, protocol=QUICK, progress=lambda *step: steps.append(step[:2])
+    )
+    assert steps == [(done, 12) for done in range(1, 13)]  # 2 x (4 images + 2 rounds)
+    return result
+
+
+def test_the_same_detector_has_the_same_ap_on_two_runtimes(result):
+    eager, deployed = result.entries
+    assert eager.metrics.ap == pytest.approx(deployed.metrics.ap, abs=1e-3)
+    assert (eager.name, deployed.name) == ("eager", "deployed")
+    assert deployed.runner["runtime"] == "ort-cpu"
+
+
+def test_cost_and_size_describe_the_whole_detector(result):
+    for entry in result.entries:
+        units = detector_units(INFO.architecture, INFO.detector, INFO.input)
+        assert entry.madds == sum(map(madds, units))
+        assert entry.params == sum(p.numel() for p in INFO.build().parameters())
+        assert entry.size_mb == entry.artifact.stat().st_size / 1e6
+        assert entry.latency.min_ms > 0
+
+
+def test_nothing_to_compare_is_refused(split):
+    with pytest.raises(AdaptError, match="at least one artifact"):
+        compare({}, split)

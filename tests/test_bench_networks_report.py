@@ -1,0 +1,119 @@
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from adapt.data.evaluate import Metrics
+from adapt.errors import AdaptError
+from bench.latency.timing import Latency, Protocol
+from bench.networks.measure import BenchResult, Entry
+from bench.networks.report import COLUMNS, csv_text, markdown, rich_table, write_report
+
+
+def entry(name, *, ap=0.525, rounds=((10.0, 12.0), (10.0, 12.0))):
+    return Entry(
+        name=name,
+        artifact=Path("detector.onnx"),
+        runner={"runtime": "ort-cpu", "version": "1.31.1", "device": "cpu", "threads": 1},
+        precision="fp32",
+        architecture="0123456789abcdef",
+        height=256,
+        width=320,
+        metrics=Metrics(ap, 0.8, 0.5, None, 0.4, 0.6, 0.7, {"cell": ap}),
+        latency=Latency.of(rounds),
+        madds=1.5e9,
+        params=2_500_000,
+        size_mb=9.3,
+    )
+
+
+@pytest.fixture
+def result():
+    return BenchResult(
+        entries=(entry("searched"), entry("noisy", ap=0.5, rounds=((10.0,), (20.0,)))),
+        annotations=Path("data/annotations/val.json"),
+        images=72,
+        threads=2,
+        protocol=Protocol(rounds=2, round_ms=500.0),
+        device={"device": "Some CPU", "cores": 4},
+        versions={"python": "3.11", "torch": "2.14.1"},
+    )
+
+
+def row(text, name):
+    """Return the cells of a model's Markdown row by column."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} ")]
+    titles = [title for title, _ in COLUMNS]
+    return dict(zip(titles, line.strip("| ").split(" | "), strict=True))
+
+
+def test_markdown_shows_percent_and_milliseconds(result):
+    cells = row(markdown(result), "searched")
+    assert cells["AP"] == "52.5"
+    assert cells["APs"] == "–"  # the split has no small objects
+    assert cells["p50 ms"] == "11.00"
+    assert cells["GMAdds"] == "1.50"
+
+
+def test_a_median_that_differs_between_rounds_is_no_number(result):
+    assert row(markdown(result), "noisy")["p50 ms"] == "UNRELIABLE (10.00 to 20.00)"
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        *("Some CPU", "fp32", "batch 1", "2 threads", "ort-cpu 1.31.1", "torch 2.14.1"),
+        *("p50", "2 rounds", "72 images", "data/annotations/val.json"),
+    ],
+)
+def test_markdown_says_how_it_was_measured(result, fact):
+    assert fact in markdown(result)
+
+
+def test_csv_has_unrounded_numbers_with_units(result):
+    first, second = csv.DictReader(io.StringIO(csv_text(result)))
+    assert float(first["ap"]) == 0.525
+    assert float(first["p50_ms"]) == 11.0
+    assert first["ap_small"] == ""
+    assert (first["reliable"], second["reliable"]) == ("True", "False")
+
+
+def test_json_describes_itself(result, tmp_path):
+    write_report(tmp_path, result)
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["format"] == "adapt-bench-report"
+    assert content["device"] == {"device": "Some CPU", "cores": 4}
+    assert content["entries"][0]["latency"]["p50_ms"] == 11.0
+    assert content["entries"][1]["latency"]["reliable"] is False
+
+
+def test_report_folder_holds_exactly_the_four_files(result, tmp_path):
+    files = write_report(tmp_path / "report", result)
+    names = ["report.csv", "report.json", "report.md", "report.png"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == names
+    assert sorted(path.name for path in files) == names
+
+
+def test_plot_is_an_image_wide_enough_to_read(result, tmp_path):
+    write_report(tmp_path, result)
+    with Image.open(tmp_path / "report.png") as image:
+        assert image.width >= 900
+        assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 10
+
+
+def test_report_into_a_file_says_where_it_cannot_write(result, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(AdaptError, match=r"cannot write .*taken"):
+        write_report(tmp_path / "taken", result)
+
+
+def test_names_with_markup_reach_terminal_and_markdown_unchanged(result):
+    odd = BenchResult(**{**vars(result), "entries": (entry("a[red]|b"),)})
+    console = Console(width=250, file=io.StringIO())
+    console.print(rich_table(odd))
+    assert "a[red]|b" in console.file.getvalue()
+    assert "a[red]\\|b" in markdown(odd)

@@ -1,0 +1,210 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+from export_parts import INFO, exported, images, saved, small_detector
+
+from adapt.errors import AdaptError
+from export.engine.build import build_engine, trt_flavours
+from export.engine.builder import BuildOptions
+from export.graph.detector import export_detector
+from export.graph.options import GraphOptions
+from export.quantize import Quantizer
+from export.run.parity import Tolerances, match_detections
+from export.run.runner import RUNTIMES, TorchRunner, open_runner, unit
+
+CUDA = torch.cuda.is_available()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.getbasetemp() / "exported"
+
+
+@pytest.fixture(scope="module")
+def artifacts(folder):
+    """What each runtime runs, by variant."""
+    onnx = {
+        "fp32": exported(folder),
+        "fp16 uint8": variant(folder, GraphOptions("tensor-nms", "fp16", pixels="uint8")),
+        "onnx-nms": exported(folder, "onnx-nms"),
+        "int8": int8(folder),
+        "dynamic uint8": variant(
+            folder, GraphOptions("tensor-nms", batch=3, dynamic=True, pixels="uint8")
+        ),
+    }
+    return {"torch": {"fp32": saved(folder)}, "ort-cpu": onnx, "ort-cuda": onnx}
+
+
+def variant(folder, options):
+    name = "-".join(map(str, options.to_dict().values()))
+    path = folder / f"{name}.onnx"
+    return export_detector(small_detector(), INFO, path, options, provenance={})
+
+
+def int8(folder):
+    batches = [unit(images(1, seed)) for seed in range(3)]
+    return Quantizer(exported(folder), batches).write(folder / "runner-int8.onnx")
+
+
+VARIANTS = ("fp32", "fp16 uint8", "int8", "dynamic uint8")
+CASES = [
+    ("torch", "fp32"),
+    *((runtime, v) for runtime in RUNTIMES if runtime != "torch" for v in VARIANTS),
+    *((runtime, "onnx-nms") for runtime in ("ort-cpu", "ort-cuda")),
+]
+# Noise makes many boxes of near-equal scores, of which rounding chooses others.
+AGREE = {"fp32": 0.98, "fp16": 0.9, "int8": 0.5}
+
+
+@pytest.fixture(params=CASES, ids=" ".join)
+def runner(request, artifacts, tmp_path):
+    runtime, variant = request.param
+    if runtime not in ("torch", "ort-cpu") and not CUDA:
+        pytest.skip("needs a CUDA device")
+    if runtime.startswith("tensorrt"):
+        artifact = build_plan(artifacts["ort-cpu"][variant], tmp_path, runtime)
+    else:
+        artifact = artifacts[runtime][variant]
+    with open_runner(runtime, artifact, threads=1) as runner:
+        yield runner
+
+
+def build_plan(onnx, folder, runtime):
+    flavour = runtime.replace("-", "_")
+    if flavour not in trt_flavours():
+        pytest.skip(f"needs {flavour}")
+    build_engine(onnx, folder / "detector.plan", BuildOptions(flavour=flavour))
+    return folder / "detector.plan"
+
+
+def test_every_runner_finds_sorted_boxes_inside_the_input(runner):
+    (found,) = runner.infer(images(1))
+    assert found.boxes.shape == (len(found.scores), 4)
+    assert len(found.labels) == len(found.scores) > 50
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.boxes.min() >= 0
+    assert (found.boxes <= [160, 128, 160, 128]).all()
+
+
+def test_every_runner_returns_the_promised_types(runner):
+    (found,) = runner.infer(images(1))
+    assert [x.dtype for x in found] == [np.float32, np.float32, np.int64]
+    assert set(found.labels) <= {0, 1, 2}
+
+
+def test_every_runner_agrees_with_torch(runner, artifacts):
+    with TorchRunner(artifacts["torch"]["fp32"]) as reference:
+        (expected,) = reference.infer(images(1))
+    (found,) = runner.infer(images(1))
+    allowed = Tolerances.of(runner.precision)
+    report = match_detections(expected, found, score_tol=allowed.score, box_tol=allowed.box)
+    assert report.matched > AGREE[runner.precision] * len(expected.scores)
+
+
+def test_every_runner_says_what_it_is(runner):
+    description = runner.describe()
+    assert list(description) == ["runtime", "version", "device", "threads"]
+    assert description["threads"] in (0, 1)
+    assert runner.info == INFO
+
+
+def test_every_runner_binds_images_to_a_call_without_result(runner):
+    call = runner.bind(images(1))
+    assert call() is None
+    assert call() is None
+
+
+def test_raw_heads_of_other_runners_are_those_of_torch(folder, artifacts):
+    with (
+        TorchRunner(artifacts["torch"]["fp32"]) as reference,
+        open_runner("ort-cpu", exported(folder, "none")) as runner,
+    ):
+        expected, found = (r.heads(images(1)) for r in (reference, runner))
+    assert expected.keys() == found.keys() == {"cls_logits", "bbox_regression"}
+    for name, head in expected.items():
+        np.testing.assert_allclose(found[name], head, atol=1e-4)
+
+
+def test_a_dynamic_batch_takes_as_many_images_as_were_promised(artifacts):
+    path = artifacts["ort-cpu"]["dynamic uint8"]
+    with open_runner("ort-cpu", path) as runner:
+        one_by_one = [runner.infer(images(3)[[i]])[0] for i in range(3)]
+        together = runner.infer(images(3))
+        for alone, found in zip(one_by_one, together, strict=True):
+            np.testing.assert_allclose(alone.scores, found.scores, atol=1e-5)
+            np.testing.assert_array_equal(alone.labels, found.labels)
+        with pytest.raises(AdaptError, match=r"of shape 1-3x3x128x160, got 4x3x128x160"):
+            runner.infer(images(4))
+
+
+def test_torch_threads_are_restored(artifacts):
+    before = torch.get_num_threads()
+    with open_runner("torch", artifacts["torch"]["fp32"], threads=before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_batch_of_another_size_says_how_to_export(artifacts):
+    with (
+        open_runner("ort-cpu", artifacts["ort-cpu"]["fp32"]) as runner,
+        pytest.raises(AdaptError, match=r"takes images of shape 1x3x128x160, got 2x3x128x160"),
+    ):
+        runner.infer(images(2))
+
+
+def test_raw_heads_say_how_to_export(folder):
+    with (
+        open_runner("ort-cpu", exported(folder, "none")) as runner,
+        pytest.raises(AdaptError, match=r"ends in raw heads .*export it with tail 'tensor-nms'"),
+    ):
+        runner.infer(images(1))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name", "message"),
+    [
+        ("tflite", "detector.onnx", "runtime must be one of torch, ort-cpu, ort-cuda.*'tflite'"),
+        ("ort-cpu", "detector.safetensors", "runs .onnx files, got .*or choose runtime torch"),
+        ("torch", "detector.onnx", "runs .safetensors files, got .*runtime ort-cpu or ort-cuda"),
+        ("torch", "detector.pth", r"pass the .safetensors file of this detector$"),
+        ("tensorrt", "detector.onnx", "runs .plan files, got .*or choose runtime ort-cpu"),
+        ("tensorrt", "absent.plan", "absent.plan does not exist"),
+        ("torch", "absent.safetensors", "absent.safetensors does not exist"),
+        ("ort-cpu", "absent.onnx", "absent.onnx does not exist"),
+    ],
+)
+def test_wrong_artifacts_and_runtimes_are_explained(runtime, name, message, tmp_path):
+    with pytest.raises(AdaptError, match=message):
+        open_runner(runtime, tmp_path / name)
+
+
+def test_no_threads_are_refused(artifacts):
+    with pytest.raises(AdaptError, match="threads must be at least 1, got 0"):
+        open_runner("ort-cpu", artifacts["ort-cpu"]["fp32"], threads=0)
+
+
+@pytest.mark.skipif(CUDA, reason="this machine has a CUDA device")
+def test_cuda_provider_that_does_not_load_is_never_replaced(artifacts):
+    with pytest.raises(AdaptError, match=r"ort-cuda needs .*does not load.*choose runtime ort-cpu"):
+        open_runner("ort-cuda", artifacts["ort-cuda"]["fp32"])
+
+
+@pytest.mark.trt
+@pytest.mark.skipif(CUDA, reason="this machine has a CUDA device")
+def test_engine_without_gpu_says_where_it_runs(artifacts, tmp_path):
+    plan = build_plan(artifacts["ort-cpu"]["fp32"], tmp_path, "tensorrt-rtx")
+    table = {
+        "tensorrt-rtx": "detector.plan needs an NVIDIA GPU .*detector.plan.json",
+        "tensorrt": "was built for runtime tensorrt-rtx, not tensorrt",
+    }
+    for runtime, message in table.items():
+        with pytest.raises(AdaptError, match=message):
+            open_runner(runtime, plan)
+
+
+def test_missing_onnxruntime_says_what_to_install(artifacts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(AdaptError, match="pip install onnxruntime-gpu"):
+        open_runner("ort-cpu", artifacts["ort-cpu"]["fp32"])

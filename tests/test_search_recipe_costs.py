@@ -1,0 +1,100 @@
+"""Which cost tables does a search accept, and what do they say?"""
+
+from dataclasses import replace
+
+import pytest
+from core_parts import random_architecture
+from simulated_device import Simulated, true_ms
+
+from adapt.cost.table import CostTable
+from adapt.cost.units import detector_units
+from adapt.data.images import InputSize
+from adapt.errors import AdaptError
+from bench.costs.profiler import profile
+from search.recipe.costs import (
+    certificate_line,
+    check_certificate,
+    check_table,
+    costs_of,
+    latency_cost,
+)
+from search.recipe.recipe import DeviceRecipe
+
+CERTIFICATE = {
+    "detectors": 30,
+    "mape": 0.021,
+    "bias": -0.013,
+    "worst": 0.05,
+    "kendall_tau": 0.97,
+    "mape_corrected": 0.004,
+    "scale": 1.1,
+    "offset_ms": 0.5,
+}
+
+
+@pytest.fixture
+def recipe(tiny_recipe):
+    return replace(tiny_recipe, device=DeviceRecipe(runtime="tensorrt", threads=1))
+
+
+@pytest.fixture
+def table(recipe, tmp_path):
+    """The true costs of the recipe's space on a device that calls itself a GPU's TensorRT."""
+    path = tmp_path / "costs.sqlite"
+    device = Simulated(runtime="tensorrt")
+    profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), path, device)
+    with CostTable.open(path, writable=True) as table:
+        yield table
+
+
+def test_costs_of_a_detector_are_true_and_corrected_once_certified(table, recipe):
+    network = random_architecture(recipe.space.load(), seed=1)
+    units = detector_units(network, recipe.detector_config(3), InputSize(64, 64))
+    costs = costs_of(network, recipe, 3, table)
+    assert costs["predicted_ms"] == pytest.approx(sum(map(true_ms, units)))
+    assert "corrected_ms" not in costs
+    table.store("certificate", CERTIFICATE)
+    corrected = costs_of(network, recipe, 3, table)["corrected_ms"]
+    assert corrected == pytest.approx(1.1 * costs["predicted_ms"] + 0.5)
+
+
+def test_a_table_without_certificate_is_refused_with_the_command(table):
+    with pytest.raises(AdaptError, match=r"adapt costs certify RECIPE .*--uncertified"):
+        check_certificate(table)
+    assert certificate_line(table).endswith("costs.sqlite: not certified")
+
+
+def test_a_certificate_is_accepted_and_told_in_one_line(table):
+    table.store("certificate", CERTIFICATE)
+    check_certificate(table)
+    line = certificate_line(table)
+    assert "\n" not in line
+    for part in ("30 random detectors", "MAPE 2.1%", "bias -1.3%", "worst 5.0%", "tau 0.97"):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runtime": "tensorrt-rtx"}, "asks for tensorrt-rtx fp32 batch 1"),
+        ({"precision": "fp16"}, "asks for tensorrt fp16 batch 1"),
+        ({"batch": 8}, "asks for tensorrt fp32 batch 8"),
+        ({"name": "NVIDIA A100"}, r"at 64x64 \(NVIDIA A100\)"),
+    ],
+)
+def test_tables_of_other_conditions_are_refused(table, recipe, change, message):
+    check_table(recipe, table)
+    with pytest.raises(AdaptError, match=message):
+        check_table(replace(recipe, device=replace(recipe.device, **change)), table)
+
+
+def test_threads_count_on_a_processor_only(recipe, tmp_path):
+    recipe = replace(recipe, device=DeviceRecipe(runtime="ort-cpu", name="a simulated device"))
+    path = tmp_path / "costs"
+    device = Simulated(runtime="ort-cpu", threads=2)
+    profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), path, device)
+    with (
+        CostTable.open(path) as table,
+        pytest.raises(AdaptError, match=r"with 2 threads, recipe 'tiny' asks for 1"),
+    ):
+        latency_cost(recipe, 3, table)

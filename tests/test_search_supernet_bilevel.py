@@ -1,0 +1,345 @@
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from core_parts import (
+    TINY_SPACE,
+    StoppedError,
+    assert_same_state,
+    decide,
+    random_choices,
+    stop_after,
+)
+from torch import Tensor, nn
+
+from adapt.cost.expectation import CostModel
+from adapt.cost.units import madds
+from adapt.data.coco import CocoSplit
+from adapt.errors import AdaptError
+from adapt.network.supernet import SharedBlock
+from adapt.network.weights import PUBLISHED, source_backbone
+from search.derive.derive import load_searched
+from search.recipe.optimisation import SearchRecipe
+from search.recipe.recipe import Recipe
+from search.recipe.schedule import SearchPlan, split_halves
+from search.supernet.bilevel import BilevelSearch, build_supernet, run_search
+
+COCO_IMAGES = 118_287
+
+
+def costs(recipe: Recipe) -> CostModel:
+    space, config = recipe.space.load(), recipe.detector_config(3)
+    return CostModel.build(space, config, recipe.measured_size(), madds)
+
+
+def search_of(recipe: Recipe, data: CocoSplit) -> BilevelSearch:
+    return BilevelSearch(recipe, data, costs(recipe))
+
+
+def run(recipe: Recipe, data: CocoSplit, out: Path, **options: Any) -> Path:
+    return run_search(recipe, data, costs(recipe), out, **options)
+
+
+def with_search(recipe: Recipe, **changes: Any) -> Recipe:
+    return replace(recipe, search=replace(recipe.search, **changes))
+
+
+def states(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True)["states"]
+    return content
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()]
+
+
+def test_plan_of_the_paper_alternates_for_six_epochs_of_half_of_coco() -> None:
+    plan = SearchPlan.of(SearchRecipe(), COCO_IMAGES)
+    steps = COCO_IMAGES // 2 // 8
+    assert plan == SearchPlan(steps, 8 * steps, 14 * steps, 1)
+    assert plan.arch_steps == 6 * steps
+    assert plan.arch_step(8 * steps - 1) is None
+    assert plan.arch_step(8 * steps) == 0
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.parametrize("limit", [None, 1, 3])
+def test_plan_counts_the_architecture_steps_it_takes(every: int, limit: int | None) -> None:
+    plan = SearchPlan.of(SearchRecipe(arch_every=every), 80, limit)
+    taken = [plan.arch_step(step) for step in range(plan.total_steps)]
+    assert [number for number in taken if number is not None] == list(range(plan.arch_steps))
+    if limit is not None:
+        assert (plan.warmup_steps, plan.arch_steps) == (limit, limit)
+
+
+def test_halves_are_disjoint_equal_and_repeatable(tiny_data: CocoSplit) -> None:
+    for split in (tiny_data, tiny_data.limit(7)):
+        first, second = split_halves(split, seed=1)
+        assert len(first) == len(second) == len(split) // 2
+        assert not set(first.image_ids) & set(second.image_ids)
+        assert split_halves(split, seed=1)[0].image_ids == first.image_ids
+        assert split_halves(split, seed=2)[0].image_ids != first.image_ids
+
+
+def test_one_image_cannot_be_divided(tiny_data: CocoSplit) -> None:
+    with pytest.raises(AdaptError, match=r"has 1 image; .* at least 2"):
+        split_halves(tiny_data.limit(1), seed=0)
+
+
+def changed_parameters(search: BilevelSearch, step: Callable[[], object]) -> set[str]:
+    before = {n: p.detach().clone() for n, p in search.detector.named_parameters()}
+    step()
+    after = search.detector.named_parameters()
+    return {name for name, parameter in after if not torch.equal(parameter, before[name])}
+
+
+def choice_names(search: BilevelSearch) -> set[str]:
+    chosen = {id(p) for p in search.arch_parameters}
+    return {name for name, p in search.detector.named_parameters() if id(p) in chosen}
+
+
+def test_architecture_step_changes_every_alpha_and_beta_and_nothing_else(
+    tiny_recipe: Recipe, tiny_data: CocoSplit
+) -> None:
+    search = search_of(tiny_recipe, tiny_data)
+    batch = next(search.batches(1, 0))
+    changed = changed_parameters(search, lambda: search.arch_step(batch))
+    with_alternatives = {  # softmax over one candidate has no gradient, only weight decay
+        name for name in choice_names(search) if search.detector.get_parameter(name).numel() > 1
+    }
+    assert with_alternatives <= changed <= choice_names(search)
+
+
+def test_weight_step_changes_sampled_operations_and_no_choice(
+    tiny_recipe: Recipe, tiny_data: CocoSplit
+) -> None:
+    search = search_of(tiny_recipe, tiny_data)
+    batch = next(search.batches(0, 0))
+    changed = changed_parameters(search, lambda: search.weight_step(0, batch))
+    assert not changed & choice_names(search)
+    assert {name.partition(".")[0] for name in changed} == {"backbone", "head"}
+    for number, block in enumerate(search.supernet.blocks):
+        assert isinstance(block, SharedBlock)
+        for position, chosen in enumerate(search.supernet.paths[number]):
+            prefix = f"backbone.body.blocks.{number}.operations.{position}.ops."
+            trained = {int(n.removeprefix(prefix)[0]) for n in changed if n.startswith(prefix)}
+            parameters = list(block.operations[position].ops[chosen].parameters())
+            assert trained == ({chosen} if parameters else set())
+
+
+def sampled_paths(search: BilevelSearch, steps: range) -> list[Any]:
+    batch, paths = next(search.batches(0, 0)), []
+    for step in steps:
+        search.weight_step(step, batch)
+        paths.append(search.supernet.paths)
+    return paths
+
+
+def test_sampling_is_uniform_in_the_warm_up_and_follows_alpha_afterwards(
+    tiny_recipe: Recipe, tiny_data: CocoSplit
+) -> None:
+    search = search_of(tiny_recipe, tiny_data)
+    choices = random_choices(search.supernet.space, seed=1)
+    decide(search.supernet, choices)
+    warmup, total = search.plan.warmup_steps, search.plan.total_steps
+    uniform = sampled_paths(search, range(warmup))
+    assert all(paths != uniform[0] for paths in uniform[1:])  # every step draws anew
+    assert sampled_paths(search, range(warmup, total)) == [choices[0]] * (total - warmup)
+
+
+def test_weight_step_after_an_architecture_step_still_freezes_the_choices(
+    tiny_recipe: Recipe, tiny_data: CocoSplit
+) -> None:
+    search = search_of(tiny_recipe, tiny_data)
+    search.arch_step(next(search.batches(1, 0)))
+    batch = next(search.batches(0, 0))
+    changed = changed_parameters(search, lambda: search.weight_step(5, batch))
+    assert changed
+    assert not changed & choice_names(search)
+
+
+def test_same_seed_gives_the_same_search(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    first = run(tiny_recipe, tiny_data, tmp_path / "a")
+    torch.rand(7)  # whatever else happened in the process
+    second = run(tiny_recipe, tiny_data, tmp_path / "b")
+    assert log(tmp_path / "a") == log(tmp_path / "b")
+    assert_same_state(states(first), states(second))
+
+
+def test_other_seed_gives_another_search(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    run(tiny_recipe, tiny_data, tmp_path / "a", limit_steps=1)
+    run(replace(tiny_recipe, seed=1), tiny_data, tmp_path / "b", limit_steps=1)
+    assert log(tmp_path / "a")[0]["weight_loss"] != log(tmp_path / "b")[0]["weight_loss"]
+
+
+@pytest.mark.parametrize(("stop", "every"), [(1, 1), (3, 1), (5, 1), (7, 1), (7, 2), (7, 3)])
+def test_resumed_search_is_the_uninterrupted_one_bit_for_bit(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path, stop: int, every: int
+) -> None:
+    recipe = with_search(tiny_recipe, arch_every=every)
+    whole = run(recipe, tiny_data, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        run(recipe, tiny_data, tmp_path / "parts", progress=stop_after(stop))
+    resumed = run(recipe, tiny_data, tmp_path / "parts")
+    assert_same_state(states(resumed), states(whole))
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
+def test_resuming_a_finished_search_changes_nothing(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    path = run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
+    before = path.read_bytes(), log(tmp_path)
+    run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
+    assert (path.read_bytes(), log(tmp_path)) == before
+
+
+def other_space(recipe: Recipe) -> Recipe:
+    Path(recipe.space.preset).write_text(TINY_SPACE.replace("[6, 10, 2]", "[6, 12, 2]"))
+    return recipe
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda recipe: replace(recipe, seed=1),
+        lambda recipe: with_search(recipe, cost_weight=1.0),
+        other_space,
+    ],
+)
+def test_checkpoint_of_another_run_is_refused(
+    tiny_recipe: Recipe,
+    tiny_data: CocoSplit,
+    tmp_path: Path,
+    change: Callable[[Recipe], Recipe],
+) -> None:
+    run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
+    with pytest.raises(AdaptError, match=r"supernet.pt belongs to another run .* another --out"):
+        run(change(tiny_recipe), tiny_data, tmp_path, limit_steps=1)
+
+
+def test_damaged_checkpoint_is_refused(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    path = run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(AdaptError, match=r"supernet.pt is damaged .* delete it to start over"):
+        run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
+
+
+def test_diverging_search_stops_with_the_images(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    weights = replace(tiny_recipe.search.weights, lr=1e30)
+    with pytest.raises(AdaptError, match=r"on images \[\d, \d\]; lower the learning rate"):
+        run(with_search(tiny_recipe, weights=weights), tiny_data, tmp_path)
+
+
+def decided_cost(recipe: Recipe, data: CocoSplit) -> float:
+    """Expected cost after five architecture steps."""
+    search = search_of(recipe, data)
+    batches = search.batches(1, 0)
+    for _ in range(5):
+        search.arch_step(next(batches))
+    return float(search.expected_cost().detach())
+
+
+@pytest.mark.parametrize("penalty", ["linear", "log"])
+def test_higher_cost_weight_leads_to_a_cheaper_search(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, penalty: str
+) -> None:
+    start = float(search_of(tiny_recipe, tiny_data).expected_cost().detach())
+    free, cheap = (
+        decided_cost(with_search(tiny_recipe, penalty=penalty, cost_weight=weight), tiny_data)
+        for weight in (0.0, 1e4)
+    )
+    assert cheap < min(start, free)
+
+
+@pytest.mark.parametrize(("penalty", "value"), [("linear", 0.5 * 100), ("log", 0.5 * 2)])
+def test_penalty_is_lambda_times_the_cost_or_its_logarithm(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, penalty: str, value: float
+) -> None:
+    recipe = with_search(tiny_recipe, penalty=penalty, cost_weight=0.5)
+    multiplier = search_of(recipe, tiny_data).multiplier
+    assert float(multiplier.penalty(torch.tensor(100.0), 100.0)) == value
+
+
+def test_cost_is_in_giga_madds_or_milliseconds(tiny_recipe: Recipe, tiny_data: CocoSplit) -> None:
+    in_g, in_ms = (
+        float(search_of(with_search(tiny_recipe, cost=kind), tiny_data).expected_cost().detach())
+        for kind in ("madds", "latency")
+    )
+    assert in_ms == pytest.approx(1e9 * in_g)
+
+
+def test_log_tells_how_decided_the_search_is(tiny_recipe: Recipe, tiny_data: CocoSplit) -> None:
+    search = search_of(tiny_recipe, tiny_data)
+    entry = search.log_entry(1)
+    assert entry["width_entropy"] == pytest.approx(1)  # betas start at the uniform distribution
+    assert entry["op_entropy"] == pytest.approx(1, abs=1e-3)
+    means = [1 / len(block.widths) for block in search.supernet.space.blocks]
+    assert entry["gate_scale"] == pytest.approx(means)
+
+
+def test_space_of_one_width_per_block_can_be_searched(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    text = TINY_SPACE
+    for widths in ("[4, 8, 4]", "[4, 12, 4]", "[6, 10, 2]", "[8, 16, 8]"):
+        text = text.replace(widths, "[8, 8, 1]")
+    Path(tiny_recipe.space.preset).write_text(text)
+    supernet, _, _ = load_searched(run(tiny_recipe, tiny_data, tmp_path, limit_steps=1))
+    assert [block.width for block in supernet.argmax().blocks] == [8] * 4
+
+
+@pytest.mark.parametrize("mask", ["non-overlapping", "overlapping", "individual"])
+def test_finished_search_is_read_as_it_ended(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path, mask: str
+) -> None:
+    recipe = with_search(tiny_recipe, mask=mask)
+    path = run(recipe, tiny_data, tmp_path, limit_steps=1)
+    supernet, loaded, _ = load_searched(path)
+    assert loaded == recipe
+    assert supernet.argmax().to_dict()["blocks"] == log(tmp_path)[-1]["argmax"]
+    names = [name for name, _ in supernet.named_parameters() if name.startswith("alphas.")]
+    ended: dict[str, Tensor] = states(path)["detector"]
+    for name in names:
+        assert torch.equal(supernet.get_parameter(name), ended[f"backbone.body.{name}"])
+
+
+def test_unfinished_search_cannot_be_derived_from(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    with pytest.raises(StoppedError):
+        run(tiny_recipe, tiny_data, tmp_path, progress=stop_after(5))
+    with pytest.raises(AdaptError, match="stopped after 4 of 8 steps; run the same `adapt search`"):
+        load_searched(tmp_path / "supernet.pt")
+
+
+def test_search_starts_from_the_published_weights_unless_asked_for_scratch() -> None:
+    wanted = PUBLISHED["mobilenet_v2"]
+    if importlib.util.find_spec(wanted.module) is None:
+        pytest.skip(f"{wanted.package} is not installed")
+    recipe = replace(Recipe(), space=replace(Recipe().space, width_grid=1000))
+    mapped, scratch = (
+        build_supernet(replace(recipe, init=init), recipe.space.load()).stem
+        for init in ("imagenet", "scratch")
+    )
+    source = source_backbone("mobilenet_v2").features[0]
+    assert same(mapped, source)
+    assert not same(scratch, source)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
