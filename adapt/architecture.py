@@ -1,6 +1,6 @@
 """Which network did the search choose?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,35 @@ class Architecture:
         except (KeyError, TypeError, AdaptError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise AdaptError(f"architecture {path} is not valid: {reason}") from error
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A network of a search space as indices of the space's candidates.
+
+    Attributes:
+        ops: Index of the candidate operation per block and position.
+        widths: Index of the candidate width per block.
+    """
+
+    ops: tuple[tuple[int, ...], ...]
+    widths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, ops: Sequence[Sequence[int]], widths: Sequence[int]) -> "Choices":
+        """Return the choices that any sequences of indices stand for."""
+        return cls(tuple(map(tuple, ops)), tuple(widths))
+
+    def architecture(self, space: SearchSpace) -> Architecture:
+        """Return the network that these indices pick from ``space``."""
+        blocks = []
+        for block, chosen, width in zip(space.blocks, self.ops, self.widths, strict=True):
+            picked = [block.candidates(position)[index] for position, index in enumerate(chosen)]
+            kept = tuple(op for op in picked if op != SKIP)
+            blocks.append(Block(block.stride, block.widths[width], kept))
+        return Architecture(
+            space.source, space.stem_width, space.first_width, space.taps, tuple(blocks)
+        )
 
 
 def _positive(name: str, value: object) -> int:

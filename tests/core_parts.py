@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt.architecture import Architecture
-from adapt.network.supernet import Supernet, architecture_of
+from adapt.architecture import Architecture, Choices
+from adapt.network.supernet import Supernet
 from adapt.space import BlockSpace, SearchSpace
 
 # Strides 8, 16 and 32 are tapped, as in Table I; everything else is as small as it can be.
@@ -50,7 +50,7 @@ expansions = [2]
 widths = [8, 16, 8]
 """
 
-Choices = tuple[list[list[int]], list[int]]  # operation per block and position, width per block
+Indices = tuple[list[list[int]], list[int]]  # operation per block and position, width per block
 
 
 def tiny() -> SearchSpace:
@@ -63,7 +63,7 @@ def one_block(**changes: object) -> SearchSpace:
     return SearchSpace("one", "mobilenet_v2", 4, 4, (1,), (replace(block, **changes),))
 
 
-def random_choices(space: SearchSpace, seed: int) -> Choices:
+def random_choices(space: SearchSpace, seed: int) -> Indices:
     chance = random.Random(seed)
     ops = [
         [chance.randrange(len(block.candidates(position))) for position in range(block.num_ops)]
@@ -73,10 +73,10 @@ def random_choices(space: SearchSpace, seed: int) -> Choices:
 
 
 def random_architecture(space: SearchSpace, seed: int) -> Architecture:
-    return architecture_of(space, *random_choices(space, seed))
+    return Choices.of(*random_choices(space, seed)).architecture(space)
 
 
-def one_hot(space: SearchSpace, choices: Choices) -> tuple[list[list[Tensor]], list[Tensor]]:
+def one_hot(space: SearchSpace, choices: Indices) -> tuple[list[list[Tensor]], list[Tensor]]:
     """Probabilities that leave no doubt, as :meth:`Supernet.probabilities` returns them."""
     ops, widths = choices
     blocks = list(zip(space.blocks, ops, widths, strict=True))
@@ -90,7 +90,7 @@ def one_hot(space: SearchSpace, choices: Choices) -> tuple[list[list[Tensor]], l
 
 
 @torch.no_grad()
-def decide(supernet: Supernet, choices: Choices) -> None:
+def decide(supernet: Supernet, choices: Indices) -> None:
     """Make softmax of alpha and beta exactly one-hot."""
     ops, widths = choices
     for alphas, chosen in zip(supernet.alphas, ops, strict=True):

@@ -4,14 +4,14 @@ from typing import get_args
 
 import pytest
 import torch
-from core_parts import Choices, one_block, one_hot, random_choices
+from core_parts import Indices, one_block, one_hot, random_choices
 from torch import Tensor
 
+from adapt.architecture import Choices
 from adapt.cost.expectation import CostForm, CostModel, detector_cost
 from adapt.cost.units import P6, Lateral, MBConvUnit, Unit, madds, unit_key
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
-from adapt.network.supernet import architecture_of
 from adapt.space import BlockSpace, SearchSpace
 
 TABLE_ONE = SearchSpace.load("mobilenet_v2")
@@ -97,8 +97,9 @@ def latency_model() -> CostModel:
 def test_one_hot_choices_cost_what_the_derived_detector_costs(
     madds_model: CostModel, latency_model: CostModel, seed: int
 ) -> None:
-    choices: Choices = random_choices(TABLE_ONE, seed)
-    architecture, decided = architecture_of(TABLE_ONE, *choices), one_hot(TABLE_ONE, choices)
+    choices: Indices = random_choices(TABLE_ONE, seed)
+    architecture = Choices.of(*choices).architecture(TABLE_ONE)
+    decided = one_hot(TABLE_ONE, choices)
     assert float(madds_model.expected(*decided)) == detector_cost(architecture, CONFIG, SIZE, madds)
     latency = detector_cost(architecture, CONFIG, SIZE, random_latency)
     assert float(latency_model.expected(*decided)) == pytest.approx(latency, rel=1e-9)

@@ -5,8 +5,9 @@ import torch
 from core_parts import decide, random_choices, shake, tiny
 from torch import nn
 
+from adapt.architecture import Choices
 from adapt.detector.retinanet import DetectorConfig, build_retinanet
-from adapt.mapping.inherit import Choices, inherit_detector
+from adapt.mapping.inherit import inherit_detector
 from adapt.network.operations import MBConv
 from adapt.network.supernet import IndividualBlocks, Supernet
 from adapt.space import SKIP
@@ -16,10 +17,6 @@ CONFIG = DetectorConfig(num_classes=3, fpn_width=8, head_depth=1)
 
 def widest(space):
     return [len(block.widths) - 1 for block in space.blocks]
-
-
-def as_choices(ops, widths):
-    return Choices(tuple(map(tuple, ops)), tuple(widths))
 
 
 def supernet_detector(seed=0, **options):
@@ -54,7 +51,7 @@ def test_the_widest_network_computes_what_the_supernet_computes(seed, gate_norm)
     ops, _ = random_choices(supernet.space, seed)
     supernet.paths = ops
     assert_same(
-        detector, inherit_detector(detector, as_choices(ops, widest(supernet.space)), CONFIG)
+        detector, inherit_detector(detector, Choices.of(ops, widest(supernet.space)), CONFIG)
     )
 
 
@@ -85,7 +82,7 @@ def test_a_narrow_network_takes_the_first_channels(seed):
     ops, widths = random_choices(supernet.space, seed)
     silence_surplus(supernet, widths)
     supernet.paths = ops
-    narrow = inherit_detector(detector, as_choices(ops, widths), CONFIG)
+    narrow = inherit_detector(detector, Choices.of(ops, widths), CONFIG)
     assert (
         narrow.backbone.body.architecture.blocks[-1].width
         == supernet.space.blocks[-1].widths[widths[-1]]
@@ -99,7 +96,7 @@ def test_a_decided_supernet_is_its_network(seed, mask):
     detector, supernet = supernet_detector(seed, mask=mask)
     choices = random_choices(supernet.space, seed)
     decide(supernet, choices)
-    assert_same(detector, inherit_detector(detector, as_choices(*choices), CONFIG))
+    assert_same(detector, inherit_detector(detector, Choices.of(*choices), CONFIG))
 
 
 def test_overlapping_masks_of_single_operations_fold_exactly():
@@ -110,14 +107,14 @@ def test_overlapping_masks_of_single_operations_fold_exactly():
     ]
     supernet.paths = ops
     assert_same(
-        detector, inherit_detector(detector, as_choices(ops, widest(supernet.space)), CONFIG)
+        detector, inherit_detector(detector, Choices.of(ops, widest(supernet.space)), CONFIG)
     )
 
 
 def test_an_individual_block_is_scaled_by_all_that_have_its_channels():
     detector, supernet = supernet_detector(mask="individual")
     ops, widths = random_choices(supernet.space, 3)
-    inherited = inherit_detector(detector, as_choices(ops, widths), CONFIG)
+    inherited = inherit_detector(detector, Choices.of(ops, widths), CONFIG)
     block, width = supernet.blocks[-1], widths[-1]
     assert isinstance(block, IndividualBlocks)
     reach = block.reach(supernet.betas[-1].softmax(0))
@@ -132,6 +129,6 @@ def test_an_individual_block_is_scaled_by_all_that_have_its_channels():
 def test_the_supernet_is_left_as_it_was():
     detector, supernet = supernet_detector()
     before = {name: t.clone() for name, t in detector.state_dict().items()}
-    inherit_detector(detector, as_choices(*random_choices(supernet.space, 0)), CONFIG)
+    inherit_detector(detector, Choices.of(*random_choices(supernet.space, 0)), CONFIG)
     for name, tensor in detector.state_dict().items():
         assert torch.equal(tensor, before[name]), name

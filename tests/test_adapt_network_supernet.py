@@ -3,7 +3,7 @@ from typing import cast, get_args
 
 import pytest
 import torch
-from core_parts import Choices, decide, one_hot, random_choices
+from core_parts import Indices, decide, one_hot, random_choices
 from torch import Tensor, nn
 
 from adapt.architecture import Architecture
@@ -89,7 +89,7 @@ def convolutions(module: nn.Module) -> list[nn.Conv2d]:
     return [m for m in module.modules() if isinstance(m, nn.Conv2d)]
 
 
-def chosen_operations(net: Supernet, choices: Choices) -> list[MBConv]:
+def chosen_operations(net: Supernet, choices: Indices) -> list[MBConv]:
     """The MBConvs of the supernet that the derived network consists of, in order."""
     kept = []
     for block, ops, width in zip(net.blocks, *choices, strict=True):
@@ -99,7 +99,7 @@ def chosen_operations(net: Supernet, choices: Choices) -> list[MBConv]:
     return kept
 
 
-def derived(net: Supernet, choices: Choices) -> Backbone:
+def derived(net: Supernet, choices: Indices) -> Backbone:
     """Build the arg max network with the supernet's weights, cropped."""
     backbone = Backbone(net.argmax()).train()
     backbone.features[0].load_state_dict(net.stem.state_dict())

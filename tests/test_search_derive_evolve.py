@@ -5,12 +5,11 @@ import random
 import pytest
 from core_parts import random_choices, tiny
 
+from adapt.architecture import Choices
 from adapt.cost.expectation import CostModel, detector_cost
 from adapt.cost.units import madds
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
-from adapt.mapping.inherit import Choices
-from adapt.network.supernet import architecture_of
 from search.derive.evolve import Individual, cost_of, crossed, evolve
 
 SPACE = tiny()
@@ -19,12 +18,11 @@ MODEL = CostModel.build(SPACE, CONFIG, SIZE, madds)
 
 
 def some(seed):
-    ops, widths = random_choices(SPACE, seed)
-    return Choices(tuple(map(tuple, ops)), tuple(widths))
+    return Choices.of(*random_choices(SPACE, seed))
 
 
 def network(choices):
-    return architecture_of(SPACE, choices.ops, choices.widths)
+    return choices.architecture(SPACE)
 
 
 def evolved(loss, limit=float("inf"), *, generations=5, seed=0):

@@ -4,17 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from core_parts import random_choices, shake, tiny
+from core_parts import random_architecture, random_choices, shake, tiny
 from torch import nn
 
+from adapt.architecture import Choices
 from adapt.data.coco import load_split
 from adapt.data.dataset import DetectionDataset, collate
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, build_retinanet
 from adapt.errors import AdaptError
-from adapt.mapping.inherit import Choices
 from adapt.network.backbone import Backbone
-from adapt.network.supernet import architecture_of
 from search.derive.derive import open_search
 from search.derive.held_out import Examiner, batch_norms, detect, held_out_loss, recalibrate
 from search.recipe.costs import madds_cost
@@ -28,7 +27,7 @@ CONFIG = DetectorConfig(num_classes=3, fpn_width=8, head_depth=1, score_threshol
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    network = architecture_of(tiny(), *random_choices(tiny(), 0))
+    network = random_architecture(tiny(), 0)
     found = build_retinanet(Backbone(network), CONFIG)
     shake(found, 0)
     with torch.no_grad():
@@ -114,8 +113,7 @@ def val(tiny_data):
 
 
 def test_a_network_is_examined_the_same_way_every_time(search, tiny_data, val):
-    ops, widths = random_choices(search.supernet.space, 1)
-    choices = Choices(tuple(map(tuple, ops)), tuple(widths))
+    choices = Choices.of(*random_choices(search.supernet.space, 1))
     examiner = Examiner(search, tiny_data, val)
     found = examiner.examine(choices)
     assert found.loss == examiner.loss(choices) == Examiner(search, tiny_data, val).loss(choices)

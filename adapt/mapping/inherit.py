@@ -1,13 +1,13 @@
 """Which detector does a network of the search space get from the supernet's trained weights?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
+from adapt.architecture import Choices
 from adapt.detector.retinanet import DetectorConfig, build_retinanet
 from adapt.network.backbone import Backbone
 from adapt.network.masks import gate
@@ -17,21 +17,7 @@ from adapt.network.supernet import (
     MixedOperation,
     SharedBlock,
     Supernet,
-    architecture_of,
 )
-
-
-@dataclass(frozen=True)
-class Choices:
-    """One network of a search space.
-
-    Attributes:
-        ops: Index of the candidate operation per block and position.
-        widths: Index of the width per block.
-    """
-
-    ops: tuple[tuple[int, ...], ...]
-    widths: tuple[int, ...]
 
 
 @torch.no_grad()
@@ -56,7 +42,7 @@ def inherit_detector(source: RetinaNet, choices: Choices, config: DetectorConfig
         config: The detector's configuration.
     """
     supernet = cast(Supernet, source.backbone.body)
-    architecture = architecture_of(supernet.space, choices.ops, choices.widths)
+    architecture = choices.architecture(supernet.space)
     target = build_retinanet(Backbone(architecture), config)
     body = target.backbone.body
     body.features[0].load_state_dict(supernet.stem.state_dict())

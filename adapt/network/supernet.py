@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from adapt.architecture import Architecture, Block, MBConvShape
+from adapt.architecture import Architecture, Choices, MBConvShape
 from adapt.network.masks import (
     GateNorm,
     Gates,
@@ -376,18 +376,4 @@ class Supernet(nn.Module):
         """Return the network of the highest alphas and betas (paper section III-B)."""
         best_ops = [[int(alpha.argmax()) for alpha in block] for block in self._alpha_lists()]
         best_widths = [int(beta.argmax()) for beta in self.betas]
-        return architecture_of(self.space, best_ops, best_widths)
-
-
-def architecture_of(
-    space: SearchSpace, ops: Sequence[Sequence[int]], widths: Sequence[int]
-) -> Architecture:
-    """Return the network of candidate indices: per block and position, and per block."""
-    blocks = []
-    for block, chosen, width in zip(space.blocks, ops, widths, strict=True):
-        picked = [block.candidates(position)[index] for position, index in enumerate(chosen)]
-        kept = tuple(op for op in picked if op != SKIP)
-        blocks.append(Block(block.stride, block.widths[width], kept))
-    return Architecture(
-        space.source, space.stem_width, space.first_width, space.taps, tuple(blocks)
-    )
+        return Choices.of(best_ops, best_widths).architecture(self.space)

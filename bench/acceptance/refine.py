@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adapt.architecture import Choices
 from adapt.artifacts import make_folder
 from adapt.errors import AdaptError
-from adapt.mapping.inherit import Choices
 from adapt.progress import Stage, silent_stage
 from bench.acceptance.refine_report import SLACK, Tried, write_front
 from bench.acceptance.stopwatch import Stopwatch

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.architecture import Architecture
+from adapt.architecture import Architecture, Choices
 from adapt.artifacts import header, write_json
 from adapt.errors import AdaptError
-from adapt.mapping.inherit import Choices
 from bench.acceptance.refine_plot import plot_front
 from search.derive.derive import FinishedSearch, fresh_front
 from search.derive.held_out import HeldOut

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from adapt.architecture import Architecture
+from adapt.architecture import Architecture, Choices
 from adapt.cost.table import CostTable, predict_latency
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
-from adapt.network.supernet import architecture_of
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
 from bench.latency.backend import Target, WholeDetector
@@ -104,7 +103,8 @@ def random_architecture(space: SearchSpace, chance: random.Random) -> Architectu
         [chance.randrange(len(block.candidates(position))) for position in range(block.num_ops)]
         for block in space.blocks
     ]
-    return architecture_of(space, ops, [chance.randrange(len(b.widths)) for b in space.blocks])
+    widths = [chance.randrange(len(block.widths)) for block in space.blocks]
+    return Choices.of(ops, widths).architecture(space)
 
 
 def certify(

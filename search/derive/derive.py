@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from adapt.architecture import Architecture
+from adapt.architecture import Architecture, Choices
 from adapt.artifacts import atomic_path, header, make_folder, read_json, write_json
 from adapt.cost.expectation import CostModel, UnitCost
 from adapt.cost.table import CostTable
 from adapt.cost.units import madds
 from adapt.errors import AdaptError
-from adapt.mapping.inherit import Choices
-from adapt.network.supernet import Supernet, architecture_of
+from adapt.network.supernet import Supernet
 from adapt.space import SearchSpace
 from search.derive.exact import Derived, Deriver
 from search.recipe.budget import Budget, Unit
@@ -211,7 +210,7 @@ class FinishedSearch:
 
     def network(self, best: Derived | Choices) -> Architecture:
         """Return the network of derived choices."""
-        return architecture_of(self.supernet.space, best.ops, best.widths)
+        return Choices(best.ops, best.widths).architecture(self.supernet.space)
 
     def costs(self, architecture: Architecture) -> dict[str, float]:
         """Return multiply-adds, and latency where there is a table."""

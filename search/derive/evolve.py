@@ -4,9 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from adapt.architecture import Choices
 from adapt.cost.expectation import CostModel
-from adapt.mapping.inherit import Choices
-from adapt.network.supernet import architecture_of
 from adapt.space import SearchSpace
 
 TRIES = 50  # per child, to find one that is new and within the budget
@@ -114,4 +113,4 @@ def cost_of(model: CostModel, choices: Choices) -> float:
 
 
 def _hash(space: SearchSpace, choices: Choices) -> str:
-    return architecture_of(space, choices.ops, choices.widths).hash
+    return choices.architecture(space).hash

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.models.detection import RetinaNet
 
+from adapt.architecture import Choices
 from adapt.data.coco import CocoSplit
 from adapt.data.dataset import Batch, DetectionDataset, Index, collate, epoch_batches
 from adapt.data.evaluate import Detections, Metrics, detections_to_original, evaluate
 from adapt.detector.retinanet import build_retinanet
 from adapt.errors import AdaptError
-from adapt.mapping.inherit import Choices, inherit_detector
+from adapt.mapping.inherit import inherit_detector
 from search.derive.derive import FinishedSearch
 from search.train.step import detection_loss
 from search.train.world import World
