@@ -8,6 +8,7 @@ from core_parts import Indices, one_block, one_hot, random_choices
 from torch import Tensor
 
 from adapt.architecture import Choices
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.expectation import CostForm, CostModel, detector_cost
 from adapt.cost.units import P6, Lateral, MBConvUnit, Unit, madds, unit_key
 from adapt.data.images import InputSize
@@ -37,7 +38,7 @@ def random_latency(unit: Unit) -> float:
 def expected(
     space: SearchSpace, ops: list[list[Tensor]], widths: list[Tensor], form: CostForm = "exact"
 ) -> float:
-    model = CostModel.build(space, CONFIG, InputSize(64, 96), by_hand)
+    model = DetectorSpace(space, CONFIG, InputSize(64, 96)).costs(by_hand)
     return float(model.expected(ops, widths, form))
 
 
@@ -85,12 +86,12 @@ def test_forms_differ_in_the_input_width_and_the_laterals(form: CostForm) -> Non
 
 @pytest.fixture(scope="module")
 def madds_model() -> CostModel:
-    return CostModel.build(TABLE_ONE, CONFIG, SIZE, madds)
+    return DetectorSpace(TABLE_ONE, CONFIG, SIZE).costs(madds)
 
 
 @pytest.fixture(scope="module")
 def latency_model() -> CostModel:
-    return CostModel.build(TABLE_ONE, CONFIG, SIZE, random_latency)
+    return DetectorSpace(TABLE_ONE, CONFIG, SIZE).costs(random_latency)
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -1,4 +1,3 @@
-import itertools
 import os
 import signal
 import sqlite3
@@ -8,14 +7,12 @@ from dataclasses import astuple, replace
 
 import pytest
 
-from adapt.architecture import Architecture, Block, mobilenet_v2
-from adapt.cost.expectation import space_units
+from adapt.architecture import mobilenet_v2
 from adapt.cost.table import Conditions, CostTable, UnitCost, predict_latency
-from adapt.cost.units import Boundary, Lateral, MBConvUnit, boundaries, detector_units, unit_key
+from adapt.cost.units import Boundary, Lateral, boundaries, detector_units, unit_key
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
-from adapt.space import BlockSpace, SearchSpace
 
 CONDITIONS = Conditions("ort-cpu", "fp32", 1, 1, "a CPU", 64, 96, "1.0", 1)
 COST = UnitCost(1.5, 1.6, 1.7, 1.9, 30, 3, clock_mhz=1410.0, temperature_c=60.0, throttled="cap")
@@ -242,36 +239,3 @@ def test_prediction_is_the_sum_over_the_units(table):
     expected = sum(table.lookup(unit) for unit in units)
     assert predict_latency(table, mobilenet_v2(), DETECTOR, SIZE) == expected
     assert len(units) > len(costs)  # repeated operations count each time
-
-
-def test_searchable_mbconvs_of_the_paper_space_are_13284():
-    space = SearchSpace.load("mobilenet_v2")
-    units = space_units(space, DetectorConfig(80), InputSize(800, 1088))
-    first = units[1]
-    mbconvs = {replace(u, residual=False) for u in units if isinstance(u, MBConvUnit)} - {first}
-    assert len(mbconvs) == 13_284
-
-
-def all_networks(space):
-    """Yield every network of a space."""
-    choices = [
-        [
-            Block(block.stride, width, ops)
-            for width in block.widths
-            for depth in range(1, block.num_ops + 1)
-            for ops in itertools.product(block.candidates(0), repeat=depth)
-        ]
-        for block in space.blocks
-    ]
-    for blocks in itertools.product(*choices):
-        yield Architecture(space.source, space.stem_width, space.first_width, space.taps, blocks)
-
-
-def test_space_units_are_exactly_those_of_all_networks_of_the_space():
-    # The second block has stride 1: only the residual tells its first operation from the others.
-    blocks = BlockSpace(2, 2, (3, 5), (3,), (8, 16)), BlockSpace(2, 1, (3,), (3, 6), (8, 24))
-    space = SearchSpace("tiny", "mobilenet_v2", 8, 8, (1, 2), blocks)
-    units = space_units(space, DETECTOR, SIZE)
-    of_networks = {u for net in all_networks(space) for u in detector_units(net, DETECTOR, SIZE)}
-    assert len(units) == len(set(units))
-    assert set(units) == of_networks

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from core_parts import TINY_SPACE
 
-from adapt.cost.expectation import CostModel
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import MBConvUnit, Unit
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
@@ -42,7 +42,7 @@ def test_preset_has_13284_distinct_mbconvs() -> None:
         asked.append(unit)
         return 0.0
 
-    CostModel.build(TABLE_ONE, DetectorConfig(80), InputSize(800, 1088), record)
+    DetectorSpace(TABLE_ONE, DetectorConfig(80), InputSize(800, 1088)).costs(record)
     convs = [u for u in asked if isinstance(u, MBConvUnit) and u.expansion != 1]
     assert len({replace(unit, residual=False) for unit in convs}) == 13_284
 

@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from adapt.cost.expectation import space_units
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import UnitCost
 from adapt.cost.units import Lateral, MBConvUnit
 from adapt.data.images import InputSize
@@ -94,7 +94,7 @@ def test_a_missing_measurement_is_named():
 @pytest.mark.parametrize("grid", [2, 8])
 def test_of_the_paper_space_less_than_15_percent_are_measured(grid):
     space = SearchSpace.load("mobilenet_v2")
-    units = space_units(space, DetectorConfig(num_classes=80), InputSize(320, 320))
+    units = DetectorSpace(space, DetectorConfig(num_classes=80), InputSize(320, 320)).units()
     chosen = measured_units(units, grid)
     assert len(units) > 13_284
     assert len(chosen) <= 0.15 * len(units)

@@ -11,7 +11,7 @@ from profile_parts import DETECTOR, NETWORK, ORT, SIZE, SPACE, WIDE, profiled
 from simulated_device import Simulated, relative_errors, true_ms
 
 import bench.costs.profiler
-from adapt.cost.expectation import space_units
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.merge import merge_tables
 from adapt.cost.table import CostTable, predict_latency
 from adapt.cost.units import boundaries, detector_units, unit_key
@@ -23,7 +23,7 @@ from bench.costs.selection import Shard, plan
 from bench.latency.backend import OrtTarget, conditions
 from bench.latency.timing import Latency
 
-UNITS = space_units(SPACE, DETECTOR, SIZE)
+UNITS = DetectorSpace(SPACE, DETECTOR, SIZE).units()
 MEASURABLE = plan(SPACE, DETECTOR, SIZE).wanted
 RESTLESS = Simulated(noise=0.01, drift=0.2, throttling=0.1)
 
@@ -122,7 +122,7 @@ class TestOnARestlessDevice:
     @pytest.mark.parametrize("protocol", [None, GPU_PROTOCOL], ids=["cpu", "gpu"])
     def test_costs_are_within_one_percent_of_the_truth(self, tmp_path, protocol):
         summary = profiled(tmp_path / "costs", RESTLESS, space=WIDE, protocol=protocol)
-        units = space_units(WIDE, DETECTOR, SIZE)
+        units = DetectorSpace(WIDE, DETECTOR, SIZE).units()
         errors = relative_errors(costs_in(tmp_path / "costs", units))
         assert max(map(abs, errors.values())) < 0.01
         assert summary.drifted == 0
@@ -131,7 +131,7 @@ class TestOnARestlessDevice:
         blind = replace(GPU_PROTOCOL, drift=math.inf)
         deaf = replace(RESTLESS, throttling=0.0, drift=0.3)
         profiled(tmp_path / "costs", deaf, space=WIDE, protocol=blind)
-        units = space_units(WIDE, DETECTOR, SIZE)
+        units = DetectorSpace(WIDE, DETECTOR, SIZE).units()
         errors = sorted(relative_errors(costs_in(tmp_path / "costs", units)).values())
         assert errors[-1] > 0.05
         assert sum(error > 0.02 for error in errors) > 0.05 * len(errors)
@@ -247,7 +247,7 @@ class TestInference:
 
 
 def sparse_units():
-    return space_units(WIDE, DETECTOR, SIZE)
+    return DetectorSpace(WIDE, DETECTOR, SIZE).units()
 
 
 class TestInProcessesOfTheirOwn:

@@ -2,7 +2,7 @@ import pytest
 from profile_parts import DETECTOR, SIZE, SPACE, WIDE, profiled
 from simulated_device import Simulated
 
-from adapt.cost.expectation import space_units
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import CostTable
 from adapt.cost.units import Boundary, boundaries
 from adapt.data.images import InputSize
@@ -20,7 +20,7 @@ def table(tmp_path_factory):
 
 def test_without_a_table_everything_is_measured():
     work = plan(SPACE, DETECTOR, SIZE)
-    units = space_units(SPACE, DETECTOR, SIZE)
+    units = DetectorSpace(SPACE, DETECTOR, SIZE).units()
     ends = {end for unit in units for end in boundaries(unit)}
     assert work.space == work.on_design == tuple(units)
     assert set(work.to_measure) == {*units, *ends}

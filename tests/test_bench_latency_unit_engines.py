@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 from core_parts import random_architecture
 
-from adapt.cost.expectation import space_units
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Stem, rest_unit
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
@@ -40,7 +40,7 @@ def kind(unit):
 def mbconvs():
     """Per precision, units of the paper's space at 320x320: two of each kind, of random widths."""
     kinds = defaultdict(list)
-    for unit in space_units(SPACE, DetectorConfig(num_classes=80), InputSize(320, 320)):
+    for unit in DetectorSpace(SPACE, DetectorConfig(num_classes=80), InputSize(320, 320)).units():
         if isinstance(unit, MBConvUnit):
             kinds[kind(unit)].append(unit)
     chance = random.Random(0)

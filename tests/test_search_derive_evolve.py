@@ -6,7 +6,8 @@ import pytest
 from core_parts import random_choices, tiny
 
 from adapt.architecture import Choices
-from adapt.cost.expectation import CostModel, detector_cost
+from adapt.cost.detector_space import DetectorSpace
+from adapt.cost.expectation import detector_cost
 from adapt.cost.units import madds
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
@@ -14,7 +15,7 @@ from search.derive.evolve import Individual, cost_of, crossed, evolve
 
 SPACE = tiny()
 CONFIG, SIZE = DetectorConfig(num_classes=3, fpn_width=8, head_depth=1), InputSize(64, 64)
-MODEL = CostModel.build(SPACE, CONFIG, SIZE, madds)
+MODEL = DetectorSpace(SPACE, CONFIG, SIZE).costs(madds)
 
 
 def some(seed):

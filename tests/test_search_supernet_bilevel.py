@@ -17,6 +17,7 @@ from core_parts import (
 )
 from torch import Tensor, nn
 
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.expectation import CostModel
 from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
@@ -34,7 +35,7 @@ COCO_IMAGES = 118_287
 
 def costs(recipe: Recipe) -> CostModel:
     space, config = recipe.space.load(), recipe.detector_config(3)
-    return CostModel.build(space, config, recipe.measured_size(), madds)
+    return DetectorSpace(space, config, recipe.measured_size()).costs(madds)
 
 
 def search_of(recipe: Recipe, data: CocoSplit) -> BilevelSearch:

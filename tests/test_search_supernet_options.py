@@ -20,6 +20,7 @@ from core_parts import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.expectation import CostModel
 from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
@@ -35,7 +36,7 @@ from search.train.finetune import run_finetune
 
 def costs(recipe: Recipe) -> CostModel:
     space, config = recipe.space.load(), recipe.detector_config(3)
-    return CostModel.build(space, config, recipe.measured_size(), madds)
+    return DetectorSpace(space, config, recipe.measured_size()).costs(madds)
 
 
 def searched(recipe: Recipe, data: CocoSplit) -> BilevelSearch:

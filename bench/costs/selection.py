@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from adapt.cost.expectation import space_units
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import CostTable
 from adapt.cost.units import Measurable, Unit, boundaries
 from adapt.data.images import InputSize
@@ -96,7 +96,7 @@ def plan(
         shard: Part of the units to measure.
         grid: 1 measures every unit; otherwise see :mod:`bench.costs.interpolate`.
     """
-    everything = space_units(space, detector, size)
+    everything = DetectorSpace(space, detector, size).units()
     units = measured_units(everything, grid)
     ends = list(dict.fromkeys(end for unit in units for end in boundaries(unit)))
     wanted: list[Measurable] = [*shard.of(ends), *shard.of(units)]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from adapt.architecture import Architecture, Choices
 from adapt.artifacts import atomic_path, header, make_folder, read_json, write_json
-from adapt.cost.expectation import CostModel, UnitCost
+from adapt.cost.detector_space import DetectorSpace
+from adapt.cost.expectation import CostFunction, CostModel
 from adapt.cost.table import CostTable
 from adapt.cost.units import madds
 from adapt.errors import AdaptError
@@ -195,7 +196,7 @@ class FinishedSearch:
             self.recipe.detector_config(len(self.class_names)),
             self.recipe.measured_size(),
         )
-        cost: UnitCost = madds
+        cost: CostFunction = madds
         correction = 1.0, 0.0
         if unit == "ms":
             if self.table is None:
@@ -206,7 +207,8 @@ class FinishedSearch:
             check_table(self.recipe, self.table)
             cost, size = self.table.lookup, self.recipe.input.fixed()
             correction = self.table.correction
-        return CostModel.build(self.supernet.space, config, size, cost).corrected(*correction)
+        detectors = DetectorSpace(self.supernet.space, config, size)
+        return detectors.costs(cost).corrected(*correction)
 
     def network(self, best: Derived | Choices) -> Architecture:
         """Return the network of derived choices."""

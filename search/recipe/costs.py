@@ -8,6 +8,7 @@ import torch
 
 from adapt.architecture import Architecture
 from adapt.artifacts import file_hash
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.expectation import CostModel, detector_cost
 from adapt.cost.table import CostTable, predict_latency
 from adapt.cost.units import madds
@@ -21,7 +22,7 @@ from search.recipe.recipe import Recipe
 def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
     """Return the multiply-adds of every choice."""
     config = recipe.detector_config(num_classes)
-    return CostModel.build(recipe.space.load(), config, recipe.measured_size(), madds)
+    return DetectorSpace(recipe.space.load(), config, recipe.measured_size()).costs(madds)
 
 
 def latency_cost(recipe: Recipe, num_classes: int, table: CostTable) -> CostModel:
@@ -33,8 +34,8 @@ def latency_cost(recipe: Recipe, num_classes: int, table: CostTable) -> CostMode
     """
     check_table(recipe, table)
     config = recipe.detector_config(num_classes)
-    model = CostModel.build(recipe.space.load(), config, recipe.input.fixed(), table.lookup)
-    return model.corrected(*table.correction)
+    detectors = DetectorSpace(recipe.space.load(), config, recipe.input.fixed())
+    return detectors.costs(table.lookup).corrected(*table.correction)
 
 
 def check_table(recipe: Recipe, table: CostTable) -> None:

@@ -1,0 +1,128 @@
+"""Which detectors can a search choose, and what does each of its choices cost?"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from adapt.cost.expectation import CostFunction, CostModel
+from adapt.cost.units import (
+    P6,
+    Lateral,
+    MBConvUnit,
+    Unit,
+    block_resolutions,
+    first_unit,
+    rest_unit,
+    stem_unit,
+)
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig
+from adapt.space import SKIP, Operation, SearchSpace
+
+
+@dataclass(frozen=True)
+class DetectorSpace:
+    """Every detector a search can choose: which backbones, in which detector, on which input.
+
+    Attributes:
+        space: Search space of the backbone, already thinned to its width grid.
+        detector: The detector around the backbone.
+        size: The detector's input.
+    """
+
+    space: SearchSpace
+    detector: DetectorConfig
+    size: InputSize
+
+    def units(self) -> list[Unit]:
+        """Return every distinct unit of every detector, in the order :meth:`costs` asks for it."""
+        units: dict[Unit, None] = {}
+
+        def collect(unit: Unit) -> float:
+            units[unit] = None
+            return 0.0
+
+        self.costs(collect)
+        return list(units)
+
+    def costs(self, cost: CostFunction) -> CostModel:
+        """Return the cost of every choice.
+
+        Args:
+            cost: Cost of a unit: :func:`adapt.cost.units.madds`, or
+                :meth:`adapt.cost.table.CostTable.lookup`.
+        """
+        fixed = (
+            stem_unit(self.space.stem_width, self.size),
+            first_unit(self.space.stem_width, self.space.first_width, self.size),
+            rest_unit(self.detector, self.size),
+        )
+        blocks = range(len(self.space.blocks))
+        return CostModel(
+            fixed=sum(cost(unit) for unit in fixed),
+            first=[self._first_costs(block, cost) for block in blocks],
+            later=[self._later_costs(block, cost) for block in blocks],
+            taps=[self._tap_costs(block, cost) for block in blocks],
+        )
+
+    @cached_property
+    def _resolutions(self) -> list[tuple[int, int]]:
+        return block_resolutions([block.stride for block in self.space.blocks], self.size)
+
+    def _first_costs(self, number: int, cost: CostFunction) -> Tensor:
+        """Return Tensor[I, K, O], the first operation of a block."""
+        block = self.space.blocks[number]
+        return torch.tensor(
+            [
+                [
+                    [
+                        cost(self._first_operation(number, c_in, c_out, op))
+                        for op in block.candidates(0)
+                    ]
+                    for c_out in block.widths
+                ]
+                for c_in in self.space.in_widths(number)
+            ],
+            dtype=torch.float64,
+        )
+
+    def _first_operation(self, number: int, c_in: int, c_out: int, op: Operation) -> MBConvUnit:
+        stride = self.space.blocks[number].stride
+        return MBConvUnit(
+            c_in, c_out, op.kernel, op.expansion, stride, False, *self._resolutions[number]
+        )
+
+    def _later_costs(self, number: int, cost: CostFunction) -> Tensor:
+        """Return Tensor[K, O], any other operation of a block: they all have the same shape."""
+        block = self.space.blocks[number]
+        if block.num_ops == 1:
+            return torch.zeros(len(block.widths), len(block.candidates(1)), dtype=torch.float64)
+        return torch.tensor(
+            [
+                [
+                    0.0 if op == SKIP else cost(self._later_operation(number, width, op))
+                    for op in block.candidates(1)
+                ]
+                for width in block.widths
+            ],
+            dtype=torch.float64,
+        )
+
+    def _later_operation(self, number: int, width: int, op: Operation) -> MBConvUnit:
+        resolution = self._resolutions[number + 1]
+        return MBConvUnit(width, width, op.kernel, op.expansion, 1, True, *resolution)
+
+    def _tap_costs(self, number: int, cost: CostFunction) -> Tensor:
+        """Return Tensor[K], the convolutions of the pyramid that read a block's output."""
+        block, tap = self.space.blocks[number], number + 1
+        costs = torch.zeros(len(block.widths), dtype=torch.float64)
+        if tap not in self.space.taps:
+            return costs
+        for index, width in enumerate(block.widths):
+            read = width, self.detector.fpn_width, *self._resolutions[tap]
+            costs[index] += cost(Lateral(*read))
+            if tap == self.space.taps[-1]:
+                costs[index] += cost(P6(*read))
+        return costs
