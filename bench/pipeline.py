@@ -25,7 +25,7 @@ from adapt.errors import AdaptError
 from adapt.network.weights import find_weights
 from adapt.progress import Progress, Stage, ignore, silent_stage
 from adapt.runtime import usual_tail
-from bench.costs.of_recipe import certify_recipe, profile_recipe, recipe_target
+from bench.costs.of_recipe import certify_recipe, profile_recipe, recipe_backend
 from bench.latency.backend import conditions
 from bench.latency.timing import Protocol
 from bench.networks.measure import DETECTOR_PROTOCOL, BenchResult, compare
@@ -33,12 +33,13 @@ from bench.networks.report import write_report
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
 from search.derive.derive import derive
+from search.derive.finished import SearchFiles
 from search.recipe.budget import Budget
 from search.recipe.costs import search_cost
 from search.recipe.recipe import Recipe
-from search.supernet.bilevel import run_search
-from search.supernet.plot import plot_search
+from search.supernet.run import run_search
 from search.train.finetune import run_finetune
+from search.train.session import Session
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Run:
     def _profile(self) -> Path:
         path, recipe = self.out / "costs.sqlite", self.recipe
         space, classes = recipe.space.load(), self.config.num_classes
-        found = conditions(recipe_target(recipe, path), self.size)
+        found = conditions(recipe_backend(recipe, path), self.size)
         key = content_hash([space.hash, self.config.to_dict(), self.size.to_dict(), asdict(found)])
         self._once(
             "profile", key, [path], lambda p: profile_recipe(recipe, classes, path, progress=p)
@@ -169,17 +170,8 @@ class Run:
         path = folder / "supernet.pt"
 
         def work(progress: Progress) -> None:
-            run_search(
-                recipe,
-                self.train,
-                cost.model,
-                folder,
-                progress=progress,
-                warn=self.warn,
-                limit_steps=self.limit_steps,
-                provenance=cost.provenance,
-            )
-            plot_search(folder / "search.jsonl", folder / "search.png")
+            session = self._session(progress, cost.provenance)
+            run_search(recipe, self.train, cost.model, folder, session)
 
         self._once(
             "search",
@@ -189,13 +181,22 @@ class Run:
         )
         return path
 
+    def _session(self, progress: Progress, provenance: dict[str, Any]) -> Session:
+        return Session(
+            progress=progress,
+            warn=self.warn,
+            limit_steps=self.limit_steps,
+            provenance=provenance,
+        )
+
     def _derive(self, searched: Path) -> Architecture:
         path = self.out / "arch.json"
         key = content_hash(self.keys["search"])
         wanted = self.recipe.search
         budget = Budget.parse(wanted.target) if wanted.target else None
         costs = self.out / "costs.sqlite" if wanted.cost == "latency" else None
-        self._once("derive", key, [path], lambda _: derive(searched, path, costs, budget=budget))
+        files = SearchFiles(searched, costs)
+        self._once("derive", key, [path], lambda _: derive(files, path, budget))
         return Architecture.load(path)
 
     def _finetune(self, name: str, architecture: Architecture) -> Path:
@@ -210,9 +211,7 @@ class Run:
                 architecture,
                 self.train,
                 path,
-                progress=p,
-                limit_steps=self.limit_steps,
-                provenance={"annotations_sha256": data},
+                self._session(p, {"annotations_sha256": data}),
             ),
         )
         return path

@@ -20,8 +20,7 @@ from adapt.network.operations import MBConv
 from adapt.network.supernet import Choice, Paths, Recompute, Supernet
 from search.recipe.optimisation import Optimisation, PathCount
 from search.recipe.recipe import Recipe
-from search.recipe.schedule import SearchPlan
-from search.train.finetune import total_steps
+from search.recipe.schedule import Schedule, SearchSchedule
 from search.train.placement import DTYPES
 
 # The rate at which the paper's 1.7 (search) and 3.6 (fine-tuning) GPU-days on an A100 come out.
@@ -83,7 +82,7 @@ def estimate_run(
         num_classes: Object classes.
         limit_steps: As for the run itself.
     """
-    how, plan = recipe.search, SearchPlan.of(recipe.search, images, limit_steps)
+    how, schedule = recipe.search, SearchSchedule.of(recipe.search, images, limit_steps)
     config = recipe.detector_config(num_classes)
     with torch.device("meta"):
         supernet = Supernet(
@@ -95,13 +94,13 @@ def estimate_run(
     supernet.paths = largest_paths(supernet, how.arch_paths)
     everything = supernet.architecture_parameters()
     chosen = {id(p) for p in everything}
-    arch = _estimate(recipe, searched, plan.arch_steps, how.weights, everything)
+    arch = _estimate(recipe, searched, schedule.arch_steps, how.weights, everything)
     supernet.paths = largest_paths(supernet, how.weight_paths)
     weights = [p for p in searched.parameters() if id(p) not in chosen]
-    weight = _estimate(recipe, searched, plan.total_steps, how.weights, weights)
+    weight = _estimate(recipe, searched, schedule.total_steps, how.weights, weights)
     if how.bi_sampling:
         weight = replace(weight, tflops=2 * weight.tflops)
-    steps = total_steps(recipe, images, limit_steps)
+    steps = Schedule.of_finetuning(recipe.finetune, images, limit_steps).total_steps
     finetune = _estimate(recipe, derived, steps, recipe.finetune, list(derived.parameters()))
     usual, size = recipe.measured_size(), recipe.input.fixed()
     return RunEstimate(

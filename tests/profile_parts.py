@@ -3,12 +3,16 @@
 from dataclasses import replace
 
 from adapt.architecture import Architecture, Block
+from adapt.cost.detector_space import DetectorSpace
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
+from adapt.progress import silent
 from adapt.space import BlockSpace, Operation, SearchSpace
-from bench.costs.profiler import profile
-from bench.latency.backend import OrtTarget
+from bench.costs.profiler import profile, unit_protocol
+from bench.costs.selection import EVERYTHING
+from bench.latency.backend import OrtBackend
 from bench.latency.timing import Protocol
+from bench.latency.workers import Measurement
 
 SIZE = InputSize(64, 64)
 DETECTOR = DetectorConfig(num_classes=2, fpn_width=8, head_depth=0, candidates=20)
@@ -27,10 +31,21 @@ WIDE = SearchSpace(
     tuple(replace(b, kernels=(3, 5, 7), widths=tuple(range(8, 33, 4))) for b in BLOCKS),
 )
 QUICK = Protocol(rounds=3, round_ms=0.2, retries=0)
-ORT = OrtTarget("ort-cpu")
+ORT = OrtBackend("ort-cpu")
 
 
-def profiled(path, target=ORT, *, space=SPACE, size=SIZE, **options):
+DETECTORS, WIDE_DETECTORS = (DetectorSpace(space, DETECTOR, SIZE) for space in (SPACE, WIDE))
+
+
+def measurement(backend, protocol=None, **options):
+    """Measure quickly on this processor, and as usual on a simulated device."""
+    protocol = protocol or (QUICK if backend == ORT else unit_protocol(backend))
+    return Measurement(backend, protocol, **options)
+
+
+def profiled(
+    path, backend=ORT, *, space=SPACE, size=SIZE, part=EVERYTHING, progress=silent, **options
+):
     """Measure a space into a table."""
-    options.setdefault("protocol", QUICK if target == ORT else None)
-    return profile(space, DETECTOR, size, path, target, **options)
+    detectors, how = DetectorSpace(space, DETECTOR, size), measurement(backend, **options)
+    return profile(detectors, path, how, part, progress=progress)

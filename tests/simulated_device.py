@@ -100,7 +100,7 @@ def _conv_ms(
 
 @dataclass(frozen=True)
 class Simulated:
-    """A :class:`bench.latency.backend.Target`.
+    """A :class:`bench.latency.backend.Backend`.
 
     Attributes:
         noise: Mean share by which a sample is too slow.

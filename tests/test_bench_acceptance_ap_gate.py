@@ -7,7 +7,7 @@ from adapt.data.coco import load_split
 from adapt.data.synthetic import generate
 from adapt.detector.file import save_detector
 from adapt.errors import AdaptError
-from bench.acceptance.ap_gate import Gate, deploy_within
+from bench.acceptance.ap_gate import Gate, GateOptions, deploy_within
 from export.deploy import Deployment
 from export.graph.detector import read_onnx_info
 
@@ -28,7 +28,7 @@ def detector(data, tmp_path_factory):
 
 def test_a_faithful_export_passes_and_tells_both_aps(detector, data, tmp_path):
     out = tmp_path / "a.onnx"
-    summary = deploy_within(detector, out, Deployment(), gate=0.5, data=data)
+    summary = deploy_within(GateOptions(0.5, data), detector, out, Deployment())
     assert out.is_file()
     gate = summary["ap_gate"]
     assert gate["images"] == 3
@@ -43,7 +43,7 @@ def test_int8_that_loses_too_much_keeps_sensitive_weights_until_it_passes(
     aps = iter([50.0, 40.0, 45.0, 49.9])  # PyTorch, then none, one and two weights kept
     monkeypatch.setattr(Gate, "ap", lambda *_: next(aps))
     wanted = Deployment(precision="int8", calibration=[data])
-    summary = deploy_within(detector, tmp_path / "a.onnx", wanted, gate=0.5, data=data)
+    summary = deploy_within(GateOptions(0.5, data), detector, tmp_path / "a.onnx", wanted)
     gate = summary["ap_gate"]
     assert gate["drops"] == pytest.approx({0: 10.0, 1: 5.0, 2: 0.1})
     assert len(gate["kept_in_fp32"]) == 2
@@ -53,7 +53,7 @@ def test_int8_that_loses_too_much_keeps_sensitive_weights_until_it_passes(
 
 def test_an_export_that_loses_more_is_refused_and_not_written(detector, data, tmp_path):
     with pytest.raises(AdaptError, match=r"AP drops by .* more than --ap-gate -200"):
-        deploy_within(detector, tmp_path / "a.onnx", Deployment(), gate=-200.0, data=data)
+        deploy_within(GateOptions(-200.0, data), detector, tmp_path / "a.onnx", Deployment())
     assert not list(tmp_path.iterdir())
 
 
@@ -70,7 +70,7 @@ def test_what_cannot_be_evaluated_is_refused(
 ):
     wanted, given = Deployment(**options), data if data_given else None
     with pytest.raises(AdaptError, match=message):
-        deploy_within(detector, tmp_path / "a.onnx", wanted, gate=0.5, data=given)
+        deploy_within(GateOptions(0.5, given), detector, tmp_path / "a.onnx", wanted)
 
 
 def test_gate_tells_of_every_image(detector, data):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import simulated_device
+from profile_parts import measurement
 from simulated_device import Simulated, true_ms
 from typer.testing import CliRunner
 
@@ -15,12 +16,14 @@ from bench.acceptance.stopwatch import Stopwatch
 from bench.costs.profiler import profile
 from bench.latency.backend import WholeDetector
 from bench.latency.timing import Latency, Protocol
+from bench.latency.workers import Measurement
 from cli import app
-from search.derive.derive import open_search
+from search.derive.finished import SearchFiles
 from search.recipe.budget import Budget
 from search.recipe.costs import madds_cost
 from search.recipe.recipe import DeviceRecipe
-from search.supernet.bilevel import run_search
+from search.supernet.run import run_search
+from search.train.session import Session
 
 DEVICE = Simulated(runtime="tensorrt")
 SHORT = Protocol(rounds=2, round_ms=2.0)
@@ -42,7 +45,7 @@ def recipe(tiny_recipe, tiny_data):
 def searched(paths, recipe, tiny_data):
     if not (paths / "supernet.pt").exists():
         cost = madds_cost(recipe, len(tiny_data.class_names))
-        run_search(recipe, tiny_data, cost, paths, limit_steps=1)
+        run_search(recipe, tiny_data, cost, paths, Session(limit_steps=1))
     return paths / "supernet.pt"
 
 
@@ -51,12 +54,12 @@ def table(paths, recipe):
     simulated_device.reset()
     path = paths / "costs.sqlite"
     if not path.exists():
-        profile(recipe.space.load(), recipe.detector_config(3), recipe.input, path, DEVICE)
+        profile(recipe.detectors(3), path, measurement(DEVICE))
     return path
 
 
 def test_the_front_is_ranked_by_held_out_images(searched, tmp_path):
-    found = refine_front(searched, tmp_path, Refinement(front=8, keep=4))
+    found = refine_front(SearchFiles(searched), tmp_path, Refinement(front=8, keep=4))
     rows = found["networks"]
     assert [row["madds"] for row in rows] == sorted({row["madds"] for row in rows})
     assert len(rows) == 4
@@ -72,15 +75,15 @@ def test_the_front_is_ranked_by_held_out_images(searched, tmp_path):
 
 
 def test_pareto_optimal_networks_are_marked(searched, tmp_path):
-    rows = refine_front(searched, tmp_path, Refinement(front=8, keep=5))["networks"]
+    rows = refine_front(SearchFiles(searched), tmp_path, Refinement(front=8, keep=5))["networks"]
     for row in rows:
         cheaper = [other["loss"] for other in rows if other["madds"] < row["madds"]]
         assert row["pareto"] == (row["loss"] < min(cheaper, default=float("inf")))
 
 
 def test_with_a_table_latency_is_measured(searched, table, recipe, tmp_path):
-    how = {"costs": table, "uncertified": True, "target": DEVICE, "protocol": SHORT}
-    rows = refine_front(searched, tmp_path, Refinement(front=8, keep=3), **how)["networks"]
+    files, how = SearchFiles(searched, table, uncertified=True), Measurement(DEVICE, SHORT)
+    rows = refine_front(files, tmp_path, Refinement(front=8, keep=3), how=how)["networks"]
     for row in rows:
         network = Architecture.load(tmp_path / row["architecture"])
         whole = WholeDetector(network, recipe.detector_config(3), recipe.input)
@@ -89,10 +92,11 @@ def test_with_a_table_latency_is_measured(searched, table, recipe, tmp_path):
 
 
 def test_evolution_adds_networks_within_the_budget(searched, tmp_path):
-    front = refine_front(searched, tmp_path / "a", Refinement(front=8, keep=3))["networks"]
+    files = SearchFiles(searched)
+    front = refine_front(files, tmp_path / "a", Refinement(front=8, keep=3))["networks"]
     budget = Budget("madds", front[1]["madds"])
     asked = Refinement(front=8, keep=3, generations=3, budget=budget)
-    found = refine_front(searched, tmp_path / "b", asked)
+    found = refine_front(files, tmp_path / "b", asked)
     bred = [row for row in found["networks"] if row["generation"]]
     assert bred
     assert all(row["madds"] <= budget.amount for row in found["networks"])
@@ -121,8 +125,9 @@ def slowed(factor):
 def test_candidates_of_a_biased_table_are_measured_within_the_budget(searched, table, tmp_path):
     budget = Budget("ms", 0.3)
     asked = Refinement(front=8, keep=3, budget=budget)
-    how = {"costs": table, "uncertified": True, "protocol": SHORT, "target": slowed(lambda: 1.2)}
-    found = refine_front(searched, tmp_path, asked, **how)
+    files = SearchFiles(searched, table, uncertified=True)
+    how = Measurement(slowed(lambda: 1.2), SHORT)
+    found = refine_front(files, tmp_path, asked, how=how)
     assert all(row["measured_ms"] <= budget.amount for row in found["networks"])
     assert max(row["measured_ms"] for row in found["networks"]) > 0.9 * budget.amount
     assert max(row["predicted_ms"] for row in found["networks"]) < budget.amount / 1.2
@@ -130,14 +135,11 @@ def test_candidates_of_a_biased_table_are_measured_within_the_budget(searched, t
 
 def test_a_network_that_was_measured_to_fit_is_always_a_candidate(searched):
     """Even if more probable ones fill all places: the table may be wrong about them."""
-    with open_search(searched, None) as search:
+    with SearchFiles(searched).open() as search:
         front = search.deriver("madds").front(8)
         fits, asked = front[0], Refinement(front=8, keep=1, budget=Budget("madds", front[-1].cost))
         found = candidates(search, asked, asked.budget.amount, [fits])
-    assert [(one.ops, one.widths) for one in found] == [
-        (front[-1].ops, front[-1].widths),
-        (fits.ops, fits.widths),
-    ]
+    assert [one.choices for one in found] == [front[-1].choices, fits.choices]
 
 
 class Canned(Stopwatch):
@@ -160,10 +162,10 @@ def test_what_met_a_slow_machine_is_measured_again():
 def test_what_turns_out_slower_than_the_budget_is_not_chosen(searched, table, tmp_path):
     loads = iter([1.0] + [3.0] * 100)  # the machine becomes slow after the first measurement
     asked = Refinement(front=8, keep=2, budget=Budget("ms", 0.6))
-    device = slowed(lambda: next(loads))
-    how = {"costs": table, "uncertified": True, "protocol": SHORT, "target": device}
+    files = SearchFiles(searched, table, uncertified=True)
+    how = Measurement(slowed(lambda: next(loads)), SHORT)
     with pytest.raises(AdaptError, match=r"no network was measured within 0.6 ms, the fastest"):
-        refine_front(searched, tmp_path, asked, **how)
+        refine_front(files, tmp_path, asked, how=how)
     assert len(json.loads((tmp_path / "front.json").read_text())["networks"]) == 2
     assert not (tmp_path / "arch.json").exists()
 
@@ -192,9 +194,9 @@ def test_bad_options_are_one_sentence(searched, arguments, message, tmp_path):
 def test_a_search_without_a_data_set_asks_for_one(searched, tmp_path, recipe, tiny_data):
     nowhere = replace(recipe, data=replace(recipe.data, root=""))
     cost = madds_cost(nowhere, 3)
-    path = run_search(nowhere, tiny_data, cost, tmp_path / "search", limit_steps=1)
+    path = run_search(nowhere, tiny_data, cost, tmp_path / "search", Session(limit_steps=1))
     with pytest.raises(AdaptError, match=r"names no data set; set data.root or pass --data"):
-        refine_front(path, tmp_path / "out", Refinement(front=4, keep=2))
+        refine_front(SearchFiles(path), tmp_path / "out", Refinement(front=4, keep=2))
 
 
 def test_the_command_shows_the_best_network(searched, tmp_path):

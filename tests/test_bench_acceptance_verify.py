@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import simulated_device
-from profile_parts import ORT, QUICK
+from profile_parts import ORT, QUICK, measurement
 from simulated_device import Simulated, true_ms
 from typer.testing import CliRunner
 
-from adapt.architecture import Architecture
+from adapt.architecture import Architecture, Choices
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
 from bench.acceptance.approach import BELOW, Approach
@@ -19,13 +19,15 @@ from bench.acceptance.verify import MEASUREMENTS, derive_verified
 from bench.costs.profiler import profile
 from bench.latency.backend import WholeDetector
 from bench.latency.timing import Protocol
+from bench.latency.workers import Measurement
 from cli import app
-from search.derive.derive import open_search
 from search.derive.exact import Derived
+from search.derive.finished import SearchFiles
 from search.recipe.budget import Budget
 from search.recipe.costs import madds_cost
 from search.recipe.recipe import DeviceRecipe
-from search.supernet.bilevel import run_search
+from search.supernet.run import run_search
+from search.train.session import Session
 
 SHORT = Protocol(rounds=2, round_ms=2.0)
 
@@ -47,17 +49,17 @@ class Biased(Simulated):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory, tiny_data):
-    """Finish a search by its device's runtime: (supernet, cost table)."""
+    """Finish a search by its device's runtime, with a cost table."""
     made = {}
 
-    def search(recipe, target, protocol):
+    def search(recipe, backend, protocol):
         if recipe.device.runtime not in made:
             folder = tmp_path_factory.mktemp("verify")
             cost = madds_cost(recipe, len(tiny_data.class_names))
-            path = run_search(recipe, tiny_data, cost, folder, limit_steps=1)
-            how = recipe.space.load(), recipe.detector_config(3), recipe.input
-            profile(*how, folder / "costs.sqlite", target, protocol=protocol)
-            made[recipe.device.runtime] = path, folder / "costs.sqlite"
+            path = run_search(recipe, tiny_data, cost, folder, Session(limit_steps=1))
+            table = folder / "costs.sqlite"
+            profile(recipe.detectors(3), table, measurement(backend, protocol))
+            made[recipe.device.runtime] = SearchFiles(path, table, uncertified=True)
         return made[recipe.device.runtime]
 
     return search
@@ -70,24 +72,22 @@ def simulated(searched, tiny_recipe):
     return searched(recipe, Simulated(runtime="tensorrt"), None)
 
 
-def verified(paths, out, budget_ms, device, **options):
-    supernet, table = paths
-    budget = Budget("ms", budget_ms)
-    options = {"uncertified": True, "protocol": SHORT, **options}
-    return derive_verified(supernet, out, table, budget, target=device, **options)
+def verified(files, out, budget_ms, device, protocol=SHORT):
+    how = Measurement(device, protocol)
+    return derive_verified(files, out, Budget("ms", budget_ms), how=how)
 
 
 @functools.cache
-def best_networks(paths):
+def best_networks(files):
     """The networks that are the best of some budget, and their true latencies."""
     found = {}
-    with open_search(*paths, uncertified=True) as search:
+    with files.open() as search:
         config, size = search.recipe.detector_config(len(search.class_names)), search.recipe.input
         deriver = search.deriver("ms")
         budget = deriver.dearest / BELOW
         while budget > deriver.cheapest:
             best = deriver.best(budget)
-            network = search.network(best)
+            network = search.network(best.choices)
             found[network.hash] = true_ms(WholeDetector(network, config, size))
             budget = best.cost * BELOW
     return found
@@ -126,7 +126,7 @@ def test_the_file_records_budget_rule_and_every_round(simulated, tmp_path):
 
 def test_a_generous_budget_ends_with_the_most_probable_network(simulated, tmp_path):
     found = verified(simulated, tmp_path / "a.json", 50.0, Biased())
-    with open_search(*simulated, uncertified=True) as search:
+    with simulated.open() as search:
         assert Architecture.load(tmp_path / "a.json") == search.supernet.argmax()
     assert found["outcome"] == "the most probable network of the search needs no more"
     assert found["below_target"] > 0.9
@@ -159,7 +159,7 @@ class Line:
 
     def best(self, budget):
         number = min(int(budget * (1 + 1e-12)), 100)
-        return Derived(((number,),), (0,), float(number), float(number))
+        return Derived(Choices(((number,),), (0,)), float(number), float(number))
 
 
 @pytest.mark.parametrize("target_ms", [3.5, 30.5, 77.0])
@@ -200,14 +200,13 @@ def test_what_a_slow_machine_made_too_slow_is_measured_once_more(busy, found):
 
 
 def test_a_certificate_is_part_of_the_prediction(simulated, tmp_path):
-    supernet, plain = simulated
     table = tmp_path / "certified.sqlite"
-    table.write_bytes(plain.read_bytes())
+    table.write_bytes(simulated.costs.read_bytes())
     with CostTable.open(table, writable=True) as opened:
         zero = dict.fromkeys(("mape", "bias", "worst", "kendall_tau", "mape_corrected"), 0.0)
         opened.store("certificate", {"detectors": 30, **zero, "scale": 1.2, "offset_ms": 0.01})
     device = Biased(factor=1.2, offset_ms=0.01)
-    found = verified((supernet, table), tmp_path / "a.json", 0.45, device, uncertified=False)
+    found = verified(SearchFiles(simulated.supernet, table), tmp_path / "a.json", 0.45, device)
     for row in found["rounds"]:
         assert row["measured_ms"] == pytest.approx(row["corrected_ms"])
 
@@ -227,18 +226,18 @@ def test_another_machine_than_the_tables_is_refused(simulated, tmp_path):
     ],
 )
 def test_what_cannot_be_verified_is_one_sentence(simulated, arguments, message):
-    found = CliRunner().invoke(app, ["derive", str(simulated[0]), *map(str, arguments)])
+    found = CliRunner().invoke(app, ["derive", str(simulated.supernet), *map(str, arguments)])
     assert (found.exit_code, found.stderr.count("\n")) == (1, 1)
     assert message in found.stderr
 
 
 def test_a_real_network_is_not_slower_than_asked_for(searched, tiny_recipe, tmp_path):
-    paths = searched(tiny_recipe, ORT, QUICK)
-    how = {"protocol": Protocol(rounds=3, round_ms=5.0), "uncertified": True}
-    generous = verified(paths, tmp_path / "a.json", 1000.0, None, **how)
+    files = searched(tiny_recipe, ORT, QUICK)
+    how = ORT, Protocol(rounds=3, round_ms=5.0)
+    generous = verified(files, tmp_path / "a.json", 1000.0, *how)
     budget = generous["measured_ms"]  # of the arg max; noise decides whether it fits again
     try:
-        found = verified(paths, tmp_path / "b.json", budget, None, **how)
+        found = verified(files, tmp_path / "b.json", budget, *how)
     except AdaptError as error:
         pytest.skip(f"the machine became slower meanwhile: {error}")
     assert found["measured_ms"] <= budget

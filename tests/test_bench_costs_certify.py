@@ -2,14 +2,15 @@ import random
 
 import pytest
 import simulated_device
-from profile_parts import DETECTOR, ORT, SIZE, SPACE, profiled
+from profile_parts import DETECTORS, ORT, SPACE, profiled
 from simulated_device import Simulated
 
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
-from bench.costs.certify import Certificate, certify, random_architecture
+from bench.costs.certify import WHOLE_PROTOCOL, Certificate, certify, random_architecture
 from bench.costs.report import summarise, table_rows, write_csv, write_heat_map
 from bench.latency.timing import Protocol
+from bench.latency.workers import Measurement
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,8 @@ def test_reversed_order_has_tau_minus_one():
 
 
 def test_certificate_of_real_detectors_is_stored_in_the_table(table):
-    found = certify(
-        table, SPACE, DETECTOR, SIZE, ORT, detectors=4, protocol=Protocol(rounds=2, round_ms=2.0)
-    )
+    how = Measurement(ORT, Protocol(rounds=2, round_ms=2.0))
+    found = certify(table, DETECTORS, how, 4)
     assert summarise(table)["certificate"]["detectors"] == found.detectors == 4
     assert found.kendall_tau <= 1
     assert table.corrected(found.predicted_ms[0]) == pytest.approx(
@@ -63,7 +63,7 @@ def test_certificate_of_real_detectors_is_stored_in_the_table(table):
 
 
 def test_a_table_of_true_costs_predicts_without_error(simulated):
-    found = certify(simulated, SPACE, DETECTOR, SIZE, Simulated())
+    found = certify(simulated, DETECTORS, Measurement(Simulated(), WHOLE_PROTOCOL))
     assert found.detectors == 30
     assert (found.worst, found.drifted) == (pytest.approx(0, abs=1e-9), 0)
     assert found.kendall_tau == pytest.approx(1)
@@ -72,13 +72,13 @@ def test_a_table_of_true_costs_predicts_without_error(simulated):
 
 def test_too_few_detectors_are_refused(table):
     with pytest.raises(AdaptError, match="at least 4 detectors, got 3"):
-        certify(table, SPACE, DETECTOR, SIZE, ORT, detectors=3)
+        certify(table, DETECTORS, Measurement(ORT, WHOLE_PROTOCOL), 3)
 
 
 def test_a_detector_that_cannot_be_measured_leaves_the_table_uncertified(simulated):
     device = Simulated(isolated=True, faults=(("build detector", "error"),))
     with pytest.raises(AdaptError, match=r"could not be measured: CUDA error.*--detectors"):
-        certify(simulated, SPACE, DETECTOR, SIZE, device, detectors=4)
+        certify(simulated, DETECTORS, Measurement(device, WHOLE_PROTOCOL), 4)
     assert simulated.certificate is None
 
 

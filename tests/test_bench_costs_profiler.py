@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 import simulated_device
-from profile_parts import DETECTOR, NETWORK, ORT, SIZE, SPACE, WIDE, profiled
+from profile_parts import (
+    DETECTOR,
+    DETECTORS,
+    NETWORK,
+    ORT,
+    SIZE,
+    WIDE,
+    WIDE_DETECTORS,
+    measurement,
+    profiled,
+)
 from simulated_device import Simulated, relative_errors, true_ms
 
 import bench.costs.profiler
@@ -19,12 +29,12 @@ from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from adapt.space import SearchSpace
 from bench.costs.profiler import GPU_PROTOCOL, estimate_seconds
-from bench.costs.selection import Shard, plan
-from bench.latency.backend import OrtTarget, conditions
+from bench.costs.selection import Part, Shard, select
+from bench.latency.backend import OrtBackend, conditions
 from bench.latency.timing import Latency
 
-UNITS = DetectorSpace(SPACE, DETECTOR, SIZE).units()
-MEASURABLE = plan(SPACE, DETECTOR, SIZE).wanted
+UNITS = DETECTORS.units()
+MEASURABLE = select(DETECTORS).wanted
 RESTLESS = Simulated(noise=0.01, drift=0.2, throttling=0.1)
 
 
@@ -88,14 +98,14 @@ class TestOnThisProcessor:
     )
     def test_other_conditions_are_refused(self, real, size, threads, message):
         with pytest.raises(AdaptError, match=message):
-            profiled(real[0], OrtTarget("ort-cpu", threads=threads), size=size)
+            profiled(real[0], OrtBackend("ort-cpu", threads=threads), size=size)
 
     def test_estimate_is_positive_and_zero_for_a_finished_plan(self, real):
-        work = plan(SPACE, DETECTOR, SIZE)
+        work = select(DETECTORS)
         some = replace(work, to_measure=tuple(UNITS[:4]))
-        assert estimate_seconds(some, ORT, sample=2) > 0
+        assert estimate_seconds(some, measurement(ORT), sample=2) > 0
         with CostTable.open(real[0]) as table:
-            assert estimate_seconds(plan(SPACE, DETECTOR, SIZE, table), ORT) == 0
+            assert estimate_seconds(select(DETECTORS, table), measurement(ORT)) == 0
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path):
@@ -122,7 +132,7 @@ class TestOnARestlessDevice:
     @pytest.mark.parametrize("protocol", [None, GPU_PROTOCOL], ids=["cpu", "gpu"])
     def test_costs_are_within_one_percent_of_the_truth(self, tmp_path, protocol):
         summary = profiled(tmp_path / "costs", RESTLESS, space=WIDE, protocol=protocol)
-        units = DetectorSpace(WIDE, DETECTOR, SIZE).units()
+        units = WIDE_DETECTORS.units()
         errors = relative_errors(costs_in(tmp_path / "costs", units))
         assert max(map(abs, errors.values())) < 0.01
         assert summary.drifted == 0
@@ -131,7 +141,7 @@ class TestOnARestlessDevice:
         blind = replace(GPU_PROTOCOL, drift=math.inf)
         deaf = replace(RESTLESS, throttling=0.0, drift=0.3)
         profiled(tmp_path / "costs", deaf, space=WIDE, protocol=blind)
-        units = DetectorSpace(WIDE, DETECTOR, SIZE).units()
+        units = WIDE_DETECTORS.units()
         errors = sorted(relative_errors(costs_in(tmp_path / "costs", units)).values())
         assert errors[-1] > 0.05
         assert sum(error > 0.02 for error in errors) > 0.05 * len(errors)
@@ -198,14 +208,15 @@ def test_an_interrupted_run_keeps_its_rows_and_continues(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("grid", [1, 8])
 def test_merged_shards_are_the_table_of_one_run(tmp_path, grid):
-    profiled(tmp_path / "whole", Simulated(), space=WIDE, grid=grid)
+    profiled(tmp_path / "whole", Simulated(), space=WIDE, part=Part(grid=grid))
     parts = []
     for number in (1, 2, 3, 4):
         simulated_device.reset()
         parts.append(tmp_path / f"part{number}")
-        profiled(parts[-1], Simulated(), space=WIDE, grid=grid, shard=Shard(number, 4))
+        profiled(parts[-1], Simulated(), space=WIDE, part=Part(Shard(number, 4), grid))
     merge_tables(parts, tmp_path / "merged")
-    assert profiled(tmp_path / "merged", Simulated(), space=WIDE, grid=grid).measured == 0
+    again = profiled(tmp_path / "merged", Simulated(), space=WIDE, part=Part(grid=grid))
+    assert again.measured == 0
     with CostTable.open(tmp_path / "merged") as merged, CostTable.open(tmp_path / "whole") as whole:
         found, expected = merged.rows(), whole.rows()
         assert found.keys() == expected.keys()
@@ -220,10 +231,10 @@ class TestInference:
     @pytest.fixture
     def sparse(self, tmp_path, monkeypatch):
         monkeypatch.setattr(bench.costs.profiler, "HELD_OUT", 20)
-        return profiled(tmp_path / "costs", Simulated(noise=0.005), space=WIDE, grid=8)
+        return profiled(tmp_path / "costs", Simulated(noise=0.005), space=WIDE, part=Part(grid=8))
 
     def test_units_off_the_design_are_inferred_and_some_of_them_checked(self, sparse):
-        work = plan(WIDE, DETECTOR, SIZE, grid=8)
+        work = select(WIDE_DETECTORS, part=Part(grid=8))
         assert sparse.measured == len(work.to_measure)
         with CostTable.open(sparse.table) as table:
             marked = [unit for unit in work.space if table.find(unit).interpolated]
@@ -247,7 +258,7 @@ class TestInference:
 
 
 def sparse_units():
-    return DetectorSpace(WIDE, DETECTOR, SIZE).units()
+    return WIDE_DETECTORS.units()
 
 
 class TestInProcessesOfTheirOwn:
@@ -319,9 +330,10 @@ def test_random_kills_lose_nothing_that_was_reported(tmp_path, kills):
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) > 30
     space = SearchSpace.load("mobilenet_v2")
-    work = plan(space, DETECTOR, SIZE)
+    detectors = DetectorSpace(space, DETECTOR, SIZE)
+    work = select(detectors)
     with CostTable.open(path) as table:
-        left = plan(space, DETECTOR, SIZE, table)
+        left = select(detectors, table)
     assert len(left.to_measure) == len(work.to_measure) - int(run.stdout)
 
 

@@ -1,13 +1,14 @@
+from dataclasses import replace
+
 import pytest
-from profile_parts import DETECTOR, SIZE, SPACE, WIDE, profiled
+from profile_parts import DETECTORS, WIDE_DETECTORS, profiled
 from simulated_device import Simulated
 
-from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import CostTable
 from adapt.cost.units import Boundary, boundaries
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
-from bench.costs.selection import Shard, plan
+from bench.costs.selection import Part, Shard, select
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,8 @@ def table(tmp_path_factory):
 
 
 def test_without_a_table_everything_is_measured():
-    work = plan(SPACE, DETECTOR, SIZE)
-    units = DetectorSpace(SPACE, DETECTOR, SIZE).units()
+    work = select(DETECTORS)
+    units = DETECTORS.units()
     ends = {end for unit in units for end in boundaries(unit)}
     assert work.space == work.on_design == tuple(units)
     assert set(work.to_measure) == {*units, *ends}
@@ -29,22 +30,22 @@ def test_without_a_table_everything_is_measured():
 
 
 def test_what_a_table_holds_is_done(table):
-    full = plan(SPACE, DETECTOR, SIZE, table)
-    larger = plan(SPACE, DETECTOR, InputSize(96, 64), table)
+    full = select(DETECTORS, table)
+    larger = select(replace(DETECTORS, size=InputSize(96, 64)), table)
     assert (full.to_measure, full.done) == ((), len(table))
     assert (larger.to_measure, larger.done) == (larger.wanted, 0)
 
 
 def test_a_grid_measures_a_part_and_infers_the_rest():
-    work = plan(WIDE, DETECTOR, SIZE, grid=8)
+    work = select(WIDE_DETECTORS, part=Part(grid=8))
     assert {*work.on_design, *work.to_infer} == set(work.space)
     assert len(work.on_design) + len(work.to_infer) == len(work.space)
     assert len(work.on_design) < 0.5 * len(work.space)
 
 
 def test_shards_partition_units_and_boundaries():
-    whole = plan(SPACE, DETECTOR, SIZE)
-    parts = [plan(SPACE, DETECTOR, SIZE, shard=Shard(n, 3)).to_measure for n in (1, 2, 3)]
+    whole = select(DETECTORS)
+    parts = [select(DETECTORS, part=Part(Shard(n, 3))).to_measure for n in (1, 2, 3)]
     assert sorted(map(repr, whole.to_measure)) == sorted(repr(u) for part in parts for u in part)
     for part in parts:  # they take about equally long
         assert sum(isinstance(u, Boundary) for u in part) in (3, 4, 5)

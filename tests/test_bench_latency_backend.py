@@ -9,12 +9,12 @@ from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Stem, rest_unit
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from bench.latency.backend import (
-    OrtTarget,
-    TensorRTTarget,
-    TorchTarget,
+    OrtBackend,
+    TensorRTBackend,
+    TorchBackend,
     WholeDetector,
     conditions,
-    open_target,
+    open_backend,
 )
 
 SUBJECTS = [
@@ -42,7 +42,7 @@ def kinds(subject):
     ("runtime", "precision"), [("ort-cpu", "fp32"), ("ort-cpu", "int8"), ("torch", "fp32")]
 )
 def test_every_kind_of_subject_is_timed_on_this_processor(runtime, precision, batch):
-    target = open_target(runtime, precision=precision, batch=batch)
+    target = open_backend(runtime, precision=precision, batch=batch)
     assert not target.isolated
     for subject in SUBJECTS:
         timer = target.load(target.build(subject))
@@ -53,7 +53,7 @@ def test_ort_takes_longer_for_more_images():
     subject = MBConvUnit(32, 32, 5, 6, 1, True, 40, 40)
 
     def fastest(batch):
-        target = OrtTarget("ort-cpu", batch=batch)
+        target = OrtBackend("ort-cpu", batch=batch)
         timer = target.load(target.build(subject))
         return min(timer() for _ in range(10))
 
@@ -65,7 +65,7 @@ def test_ort_takes_longer_for_more_images():
 @pytest.mark.parametrize("subject", SUBJECTS, ids=kinds)
 def test_engines_of_every_kind_of_subject_are_built(subject, tmp_path):
     cache = tmp_path / "timing-cache"  # TensorRT-RTX has none
-    target = open_target("tensorrt-rtx", precision="fp16", timing_cache=cache)
+    target = open_backend("tensorrt-rtx", precision="fp16", timing_cache=cache)
     built = target.build(subject)
     assert len(built) > 1000
     assert not cache.exists()
@@ -73,7 +73,7 @@ def test_engines_of_every_kind_of_subject_are_built(subject, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "target", [OrtTarget("ort-cuda"), TensorRTTarget("tensorrt"), TorchTarget()], ids=kinds
+    "target", [OrtBackend("ort-cuda"), TensorRTBackend("tensorrt"), TorchBackend()], ids=kinds
 )
 def test_targets_travel_to_other_processes(target):
     assert pickle.loads(pickle.dumps(target)) == target
@@ -81,9 +81,9 @@ def test_targets_travel_to_other_processes(target):
 
 
 def test_what_runs_on_a_gpu_is_isolated():
-    assert OrtTarget("ort-cuda").isolated
-    assert TensorRTTarget("tensorrt").isolated
-    assert not OrtTarget("ort-cpu").isolated
+    assert OrtBackend("ort-cuda").isolated
+    assert TensorRTBackend("tensorrt").isolated
+    assert not OrtBackend("ort-cpu").isolated
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_what_runs_on_a_gpu_is_isolated():
 )
 def test_bad_options_are_refused(runtime, options, message):
     with pytest.raises(AdaptError, match=message):
-        open_target(runtime, **options)
+        open_backend(runtime, **options)
 
 
 @no_gpu
@@ -113,12 +113,12 @@ def test_bad_options_are_refused(runtime, options, message):
 )
 def test_what_cannot_measure_here_is_refused(runtime, precision, message):
     with pytest.raises(AdaptError, match=message) as error:
-        conditions(open_target(runtime, precision=precision), SIZE)
+        conditions(open_backend(runtime, precision=precision), SIZE)
     assert "\n" not in str(error.value)
 
 
 def test_conditions_hold_what_the_target_was_asked_for():
-    found = conditions(open_target("ort-cpu", precision="int8", batch=2, threads=2), SIZE)
+    found = conditions(open_backend("ort-cpu", precision="int8", batch=2, threads=2), SIZE)
     assert str(found) == "ort-cpu int8 batch 2"
     assert (found.threads, found.height, found.width) == (2, 64, 64)
     assert found.device_options() == {
@@ -131,4 +131,4 @@ def test_conditions_hold_what_the_target_was_asked_for():
 
 def test_resized_images_have_no_fixed_size_to_measure_at():
     with pytest.raises(AdaptError, match="use the letterbox 800x1344"):
-        conditions(OrtTarget("ort-cpu"), InputSize(800, 1333, "shortest-edge"))
+        conditions(OrtBackend("ort-cpu"), InputSize(800, 1333, "shortest-edge"))

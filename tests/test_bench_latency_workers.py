@@ -8,7 +8,7 @@ from adapt.cost.units import Boundary, Lateral, unit_key
 from adapt.errors import AdaptError
 from bench.latency.backend import ANCHOR
 from bench.latency.timing import Latency, Protocol
-from bench.latency.workers import Failure, Workers
+from bench.latency.workers import Failure, Measurement, Workers
 
 PROTOCOL = Protocol(rounds=2, round_ms=0.1)
 SUBJECTS = {str(c): Boundary(c, 8, 8) for c in (8, 16, 32)}
@@ -20,8 +20,8 @@ def _virtual_time_begins_again():
     simulated_device.reset()
 
 
-def run(target, *, subjects=SUBJECTS, **options):
-    with Workers(target, PROTOCOL, **options) as workers:
+def run(backend, *, subjects=SUBJECTS, **options):
+    with Workers(Measurement(backend, PROTOCOL, **options)) as workers:
         return workers.run(subjects)
 
 
@@ -61,7 +61,7 @@ def test_what_goes_wrong_costs_one_subject(stage, fault, reason):
 
 def test_after_a_crash_the_next_chunk_is_measured():
     device = Simulated(isolated=True, faults=((f"measure {BAD}", "crash"),))
-    with Workers(device, PROTOCOL) as workers:
+    with Workers(Measurement(device, PROTOCOL)) as workers:
         workers.run({"16": SUBJECTS["16"]})
         assert_measured(workers.run({"8": SUBJECTS["8"]}), ("8",))
 
@@ -80,7 +80,8 @@ def test_a_failure_in_this_process_stops_everything():
 
 @pytest.mark.parametrize("isolated", [False, True])
 def test_the_best_of_the_anchor_outlives_a_chunk(isolated):
-    with Workers(Simulated(isolated=isolated), PROTOCOL, anchor_ms=1e9) as workers:
+    how = Measurement(Simulated(isolated=isolated), PROTOCOL)
+    with Workers(how, anchor_ms=1e9) as workers:
         workers.run({"8": Lateral(8, 8, 8, 8)})
         best = workers.anchor_ms
     assert best == pytest.approx(simulated_device._measured_ms(ANCHOR))
@@ -88,7 +89,7 @@ def test_the_best_of_the_anchor_outlives_a_chunk(isolated):
 
 def test_progress_reaches_the_total_in_both_stages():
     seen = []
-    with Workers(Simulated(), PROTOCOL) as workers:
+    with Workers(Measurement(Simulated(), PROTOCOL)) as workers:
         workers.run(SUBJECTS, progress=lambda *step: seen.append(step[:2]))
     assert seen[0] == (1, 9)
     assert seen[-1] == (9, 9)

@@ -11,10 +11,12 @@ from adapt.data.coco import load_split
 from adapt.data.images import InputSize
 from adapt.detector.file import load_detector
 from search.derive.derive import derive
+from search.derive.finished import SearchFiles
 from search.recipe.costs import search_cost
 from search.recipe.recipe import Recipe
-from search.supernet.bilevel import run_search
+from search.supernet.run import run_search
 from search.train.finetune import run_finetune
+from search.train.session import Session
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -31,14 +33,14 @@ def test_paper_recipe_searches_derives_and_finetunes_on_real_coco_images(
     )
     train = load_split(Path(recipe.data.root), recipe.data.train)
     cost = search_cost(recipe, train, None)
-    how = {"limit_steps": 2, "provenance": cost.provenance}
-    searched = run_search(recipe, train, cost.model, tmp_path, **how)
-    found = derive(searched, tmp_path / "arch.json")
+    session = Session(limit_steps=2, provenance=cost.provenance)
+    searched = run_search(recipe, train, cost.model, tmp_path, session)
+    found = derive(SearchFiles(searched), tmp_path / "arch.json")
     assert 129.1e9 < found["madds"] < 142.1e9  # the space's smallest and largest detector
     architecture = Architecture.load(tmp_path / "arch.json")
     architecture.check_fits(recipe.space.load())
     path = run_finetune(
-        recipe, architecture, train, tmp_path / "detector.safetensors", limit_steps=2
+        recipe, architecture, train, tmp_path / "detector.safetensors", Session(limit_steps=2)
     )
     model, info = load_detector(path)
     assert len(info.classes) == 80

@@ -6,21 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from profile_parts import measurement
 from simulated_device import Simulated
 from typer.testing import CliRunner
 
 from adapt.architecture import Architecture
 from adapt.cost.table import CostTable
-from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from bench.costs.profiler import profile
 from bench.latency.provenance import Machine
 from cli import app
-from search.derive.derive import derive, derive_front, load_searched
+from search.derive.derive import derive, derive_front
+from search.derive.finished import SearchFiles, load_searched
 from search.recipe.budget import Budget
 from search.recipe.costs import madds_cost
 from search.recipe.recipe import DeviceRecipe
-from search.supernet.bilevel import run_search
+from search.supernet.run import run_search
+from search.train.session import Session
 
 
 @pytest.fixture
@@ -32,7 +34,8 @@ def recipe(tiny_recipe):
 def searched(recipe, tiny_data, tmp_path):
     classes = len(tiny_data.class_names)
     folder = tmp_path / "search"
-    return run_search(recipe, tiny_data, madds_cost(recipe, classes), folder, limit_steps=1)
+    cost, session = madds_cost(recipe, classes), Session(limit_steps=1)
+    return run_search(recipe, tiny_data, cost, folder, session)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def table(recipe, tmp_path):
     """The true costs of the recipe's space on a simulated device."""
     path = tmp_path / "costs.sqlite"
     device = Simulated(runtime="tensorrt")
-    profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), path, device)
+    profile(recipe.detectors(3), path, measurement(device))
     return path
 
 
@@ -51,24 +54,25 @@ def certify(table, **line):
 
 
 def test_without_a_budget_the_arg_max_is_derived(searched, tmp_path):
-    derive(searched, tmp_path / "a.json")
+    derive(SearchFiles(searched), tmp_path / "a.json")
     supernet, _, _ = load_searched(searched)
     assert Architecture.load(tmp_path / "a.json") == supernet.argmax()
 
 
 def test_a_generous_budget_derives_the_arg_max(searched, tmp_path):
-    derive(searched, tmp_path / "a.json", budget=Budget.parse("100G"))
+    derive(SearchFiles(searched), tmp_path / "a.json", budget=Budget.parse("100G"))
     supernet, _, _ = load_searched(searched)
     assert Architecture.load(tmp_path / "a.json") == supernet.argmax()
 
 
 def test_networks_cost_no_more_than_their_budget(searched, tmp_path):
-    rows = derive_front(searched, tmp_path / "front", 6)
+    rows = derive_front(SearchFiles(searched), tmp_path / "front", 6)
     costs = [row["madds"] for row in rows]
     assert costs == sorted(set(costs))
     assert [row["score"] for row in rows] == sorted(row["score"] for row in rows)
     for row in rows:
-        found = derive(searched, tmp_path / "a.json", budget=Budget("madds", row["madds"]))
+        budget = Budget("madds", row["madds"])
+        found = derive(SearchFiles(searched), tmp_path / "a.json", budget=budget)
         assert found["madds"] == row["madds"]
     content = json.loads((tmp_path / "front" / "front.json").read_text())
     assert content["networks"] == rows
@@ -81,30 +85,30 @@ def test_a_budget_in_milliseconds_counts_as_the_certificate_corrects(
 ):
     if certified:
         certify(table, scale=1.25, offset_ms=0.25)
-    how = {"costs": table, "uncertified": not certified}
+    files = SearchFiles(searched, table, uncertified=not certified)
     name = "corrected_ms" if certified else "predicted_ms"
-    dearest = derive(searched, tmp_path / "a.json", **how)[name]
-    front = derive_front(searched, tmp_path / "front", 5, **how)
+    dearest = derive(files, tmp_path / "a.json")[name]
+    front = derive_front(files, tmp_path / "front", 5)
     budget = (front[0][name] + dearest) / 2
-    found = derive(searched, tmp_path / "b.json", budget=Budget("ms", budget), **how)
+    found = derive(files, tmp_path / "b.json", budget=Budget("ms", budget))
     assert front[0][name] <= found[name] <= budget < dearest
 
 
 def test_a_budget_that_no_network_fits_names_the_cheapest(searched, table, tmp_path):
     out = tmp_path / "a.json"
     with pytest.raises(AdaptError, match=r"costs 0.001M or less, the cheapest costs [\d.]+M"):
-        derive(searched, out, budget=Budget("madds", 1000))
+        derive(SearchFiles(searched), out, budget=Budget("madds", 1000))
     with pytest.raises(AdaptError, match="a budget in milliseconds needs a cost table"):
-        derive(searched, out, budget=Budget.parse("4ms"))
+        derive(SearchFiles(searched), out, budget=Budget.parse("4ms"))
     assert not out.exists()
 
 
 def test_a_budget_that_the_error_names_can_be_met(searched, table, tmp_path):
     certify(table, scale=1.25, offset_ms=0.25)
     with pytest.raises(AdaptError, match=r"costs 0.1ms or less, the cheapest costs .*ms;") as found:
-        derive(searched, tmp_path / "a.json", table, budget=Budget("ms", 0.1))
+        derive(SearchFiles(searched, table), tmp_path / "a.json", budget=Budget("ms", 0.1))
     named = Budget.parse(re.search(r"cheapest costs (\S+);", str(found.value))[1])
-    derived = derive(searched, tmp_path / "a.json", table, budget=named)
+    derived = derive(SearchFiles(searched, table), tmp_path / "a.json", budget=named)
     assert 0.99 * named.amount < derived["corrected_ms"] <= named.amount
 
 
@@ -117,22 +121,22 @@ def test_one_search_serves_devices_it_has_not_seen(searched, recipe, table, tmp_
 
     other = tmp_path / "other.sqlite"
     device = Elsewhere(runtime="ort-cpu", precision="int8", batch=4, threads=8)
-    profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), other, device)
-    how = {"costs": other, "uncertified": True}
-    dearest = derive(searched, tmp_path / "a.json", **how)["predicted_ms"]
-    found = derive(searched, tmp_path / "b.json", budget=Budget("ms", 0.95 * dearest), **how)
+    profile(recipe.detectors(3), other, measurement(device))
+    files = SearchFiles(searched, other, uncertified=True)
+    dearest = derive(files, tmp_path / "a.json")["predicted_ms"]
+    found = derive(files, tmp_path / "b.json", budget=Budget("ms", 0.95 * dearest))
     assert found["predicted_ms"] <= 0.95 * dearest < dearest
 
 
 def test_a_new_front_replaces_the_old_one_and_nothing_else(searched, table, tmp_path):
     folder = tmp_path / "front"
-    many = derive_front(searched, folder, 8)
+    many = derive_front(SearchFiles(searched), folder, 8)
     mine = folder / "arch.json"
     mine.write_text("mine")
     with pytest.raises(AdaptError, match="certif"):
-        derive_front(searched, folder, 2, table)
+        derive_front(SearchFiles(searched, table), folder, 2)
     assert all(Path(row["architecture"]).exists() for row in many)
-    few = derive_front(searched, folder, 2)
+    few = derive_front(SearchFiles(searched), folder, 2)
     left = {path.name for path in folder.glob("arch*.json")}
     assert left == {"arch.json", *(Path(row["architecture"]).name for row in few)}
     assert mine.read_text() == "mine"
@@ -142,8 +146,9 @@ def test_a_table_of_another_tail_is_refused(searched, recipe, table, tmp_path):
     with CostTable.open(table) as opened:
         conditions = replace(opened.conditions, tail="onnx-nms")
     CostTable.create(tmp_path / "other.sqlite", conditions).close()
+    files = SearchFiles(searched, tmp_path / "other.sqlite", uncertified=True)
     with pytest.raises(AdaptError, match=r"end in onnx-nms, detectors for tensorrt end in tensor"):
-        derive(searched, tmp_path / "a.json", tmp_path / "other.sqlite", uncertified=True)
+        derive(files, tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(

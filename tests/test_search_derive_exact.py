@@ -68,9 +68,9 @@ def test_brute_force_finds_nothing_better(seed):
         assert found.cost <= budget * (1 + 1e-12)
         expected = max(score for cost, score in networks if cost <= budget * (1 + 1e-12))
         assert found.score == pytest.approx(expected, abs=1e-9)
-        assert network(model, ops, widths, found.ops, found.widths) == pytest.approx(
-            (found.cost, found.score)
-        )
+        assert network(
+            model, ops, widths, found.choices.ops, found.choices.widths
+        ) == pytest.approx((found.cost, found.score))
 
 
 def test_a_budget_below_the_cheapest_names_it():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from core_parts import random_architecture
+from profile_parts import measurement
 from simulated_device import Simulated, true_ms
 
 from adapt.cost.table import CostTable
@@ -42,7 +43,7 @@ def table(recipe, tmp_path):
     """The true costs of the recipe's space on a device that calls itself a GPU's TensorRT."""
     path = tmp_path / "costs.sqlite"
     device = Simulated(runtime="tensorrt")
-    profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), path, device)
+    profile(recipe.detectors(3), path, measurement(device))
     with CostTable.open(path, writable=True) as table:
         yield table
 
@@ -92,7 +93,7 @@ def test_threads_count_on_a_processor_only(recipe, tmp_path):
     recipe = replace(recipe, device=DeviceRecipe(runtime="ort-cpu", name="a simulated device"))
     path = tmp_path / "costs"
     device = Simulated(runtime="ort-cpu", threads=2)
-    profile(recipe.space.load(), recipe.detector_config(3), InputSize(64, 64), path, device)
+    profile(recipe.detectors(3), path, measurement(device))
     with (
         CostTable.open(path) as table,
         pytest.raises(AdaptError, match=r"with 2 threads, recipe 'tiny' asks for 1"),

@@ -24,11 +24,13 @@ from adapt.data.coco import CocoSplit
 from adapt.errors import AdaptError
 from adapt.network.supernet import SharedBlock
 from adapt.network.weights import PUBLISHED, source_backbone
-from search.derive.derive import load_searched
+from search.derive.finished import load_searched
 from search.recipe.optimisation import SearchRecipe
 from search.recipe.recipe import Recipe
-from search.recipe.schedule import SearchPlan, split_halves
-from search.supernet.bilevel import BilevelSearch, build_supernet, run_search
+from search.recipe.schedule import SearchSchedule, split_halves
+from search.supernet.bilevel import BilevelSearch, build_supernet
+from search.supernet.run import run_search
+from search.train.session import Session
 
 COCO_IMAGES = 118_287
 
@@ -43,7 +45,7 @@ def search_of(recipe: Recipe, data: CocoSplit) -> BilevelSearch:
 
 
 def run(recipe: Recipe, data: CocoSplit, out: Path, **options: Any) -> Path:
-    return run_search(recipe, data, costs(recipe), out, **options)
+    return run_search(recipe, data, costs(recipe), out, Session(**options))
 
 
 def with_search(recipe: Recipe, **changes: Any) -> Recipe:
@@ -60,9 +62,9 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 
 def test_plan_of_the_paper_alternates_for_six_epochs_of_half_of_coco() -> None:
-    plan = SearchPlan.of(SearchRecipe(), COCO_IMAGES)
+    plan = SearchSchedule.of(SearchRecipe(), COCO_IMAGES)
     steps = COCO_IMAGES // 2 // 8
-    assert plan == SearchPlan(steps, 8 * steps, 14 * steps, 1)
+    assert plan == SearchSchedule(steps, 14 * steps, 8 * steps, 1)
     assert plan.arch_steps == 6 * steps
     assert plan.arch_step(8 * steps - 1) is None
     assert plan.arch_step(8 * steps) == 0
@@ -71,7 +73,7 @@ def test_plan_of_the_paper_alternates_for_six_epochs_of_half_of_coco() -> None:
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
 @pytest.mark.parametrize("limit", [None, 1, 3])
 def test_plan_counts_the_architecture_steps_it_takes(every: int, limit: int | None) -> None:
-    plan = SearchPlan.of(SearchRecipe(arch_every=every), 80, limit)
+    plan = SearchSchedule.of(SearchRecipe(arch_every=every), 80, limit)
     taken = [plan.arch_step(step) for step in range(plan.total_steps)]
     assert [number for number in taken if number is not None] == list(range(plan.arch_steps))
     if limit is not None:
@@ -147,7 +149,7 @@ def test_sampling_is_uniform_in_the_warm_up_and_follows_alpha_afterwards(
     search = search_of(tiny_recipe, tiny_data)
     choices = random_choices(search.supernet.space, seed=1)
     decide(search.supernet, choices)
-    warmup, total = search.plan.warmup_steps, search.plan.total_steps
+    warmup, total = search.schedule.warmup_steps, search.schedule.total_steps
     uniform = sampled_paths(search, range(warmup))
     assert all(paths != uniform[0] for paths in uniform[1:])  # every step draws anew
     assert sampled_paths(search, range(warmup, total)) == [choices[0]] * (total - warmup)

@@ -27,11 +27,13 @@ from adapt.data.coco import CocoSplit
 from adapt.errors import AdaptError
 from search.recipe.optimisation import SearchRecipe, parse_paths
 from search.recipe.recipe import Recipe
-from search.supernet.bilevel import BilevelSearch, run_search
+from search.supernet.bilevel import BilevelSearch
 from search.supernet.log import read_log
 from search.supernet.multiplier import Multiplier
 from search.supernet.plot import plot_search
+from search.supernet.run import run_search
 from search.train.finetune import run_finetune
+from search.train.session import Session
 
 
 def costs(recipe: Recipe) -> CostModel:
@@ -167,12 +169,12 @@ def test_bi_sampling_trains_operations_that_the_probabilities_have_given_up(
     search = BilevelSearch(recipe, tiny_data, costs(recipe))
     decide(search.supernet, random_choices(search.supernet.space, seed=1))
     generator = torch.Generator().manual_seed(0)
-    first, second = search._weight_paths(generator, search.plan.warmup_steps)
+    first, second = search._weight_paths(generator, search.schedule.warmup_steps)
     alphas = search.supernet.alphas.parameters()
     for a, b, alpha in zip(chain(*first), chain(*second), alphas, strict=True):
         assert a == int(alpha.argmax())
         assert (a != b) == (len(alpha) > 1)
-    positions = trained_operations(search, search.plan.warmup_steps)
+    positions = trained_operations(search, search.schedule.warmup_steps)
     assert any(len(trained) == 2 for trained in positions.values())
 
 
@@ -263,7 +265,8 @@ def test_search_that_misses_its_target_says_so_at_its_end(
     for share in (0.01, 2.0):
         target = least + share * (most - least)
         recipe = tiny_recipe.with_search(target=f"{target}G", arch_lr=1e-9)
-        run_search(recipe, tiny_data, costs(recipe), tmp_path / str(share), warn=heard.append)
+        session = Session(warn=heard.append)
+        run_search(recipe, tiny_data, costs(recipe), tmp_path / str(share), session)
     (missed,) = (line for line in heard if "above its target" in line)
     assert f"derive with --budget {least + 0.01 * (most - least)}G" in missed
 
@@ -322,7 +325,7 @@ def test_entries_after_the_last_checkpoint_are_written_again_by_the_resumed_sear
     tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
 ) -> None:
     def run(out: Path, **options: Any) -> None:
-        run_search(tiny_recipe, tiny_data, costs(tiny_recipe), out, **options)
+        run_search(tiny_recipe, tiny_data, costs(tiny_recipe), out, Session(**options))
 
     run(tmp_path / "whole")
     with pytest.raises(StoppedError):

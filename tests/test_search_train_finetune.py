@@ -15,19 +15,22 @@ from adapt.detector.file import DetectorInfo, load_detector, read_detector_info
 from adapt.errors import AdaptError
 from adapt.network.weights import PUBLISHED
 from search.recipe.recipe import Recipe
-from search.train.finetune import initial_detector, resolve_architecture, run_finetune, total_steps
+from search.recipe.schedule import Schedule
+from search.train.finetune import initial_detector, resolve_architecture, run_finetune
+from search.train.session import Session
 
 
 def run(recipe: Recipe, data: CocoSplit, path: Path, **options: Any) -> Path:
     architecture = random_architecture(recipe.space.load(), seed=1)
-    return run_finetune(recipe, architecture, data, path, **options)
+    return run_finetune(recipe, architecture, data, path, Session(**options))
 
 
 def test_steps_are_epochs_of_full_batches_or_the_limit() -> None:
-    paper = Recipe()
-    assert total_steps(paper, 118_287) == 24 * (118_287 // 32)
-    assert total_steps(paper, 118_287, limit_steps=7) == 7
-    assert total_steps(paper, 3) == 24  # fewer images than a batch make one batch
+    paper = Recipe().finetune
+    steps = Schedule.of_finetuning
+    assert steps(paper, 118_287).total_steps == 24 * (118_287 // 32)
+    assert steps(paper, 118_287, limit_steps=7).total_steps == 7
+    assert steps(paper, 3).total_steps == 24  # fewer images than a batch make one batch
 
 
 def test_file_holds_the_trained_detector_and_its_recipe(

@@ -21,8 +21,9 @@ from adapt.data.coco import load_split
 from adapt.progress import Progress
 from search.recipe.costs import madds_cost
 from search.recipe.recipe import Recipe
-from search.supernet.bilevel import run_search
+from search.supernet.run import run_search
 from search.train.finetune import run_finetune
+from search.train.session import Session
 from search.train.world import World, joined_world
 
 
@@ -34,11 +35,11 @@ def train(kind: str, folder: Path, out: Path, progress: Progress, world: World) 
     data = load_split(folder / "data", "train")
     if kind == "search":
         cost = madds_cost(recipe, 3)
-        run_search(recipe, data, cost, out, progress=progress, world=world)
+        run_search(recipe, data, cost, out, Session(world, progress))
     else:
         architecture = random_architecture(recipe.space.load(), seed=1)
         path = out / "d.safetensors"
-        run_finetune(recipe, architecture, data, path, progress=progress, world=world)
+        run_finetune(recipe, architecture, data, path, Session(world, progress))
 
 
 def main(kind: str, folder: Path, steps: int = 0) -> None:

@@ -1,15 +1,17 @@
 """What is wrong with a data set, before hours of training on it?"""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags
 
-from adapt.data.coco import CocoImage, CocoSplit, ImageBoxes, decode, turned
+from adapt.data.coco import CocoImage, CocoSplit, ImageBoxes, decode, load_split, turned
 from adapt.errors import AdaptError
+from adapt.progress import Stage, silent_stage
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's limits of the areas of medium objects, square pixels
 
@@ -43,6 +45,27 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         return {**asdict(self), "problems": list(self.problems), "warnings": list(self.warnings)}
+
+
+def check_data(
+    root: Path, splits: Sequence[str], *, stage: Stage = silent_stage
+) -> dict[str, DataReport]:
+    """Check splits of a data set, by name.
+
+    Args:
+        root: Folder of the data set.
+        splits: Their names.
+        stage: Opens the progress display of a split.
+
+    Raises:
+        AdaptError: If a split is missing or its annotations cannot be read.
+    """
+    reports = {}
+    for name in splits:
+        split = load_split(root, name)
+        with stage(f"check {name}") as progress:
+            reports[name] = check_split(split, progress)
+    return reports
 
 
 def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = None) -> DataReport:

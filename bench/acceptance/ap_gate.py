@@ -1,4 +1,4 @@
-"""Is a deployed detector as good as the one it was made from?"""
+"""Is a deployed detector as good as the one it was made from? (`export --ap-gate`)"""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -87,14 +87,27 @@ class Gate:
         return drop
 
 
+@dataclass(frozen=True)
+class GateOptions:
+    """What a deployed detector may lose, and on which images that is tried.
+
+    Attributes:
+        drop: Largest drop of AP in points of 100.
+        data: Folder of the data set to evaluate on.
+        split: Its split.
+    """
+
+    drop: float
+    data: Path | None
+    split: str = "val"
+
+
 def deploy_within(
+    gate: GateOptions,
     detector: Path,
     onnx_path: Path,
     wanted: Deployment,
     *,
-    gate: float,
-    data: Path | None,
-    split: str = "val",
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Export a detector, and keep the files only if AP does not drop by more than a gate.
@@ -103,12 +116,10 @@ def deploy_within(
     one, two, four, and so on, up to half of them.
 
     Args:
+        gate: What may be lost, on which images.
         detector: File that ``adapt finetune`` wrote.
         onnx_path: ONNX file to write.
         wanted: What to write.
-        gate: Largest drop of AP in points of 100.
-        data: Folder of the data set to evaluate on.
-        split: Its split.
         progress: Told after every image.
 
     Returns:
@@ -118,15 +129,15 @@ def deploy_within(
         AdaptError: If AP drops by more; then nothing is written.
     """
     check_possible(wanted)
-    if data is None:
+    if gate.data is None:
         raise AdaptError("--ap-gate evaluates on images with boxes; pass a data set with --data")
     if wanted.graph.tail == "none":
         raise AdaptError("--ap-gate evaluates detections, tail 'none' has none; use another tail")
     if wanted.batch != 1 and not wanted.dynamic:
         raise AdaptError("--ap-gate evaluates single images; use batch 1 or a dynamic batch")
-    loaded = load_split(data, split)
+    loaded = load_split(gate.data, gate.split)
     with staged(onnx_path) as path:
-        checked = Gate(detector, loaded, gate, progress)
+        checked = Gate(detector, loaded, gate.drop, progress)
         ap, kept, drops = _write(detector, path, wanted, checked, progress)
         checked.check({path.name: ap})  # before the minutes of an engine
         summary = finish(detector, path, wanted, onnx_path)

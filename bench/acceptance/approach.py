@@ -1,4 +1,4 @@
-"""Which networks are measured on the way to a latency, when predictions are biased?"""
+"""Which network is measured next, on the way to a latency budget?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Approach:
     def known(self) -> list[Round]:
         """The fastest measurement of every network."""
         slowest_first = sorted(self.rounds, key=lambda r: -r.measured_ms)
-        return list({(r.network.ops, r.network.widths): r for r in slowest_first}.values())
+        return list({r.network.choices: r for r in slowest_first}.values())
 
     @property
     def best(self) -> Round | None:
@@ -118,8 +118,7 @@ class Approach:
 
     def _times(self, network: Derived) -> int:
         """Return how often a network was measured."""
-        choices = network.ops, network.widths
-        return sum((r.network.ops, r.network.widths) == choices for r in self.rounds)
+        return sum(r.network.choices == network.choices for r in self.rounds)
 
     def run(self, measure: Callable[[Derived], tuple[float, bool]], limit: int) -> None:
         """Measure until the target is met, or cannot be met more closely.

@@ -1,4 +1,4 @@
-"""Which of the best networks of a search are best on held-out images, and how fast are they?"""
+"""Which networks of a front are best on held-out images? (`derive --refine`, `--evolve`)"""
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -10,15 +10,12 @@ from adapt.artifacts import make_folder
 from adapt.errors import AdaptError
 from adapt.progress import Stage, silent_stage
 from bench.acceptance.refine_report import SLACK, Tried, write_front
-from bench.acceptance.stopwatch import Stopwatch
+from bench.acceptance.stopwatch import Stopwatch, as_certified
 from bench.acceptance.verify import approached
-from bench.costs.certify import WHOLE_PROTOCOL
-from bench.costs.of_recipe import recipe_target
-from bench.latency.backend import Target
-from bench.latency.timing import Protocol
-from search.derive.derive import FinishedSearch, open_search
+from bench.latency.workers import Measurement
 from search.derive.evolve import Individual, cost_of, evolve
 from search.derive.exact import Derived
+from search.derive.finished import FinishedSearch, SearchFiles
 from search.derive.held_out import Examiner
 from search.recipe.budget import Budget, Unit
 
@@ -67,15 +64,12 @@ class Refinement:
 
 
 def refine_front(
-    searched: Path,
+    files: SearchFiles,
     out: Path,
     asked: Refinement,
     *,
-    costs: Path | None = None,
-    uncertified: bool = False,
     data: Path | None = None,
-    target: Target | None = None,
-    protocol: Protocol = WHOLE_PROTOCOL,
+    how: Measurement | None = None,
     stage: Stage = silent_stage,
 ) -> dict[str, Any]:
     """Re-rank the best networks of a search by loss and AP on held-out images.
@@ -84,15 +78,12 @@ def refine_front(
     images. Latencies are measured where a cost table is given.
 
     Args:
-        searched: ``supernet.pt``.
+        files: The search, and the cost table of this machine.
         out: Folder for ``arch.json`` (the best network), ``front.json``, ``front.png`` and one
             architecture file per network.
         asked: How many networks.
-        costs: Cost table of this machine.
-        uncertified: Whether a table without a certificate will do.
         data: Folder of the data set; the recipe's if None.
-        target: Where to measure; what the recipe's device describes if None.
-        protocol: How much to measure of each network.
+        how: How to measure; as the table's certificate was if None.
         stage: Opens the progress display of a stage.
 
     Returns:
@@ -103,86 +94,24 @@ def refine_front(
         AdaptError: If data set, table or budget do not fit, or no network is within the budget.
     """
     make_folder(out)  # before minutes of work, not after
-    with open_search(searched, costs, uncertified=uncertified) as search:
+    with files.open() as search:
         recipe = search.recipe.with_data(data)
         search = replace(search, recipe=recipe)
         examiner = Examiner(search, recipe.split(recipe.data.train), recipe.split(recipe.data.val))
         watch = None
         if search.table is not None:
-            watch = Stopwatch(search, target or recipe_target(recipe, costs), protocol)
+            watch = Stopwatch(search, how or as_certified(recipe, files.costs))
         with watch or nullcontext():
-            limit, fits = _limit(search, asked, watch, stage)
-            first = candidates(search, asked, limit, fits)
-            bred = _bred(search, asked, first, limit, examiner, stage)
-            tried = _examined(search, _finalists(bred, asked), examiner, stage)
-            if watch is not None:
-                tried = _timed(search, tried, watch, stage)
-        evolution = [_told(search, one) for one in bred] if asked.generations else []
+            bred, tried = _Contest(search, asked, examiner, watch, stage).held()
+        evolution = [_described(search, one) for one in bred] if asked.generations else []
         splits = {"chosen_on": recipe.data.val, "benchmark": recipe.data.benchmark}
         content = {"asked": asdict(asked), "evolution": evolution, **splits}
         return {**write_front(search, tried, asked.budget, out, **content), **splits}
 
 
-def _told(search: FinishedSearch, one: Individual) -> dict[str, Any]:
+def _described(search: FinishedSearch, one: Individual) -> dict[str, Any]:
     network = str(search.network(one.choices))
     return {"generation": one.generation, "loss": one.loss, "network": network}
-
-
-def _limit(
-    search: FinishedSearch, asked: Refinement, watch: Stopwatch | None, stage: Stage
-) -> tuple[float | None, list[Derived]]:
-    """Return what a network may cost by the cost model, and the network known to fit."""
-    if asked.budget is None:
-        return None, []
-    if asked.budget.unit == "madds":
-        return asked.budget.amount, [search.within(asked.budget)]
-    search.deriver("ms")  # tells what is missing
-    assert watch is not None
-    # Measured first: a table that is wrong by 4 % would let networks compete of which none fits.
-    with stage("verify") as progress:
-        approach = approached(search, asked.budget, watch, progress=progress)
-    assert approach.best is not None
-    return max(approach.best.network.cost, approach.aimed_ms()), [approach.best.network]
-
-
-def _bred(
-    search: FinishedSearch,
-    asked: Refinement,
-    found: list[Derived],
-    limit: float | None,
-    examiner: Examiner,
-    stage: Stage,
-) -> list[Individual]:
-    """Return the front's networks, and everybody bred from them, the best first."""
-    first = [Choices(one.ops, one.widths) for one in found]
-    if not asked.generations:
-        return [Individual(choices, 0) for choices in first]
-    model = search.cost_model(_unit(search, asked))
-    most = limit or max(one.cost for one in found)
-    total = len(first) * (1 + asked.generations)
-    with stage("evolve") as progress:
-        done = 0
-
-        def loss(choices: Choices) -> float:
-            nonlocal done
-            value, done = examiner.loss(choices), done + 1
-            progress(done, total, f"loss {value:.3f}")
-            return value
-
-        return evolve(
-            search.supernet.space,
-            [Individual(choices, 0, loss(choices)) for choices in first],
-            asked.generations,
-            loss=loss,
-            fits=lambda choices: cost_of(model, choices) <= most * (1 + SLACK),
-            seed=search.recipe.seed,
-        )
-
-
-def _finalists(bred: list[Individual], asked: Refinement) -> list[Individual]:
-    """Return the front's networks, and those of the best that were bred."""
-    front = [one for one in bred if one.generation == 0]
-    return front + [one for one in bred[: asked.keep] if one.generation > 0]
 
 
 def candidates(
@@ -205,32 +134,92 @@ def candidates(
 
 
 def _distinct(found: list[Derived]) -> list[Derived]:
-    return list({(one.ops, one.widths): one for one in found}.values())
+    return list({one.choices: one for one in found}.values())
 
 
 def _unit(search: FinishedSearch, asked: Refinement) -> Unit:
     return asked.budget.unit if asked.budget else "ms" if search.table else "madds"
 
 
-def _examined(
-    search: FinishedSearch, people: list[Individual], examiner: Examiner, stage: Stage
-) -> list[Tried]:
-    tried = []
-    with stage("evaluate") as progress:
-        for done, one in enumerate(people, start=1):
-            held_out = examiner.examine(one.choices)
-            costs = search.costs(search.network(one.choices))
-            tried.append(Tried(one.choices, one.generation, held_out, costs))
-            progress(done, len(people), f"AP {held_out.metrics.ap:.3f}")
-    return tried
+@dataclass(frozen=True)
+class _Contest:
+    """Networks of a front, and what is bred from them, against each other."""
 
+    search: FinishedSearch
+    asked: Refinement
+    examiner: Examiner
+    watch: Stopwatch | None
+    stage: Stage
 
-def _timed(
-    search: FinishedSearch, tried: list[Tried], watch: Stopwatch, stage: Stage
-) -> list[Tried]:
-    with stage("measure") as progress:
-        found = watch.settled([search.network(one.choices) for one in tried], progress=progress)
-    return [
-        replace(one, costs={**one.costs, "measured_ms": measured_ms})
-        for one, measured_ms in zip(tried, found, strict=True)
-    ]
+    def held(self) -> tuple[list[Individual], list[Tried]]:
+        """Return everybody that was bred, the best first, and all finalists with AP and costs."""
+        limit, fits = self._limit()
+        bred = self._bred(candidates(self.search, self.asked, limit, fits), limit)
+        tried = self._examined(self._finalists(bred))
+        return bred, self._timed(tried) if self.watch else tried
+
+    def _limit(self) -> tuple[float | None, list[Derived]]:
+        """Return what a network may cost by the cost model, and the network known to fit."""
+        budget = self.asked.budget
+        if budget is None:
+            return None, []
+        if budget.unit == "madds":
+            return budget.amount, [self.search.within(budget)]
+        self.search.deriver("ms")  # tells what is missing
+        assert self.watch is not None
+        # Measured first: a table that is wrong by 4 % would let networks compete of which none
+        # fits.
+        with self.stage("verify") as progress:
+            approach = approached(self.search, budget, self.watch, progress=progress)
+        assert approach.best is not None
+        return max(approach.best.network.cost, approach.aimed_ms()), [approach.best.network]
+
+    def _bred(self, front: list[Derived], limit: float | None) -> list[Individual]:
+        """Return the front's networks, and everybody bred from them, the best first."""
+        if not self.asked.generations:
+            return [Individual(one.choices, 0) for one in front]
+        model = self.search.cost_model(_unit(self.search, self.asked))
+        most = limit or max(one.cost for one in front)
+        total = len(front) * (1 + self.asked.generations)
+        with self.stage("evolve") as progress:
+            done = 0
+
+            def loss(choices: Choices) -> float:
+                nonlocal done
+                value, done = self.examiner.loss(choices), done + 1
+                progress(done, total, f"loss {value:.3f}")
+                return value
+
+            return evolve(
+                self.search.supernet.space,
+                [Individual(one.choices, 0, loss(one.choices)) for one in front],
+                self.asked.generations,
+                loss=loss,
+                fits=lambda choices: cost_of(model, choices) <= most * (1 + SLACK),
+                seed=self.search.recipe.seed,
+            )
+
+    def _finalists(self, bred: list[Individual]) -> list[Individual]:
+        """Return the front's networks, and those of the best that were bred."""
+        front = [one for one in bred if one.generation == 0]
+        return front + [one for one in bred[: self.asked.keep] if one.generation > 0]
+
+    def _examined(self, finalists: list[Individual]) -> list[Tried]:
+        tried = []
+        with self.stage("evaluate") as progress:
+            for done, one in enumerate(finalists, start=1):
+                held_out = self.examiner.examine(one.choices)
+                costs = self.search.costs(self.search.network(one.choices))
+                tried.append(Tried(one.choices, one.generation, held_out, costs))
+                progress(done, len(finalists), f"AP {held_out.metrics.ap:.3f}")
+        return tried
+
+    def _timed(self, tried: list[Tried]) -> list[Tried]:
+        assert self.watch is not None
+        networks = [self.search.network(one.choices) for one in tried]
+        with self.stage("measure") as progress:
+            latencies = self.watch.settled(networks, progress=progress)
+        return [
+            replace(one, costs={**one.costs, "measured_ms": measured_ms})
+            for one, measured_ms in zip(tried, latencies, strict=True)
+        ]

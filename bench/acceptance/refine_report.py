@@ -8,7 +8,8 @@ from adapt.architecture import Architecture, Choices
 from adapt.artifacts import header, write_json
 from adapt.errors import AdaptError
 from bench.acceptance.refine_plot import plot_front
-from search.derive.derive import FinishedSearch, fresh_front
+from search.derive.derive import fresh_front
+from search.derive.finished import FinishedSearch
 from search.derive.held_out import HeldOut
 from search.recipe.budget import Budget
 

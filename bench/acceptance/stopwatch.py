@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Self
 
 from adapt.architecture import Architecture
@@ -9,13 +10,25 @@ from adapt.cost.table import CostTable
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from bench.costs.certify import WHOLE_PROTOCOL
-from bench.latency.backend import Target, WholeDetector, conditions
-from bench.latency.timing import Latency, Protocol
-from bench.latency.workers import Failure, Workers
-from search.derive.derive import FinishedSearch
+from bench.costs import certify
+from bench.costs.of_recipe import recipe_backend
+from bench.latency.backend import Backend, WholeDetector, conditions
+from bench.latency.timing import Latency
+from bench.latency.workers import Failure, Measurement, Workers
+from search.derive.finished import FinishedSearch
+from search.recipe.recipe import Recipe
 
 REPEATS = 3  # of a measurement that met a slow machine
+
+
+def as_certified(recipe: Recipe, costs: Path | None) -> Measurement:
+    """Return how the certificate of a recipe's cost table was measured.
+
+    Args:
+        recipe: The recipe; its device is what is measured on.
+        costs: The cost table; TensorRT builds share their tactic timings in a file beside it.
+    """
+    return Measurement(recipe_backend(recipe, costs), certify.WHOLE_PROTOCOL, recipe.seed)
 
 
 class Stopwatch:
@@ -23,8 +36,7 @@ class Stopwatch:
 
     Args:
         search: A finished search with its cost table.
-        target: What the table was measured on.
-        protocol: How much to measure of each.
+        how: What the table was measured on, and how much is measured of each detector.
 
     Attributes:
         conditions: Under which conditions it measures.
@@ -33,17 +45,13 @@ class Stopwatch:
         AdaptError: If the table was measured under other conditions than this machine's.
     """
 
-    def __init__(
-        self, search: FinishedSearch, target: Target, protocol: Protocol = WHOLE_PROTOCOL
-    ) -> None:
+    def __init__(self, search: FinishedSearch, how: Measurement) -> None:
         assert search.table is not None
         self._search = search
         self._size = search.recipe.input.fixed()
         self.conditions = search.table.conditions
-        check_here(search.table, target, self._size)
-        self._workers = Workers(
-            target, protocol, seed=search.recipe.seed, anchor_ms=search.table.anchor_ms
-        )
+        check_here(search.table, how.backend, self._size)
+        self._workers = Workers(how, anchor_ms=search.table.anchor_ms)
 
     def __enter__(self) -> Self:
         self._workers.__enter__()
@@ -58,9 +66,9 @@ class Stopwatch:
         for _ in range(REPEATS):
             (latency,) = self.many([network])
             least = min(least, latency.min_ms)
-            if not _slow(latency):
+            if not latency.mostly_drifted:
                 break
-        return least, _slow(latency)
+        return least, latency.mostly_drifted
 
     def settled(
         self, networks: Sequence[Architecture], *, progress: Progress = silent
@@ -68,7 +76,7 @@ class Stopwatch:
         """Return latencies in ms; of those that met a slow machine, measured once more alone."""
         found = self.many(networks, progress=progress)
         return [
-            min(latency.min_ms, self.one(network)[0]) if _slow(latency) else latency.min_ms
+            min(latency.min_ms, self.one(network)[0]) if latency.mostly_drifted else latency.min_ms
             for network, latency in zip(networks, found, strict=True)
         ]
 
@@ -88,13 +96,13 @@ class Stopwatch:
         return [_latency(found[name]) for name in subjects]
 
 
-def check_here(table: CostTable, target: Target, size: InputSize) -> None:
+def check_here(table: CostTable, backend: Backend, size: InputSize) -> None:
     """Check that this machine measures under a table's conditions.
 
     Raises:
         AdaptError: With the first condition that differs.
     """
-    here = asdict(conditions(target, size))
+    here = asdict(conditions(backend, size))
     for name, value in asdict(table.conditions).items():
         if here[name] != value:
             raise AdaptError(
@@ -102,11 +110,6 @@ def check_here(table: CostTable, target: Target, size: InputSize) -> None:
                 f"{here[name]}; run this where the table was measured, or measure a table here "
                 "with `adapt profile`"
             )
-
-
-def _slow(latency: Latency) -> bool:
-    """Return whether the machine was slow in most rounds."""
-    return 2 * latency.drifted > latency.rounds
 
 
 def _latency(found: Latency | Failure) -> Latency:

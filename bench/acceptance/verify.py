@@ -1,7 +1,8 @@
-"""Which network of a search meets a latency budget when it is measured, not predicted?
+"""How is a latency budget met by measurement, when the cost table is biased? (`derive --verify`)
 
-Derive within what the table must say for the target to be met, measure the whole detector, correct
-what the table must say, repeat. The statistic is the table's: the minimum over interleaved rounds.
+Derive the best network whose predicted latency is within the budget, measure the whole detector,
+correct the prediction by the measurement, and repeat. The statistic is the table's: the minimum
+over interleaved rounds.
 """
 
 from contextlib import ExitStack
@@ -13,41 +14,32 @@ from adapt.artifacts import make_folder
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from bench.acceptance.approach import BELOW, Approach
-from bench.acceptance.stopwatch import Stopwatch
-from bench.costs.certify import WHOLE_PROTOCOL
-from bench.costs.of_recipe import recipe_target
-from bench.latency.backend import Target
-from bench.latency.timing import Protocol
-from search.derive.derive import FinishedSearch, open_search
+from bench.acceptance.stopwatch import Stopwatch, as_certified
+from bench.latency.workers import Measurement
 from search.derive.exact import Derived
+from search.derive.finished import FinishedSearch, SearchFiles
 from search.recipe.budget import Budget
 
 MEASUREMENTS = 8
 
 
 def derive_verified(
-    searched: Path,
+    files: SearchFiles,
     out: Path,
-    costs: Path | None,
     budget: Budget | None,
     *,
-    uncertified: bool = False,
     limit: int = MEASUREMENTS,
-    target: Target | None = None,
-    protocol: Protocol = WHOLE_PROTOCOL,
+    how: Measurement | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write the best network whose measured latency is within a budget to ``out``.
 
     Args:
-        searched: ``supernet.pt``.
+        files: The search, and the cost table of this machine.
         out: Architecture file to write.
-        costs: Cost table of this machine.
-        budget: The target, in milliseconds.
-        uncertified: Whether a table without a certificate will do.
+        budget: The latency to meet, in milliseconds.
         limit: Most networks to measure.
-        target: Where to measure; what the recipe's device describes if None.
-        protocol: How much to measure of each.
+        how: How to measure; as the table's certificate was if None.
         progress: Told after every measurement.
 
     Returns:
@@ -64,14 +56,14 @@ def derive_verified(
         )
     make_folder(out.parent)  # before minutes of measurements, not after
     with ExitStack() as stack:
-        search = stack.enter_context(open_search(searched, costs, uncertified=uncertified))
+        search = stack.enter_context(files.open())
         search.deriver("ms")  # tells what is missing
-        target = target or recipe_target(search.recipe, costs)
-        watch = stack.enter_context(Stopwatch(search, target, protocol))
+        how = how or as_certified(search.recipe, files.costs)
+        watch = stack.enter_context(Stopwatch(search, how))
         approach = approached(search, budget, watch, limit, progress)
         best = approach.best
         assert best is not None
-        architecture = search.network(best.network)
+        architecture = search.network(best.network.choices)
         found = {**search.costs(architecture), "measured_ms": best.measured_ms}
         rounds = _report(approach, search)
         architecture.save(
@@ -112,7 +104,7 @@ def approached(
     approach = Approach(search.deriver("ms"), budget.amount)
 
     def measure(network: Derived) -> tuple[float, bool]:
-        found = watch.one(search.network(network))
+        found = watch.one(search.network(network.choices))
         progress(len(approach.rounds) + 1, limit, f"{found[0]:.4g} ms")
         return found
 
@@ -137,7 +129,7 @@ def _none_fits(approach: Approach) -> AdaptError:
 def _report(approach: Approach, search: FinishedSearch) -> list[dict[str, Any]]:
     return [
         {
-            "network": search.network(r.network).hash,
+            "network": search.network(r.network.choices).hash,
             "target_ms": approach.target_ms,
             "aimed_ms": r.aimed_ms,
             "corrected_ms": r.network.cost,

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 
 from adapt.architecture import Architecture, Choices
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import CostTable, predict_latency
-from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
-from bench.latency.backend import Target, WholeDetector
+from bench.latency.backend import WholeDetector
 from bench.latency.timing import Latency, Protocol
-from bench.latency.workers import Failure, Workers
+from bench.latency.workers import Failure, Measurement, Workers
 
 DETECTORS = 30
 # Ten rounds over all detectors: two measurements of 24 detectors with four differed in their order
@@ -109,52 +108,41 @@ def random_architecture(space: SearchSpace, chance: random.Random) -> Architectu
 
 def certify(
     table: CostTable,
-    space: SearchSpace,
-    detector: DetectorConfig,
-    size: InputSize,
-    target: Target,
+    detectors: DetectorSpace,
+    how: Measurement,
+    number: int = DETECTORS,
     *,
-    detectors: int = DETECTORS,
-    protocol: Protocol | None = None,
-    seed: int = 0,
-    build_jobs: int = 1,
     progress: Progress = silent,
 ) -> Certificate:
     """Measure random whole detectors, compare with the table's predictions, and store the result.
 
     Args:
-        table: A writable table of this machine and target that covers the space.
-        space: Space the detectors are drawn from.
-        detector: The detector around the backbone.
-        size: Letterbox of the detector.
-        target: What the table was measured on.
-        detectors: How many, at least 4.
-        protocol: How much to measure of each; :data:`WHOLE_PROTOCOL` if None.
-        seed: Seed of the detectors and of the order of measurement.
-        build_jobs: Engines that are built at once.
+        table: A writable table of this machine and backend that covers the detectors.
+        detectors: What the random detectors are drawn from.
+        how: What the table was measured on, and how much is measured of each detector; its seed
+            draws the detectors too.
+        number: How many, at least 4.
         progress: Told after every round.
 
     Raises:
         AdaptError: If the table lacks a unit, there are too few detectors, or one cannot be
             measured.
     """
-    if detectors < 4:
-        raise AdaptError(f"a certificate needs at least 4 detectors, got {detectors}")
-    chance = random.Random(seed)
-    networks = [random_architecture(space, chance) for _ in range(detectors)]
-    predicted = [predict_latency(table, network, detector, size) for network in networks]
-    protocol = protocol or WHOLE_PROTOCOL
-    subjects = {str(i): WholeDetector(net, detector, size) for i, net in enumerate(networks)}
-    with Workers(
-        target, protocol, seed=seed, build_jobs=build_jobs, anchor_ms=table.anchor_ms
-    ) as workers:
+    if number < 4:
+        raise AdaptError(f"a certificate needs at least 4 detectors, got {number}")
+    chance = random.Random(how.seed)
+    networks = [random_architecture(detectors.space, chance) for _ in range(number)]
+    around = detectors.detector, detectors.size
+    predicted = [predict_latency(table, network, *around) for network in networks]
+    subjects = {str(i): WholeDetector(network, *around) for i, network in enumerate(networks)}
+    with Workers(how, anchor_ms=table.anchor_ms) as workers:
         found = workers.run(subjects, progress=progress)
     latencies = [_latency(found[name]) for name in subjects]
     certificate = Certificate.of(
         predicted,
         [latency.min_ms for latency in latencies],
-        drifted=sum(2 * latency.drifted > latency.rounds for latency in latencies),
-        seed=seed,
+        drifted=sum(latency.mostly_drifted for latency in latencies),
+        seed=how.seed,
     )
     table.store("certificate", certificate.to_dict())
     return certificate

@@ -6,15 +6,16 @@ from typing import Any
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from bench.costs.certify import DETECTORS, certify
-from bench.costs.profiler import ROW_BYTES, estimate_seconds, profile
-from bench.costs.selection import WHOLE, Shard, plan
-from bench.latency.backend import Target, conditions, open_target
+from bench.costs import certify as certificates
+from bench.costs.profiler import ROW_BYTES, estimate_seconds, profile, unit_protocol
+from bench.costs.selection import EVERYTHING, Part, select
+from bench.latency.backend import Backend, conditions, open_backend
+from bench.latency.workers import Measurement
 from search.recipe.recipe import Recipe
 
 
-def recipe_target(recipe: Recipe, table: Path | None = None) -> Target:
-    """Return the target that a recipe's device describes.
+def recipe_backend(recipe: Recipe, table: Path | None = None) -> Backend:
+    """Return the backend that a recipe's device describes.
 
     Args:
         recipe: The recipe.
@@ -24,7 +25,7 @@ def recipe_target(recipe: Recipe, table: Path | None = None) -> Target:
         AdaptError: If the device's numbers are out of range.
     """
     device = recipe.device
-    return open_target(
+    return open_backend(
         device.runtime,
         precision=device.precision,
         batch=device.batch,
@@ -33,12 +34,11 @@ def recipe_target(recipe: Recipe, table: Path | None = None) -> Target:
     )
 
 
-def plan_summary(
+def selection_summary(
     recipe: Recipe,
     num_classes: int,
     out: Path,
-    shard: Shard = WHOLE,
-    grid: int = 1,
+    part: Part = EVERYTHING,
     build_jobs: int = 1,
 ) -> dict[str, Any]:
     """Return what ``adapt profile`` would measure, timing a few units to say how long it takes.
@@ -47,30 +47,29 @@ def plan_summary(
         recipe: The recipe.
         num_classes: Classes of its data set.
         out: Cost table, which may exist already.
-        shard: Part of the units to measure.
-        grid: 1 measures all units, larger ones infer most of them.
+        part: Which of the units are measured here.
         build_jobs: Engines that are built at once.
     """
-    space, size = recipe.space.load(), recipe.input.fixed()
-    config, target = recipe.detector_config(num_classes), recipe_target(recipe)
+    detectors, backend = recipe.detectors(num_classes), recipe_backend(recipe)
     if out.exists():
         with CostTable.open(out) as table:
-            work = plan(space, config, size, table, shard, grid)
+            chosen = select(detectors, table, part)
     else:
-        work = plan(space, config, size, shard=shard, grid=grid)
+        chosen = select(detectors, part=part)
+    how = Measurement(backend, unit_protocol(backend), build_jobs=build_jobs)
     try:
-        seconds: float | str = round(estimate_seconds(work, target, build_jobs=build_jobs))
-    except AdaptError as error:  # a plan for another machine
+        seconds: float | str = round(estimate_seconds(chosen, how))
+    except AdaptError as error:  # a selection for another machine
         seconds = f"unknown: {error}"
-    rows = len(work.wanted) + len(work.to_infer)
+    rows = len(chosen.wanted) + len(chosen.to_infer)
     return {
-        "distinct_units": len(work.space),
-        "measured_units": len(work.on_design),
-        "share_measured": round(len(work.on_design) / len(work.space), 3),
-        "inferred_units": len(work.space) - len(work.on_design),
-        "boundaries": len(work.wanted) - len(shard.of(work.on_design)),
-        "already_measured": work.done,
-        "to_measure": len(work.to_measure),
+        "distinct_units": len(chosen.space),
+        "measured_units": len(chosen.on_design),
+        "share_measured": round(len(chosen.on_design) / len(chosen.space), 3),
+        "inferred_units": len(chosen.space) - len(chosen.on_design),
+        "boundaries": len(chosen.wanted) - len(part.shard.of(chosen.on_design)),
+        "already_measured": chosen.done,
+        "to_measure": len(chosen.to_measure),
         "estimated_seconds": seconds,
         "table": str(out),
         "table_mb": round(rows * ROW_BYTES / 1e6, 1),
@@ -81,8 +80,7 @@ def profile_recipe(
     recipe: Recipe,
     num_classes: int,
     out: Path,
-    shard: Shard = WHOLE,
-    grid: int = 1,
+    part: Part = EVERYTHING,
     build_jobs: int = 1,
     *,
     progress: Progress = silent,
@@ -93,18 +91,9 @@ def profile_recipe(
         AdaptError: If the table was measured under other conditions, or units could not be
             measured; what was measured is kept.
     """
-    summary = profile(
-        recipe.space.load(),
-        recipe.detector_config(num_classes),
-        recipe.input.fixed(),
-        out,
-        recipe_target(recipe, out),
-        seed=recipe.seed,
-        shard=shard,
-        grid=grid,
-        build_jobs=build_jobs,
-        progress=progress,
-    )
+    backend = recipe_backend(recipe, out)
+    how = Measurement(backend, unit_protocol(backend), recipe.seed, build_jobs)
+    summary = profile(recipe.detectors(num_classes), out, how, part, progress=progress)
     if summary.failed:
         key, reason = next(iter(summary.failed.items()))
         raise AdaptError(
@@ -128,7 +117,7 @@ def certify_recipe(
     recipe: Recipe,
     num_classes: int,
     path: Path,
-    detectors: int = DETECTORS,
+    number: int = certificates.DETECTORS,
     build_jobs: int = 1,
     *,
     progress: Progress = silent,
@@ -138,18 +127,9 @@ def certify_recipe(
     Raises:
         AdaptError: If the table was measured elsewhere or lacks a unit.
     """
-    size, target = recipe.input.fixed(), recipe_target(recipe, path)
+    detectors, backend = recipe.detectors(num_classes), recipe_backend(recipe, path)
+    how = Measurement(backend, certificates.WHOLE_PROTOCOL, recipe.seed, build_jobs)
     with CostTable.open(path, writable=True) as table:
-        table.check_resumable(conditions(target, size))
-        found = certify(
-            table,
-            recipe.space.load(),
-            recipe.detector_config(num_classes),
-            size,
-            target,
-            detectors=detectors,
-            seed=recipe.seed,
-            build_jobs=build_jobs,
-            progress=progress,
-        )
+        table.check_resumable(conditions(backend, detectors.size))
+        found = certificates.certify(table, detectors, how, number, progress=progress)
     return {k: v for k, v in found.to_dict().items() if k not in ("predicted_ms", "measured_ms")}

@@ -1,4 +1,4 @@
-"""How long does every unit of a search space take on a target?"""
+"""How long does every unit of a search space take on a backend?"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -6,19 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import Conditions, CostTable, UnitCost
 from adapt.cost.units import Measurable, Unit, unit_key
-from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from adapt.space import SearchSpace
 from bench.costs.interpolate import interpolate
-from bench.costs.selection import WHOLE, ProfilePlan, Shard, plan, shuffled
-from bench.latency.backend import Target, conditions
+from bench.costs.selection import EVERYTHING, WHOLE, Part, Selection, select, shuffled
+from bench.latency.backend import Backend, conditions
 from bench.latency.provenance import device_description
 from bench.latency.timing import Latency, Protocol
-from bench.latency.workers import Failure, Workers
+from bench.latency.workers import Failure, Measurement, Workers
 
 # A few thousand units take minutes. No immediate retries: a slow spell outlasts them, so units that
 # met one are measured again at the end.
@@ -58,86 +56,69 @@ class ProfileSummary:
     seconds: float
 
 
-def unit_protocol(target: Target) -> Protocol:
-    """Return how much is measured of each unit on a target."""
-    return GPU_PROTOCOL if target.isolated else CPU_PROTOCOL
+def unit_protocol(backend: Backend) -> Protocol:
+    """Return how much is measured of each unit on a backend."""
+    return GPU_PROTOCOL if backend.isolated else CPU_PROTOCOL
 
 
-def estimate_seconds(
-    work: ProfilePlan, target: Target, *, build_jobs: int = 1, sample: int = 12, seed: int = 0
-) -> float:
-    """Return how long a plan will take, from measuring a few of its units for real.
+def estimate_seconds(chosen: Selection, how: Measurement, *, sample: int = 12) -> float:
+    """Return how long measuring will take, from measuring a few of the units for real.
 
     Raises:
-        AdaptError: If the target cannot measure on this machine.
+        AdaptError: If the backend cannot measure on this machine.
     """
-    chosen = shuffled(work.to_measure, seed)[:sample]
-    if not chosen:
+    units = shuffled(chosen.to_measure, how.seed)[:sample]
+    if not units:
         return 0.0
-    target.check()
-    with Workers(target, unit_protocol(target), seed=seed, build_jobs=build_jobs) as workers:
-        workers.run({unit_key(chosen[0]): chosen[0]})  # not timed: starts processes
+    how.backend.check()
+    with Workers(how) as workers:
+        workers.run({unit_key(units[0]): units[0]})  # not timed: starts processes
         start = time.perf_counter()
-        workers.run({unit_key(unit): unit for unit in chosen})
-        each = (time.perf_counter() - start) / len(chosen)
-    return each * (len(work.to_measure) + min(HELD_OUT, len(work.to_infer)))
+        workers.run({unit_key(unit): unit for unit in units})
+        each = (time.perf_counter() - start) / len(units)
+    return each * (len(chosen.to_measure) + min(HELD_OUT, len(chosen.to_infer)))
 
 
 def profile(
-    space: SearchSpace,
-    detector: DetectorConfig,
-    size: InputSize,
+    detectors: DetectorSpace,
     table_path: Path,
-    target: Target,
+    how: Measurement,
+    part: Part = EVERYTHING,
     *,
-    protocol: Protocol | None = None,
-    seed: int = 0,
-    shard: Shard = WHOLE,
-    grid: int = 1,
-    build_jobs: int = 1,
     progress: Progress = silent,
 ) -> ProfileSummary:
-    """Measure every unit of a space that the table lacks; a stopped run continues where it was.
+    """Measure every unit that the table lacks; a stopped run continues where it was.
 
     Rows that were measured while the machine was slow are measured again at the end, and the
     faster of both stays.
 
     Args:
-        space: The search space, thinned to its width grid.
-        detector: The detector around the backbone.
-        size: Letterbox of the detector.
+        detectors: The detectors whose units are measured, at a fixed input size.
         table_path: SQLite file; made if there is none.
-        target: Runtime, precision and device.
-        protocol: How much to measure of each unit; the target's usual if None.
-        seed: Seed of the order of measurement.
-        shard: Part of the units to measure.
-        grid: 1 measures every unit; a larger one measures about an eighth of them and infers the
-            others, see :mod:`bench.costs.interpolate`, and measures some of these to tell how well.
-        build_jobs: Engines that are built at once.
+        how: Where, how much and in which order.
+        part: Which of the units are measured here. Some of those that are inferred are measured
+            too, to tell how well.
         progress: Called with rows done and wanted, repeated ones on top.
 
     Raises:
-        AdaptError: If the target cannot measure here, or the table was measured under other
+        AdaptError: If the backend cannot measure here, or the table was measured under other
             conditions or cannot be written.
     """
     start = time.perf_counter()
-    found = conditions(target, size)
-    protocol = protocol or unit_protocol(target)
+    found = conditions(how.backend, detectors.size)
     with _open_or_create(table_path, found) as table:
-        work = plan(space, detector, size, table, shard, grid)
-        with Workers(
-            target, protocol, seed=seed, build_jobs=build_jobs, anchor_ms=table.anchor_ms
-        ) as workers:
+        chosen = select(detectors, table, part)
+        with Workers(how, anchor_ms=table.anchor_ms) as workers:
             run = _Run(table, workers, progress)
-            if work.to_measure or work.to_infer:
-                run.remember(seed, shard, grid)
-            run.measure(work.to_measure, work.done)
-            inferred = run.infer(work, seed, grid) if shard == WHOLE else 0
+            if chosen.to_measure or chosen.to_infer:
+                run.remember(part)
+            run.measure(chosen.to_measure, chosen.done)
+            inferred = run.infer(chosen, part.grid) if part.shard == WHOLE else 0
     return ProfileSummary(
         table=table_path,
         conditions=found,
-        units=len(work.space),
-        measured=len(work.to_measure),
+        units=len(chosen.space),
+        measured=len(chosen.to_measure),
         inferred=inferred,
         drifted=run.drifted,
         failed=run.failed,
@@ -175,13 +156,13 @@ class _Run:
     drifted: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
-    def remember(self, seed: int, shard: Shard, grid: int) -> None:
+    def remember(self, part: Part) -> None:
         """Store on which machine, when and under which load this run begins."""
         described: dict[str, Any] = {
             "time": time.time(),
-            "seed": seed,
-            "shard": f"{shard.number}/{shard.count}",
-            "grid": grid,
+            "seed": self.workers.how.seed,
+            "shard": f"{part.shard.number}/{part.shard.count}",
+            "grid": part.grid,
             **device_description(),
         }
         self.table.store("runs", [*self.table.runs, described])
@@ -222,13 +203,13 @@ class _Run:
             done += len(chunk)
             self.progress(done, total, f"{len(slow)} met a slow machine")
         # A slow machine goes unnoticed until the anchor has seen a fast one.
-        limit = self.workers.anchor_ms * (1 + self.workers.protocol.drift)
+        limit = self.workers.anchor_ms * (1 + self.workers.how.protocol.drift)
         unnoticed = [unit for unit, best in anchor_ms.items() if best > limit]
         return list(dict.fromkeys([*slow, *unnoticed]))
 
     def _chunks(self, units: Sequence[Measurable]) -> Iterator[list[Measurable]]:
         """Yield units in random order, about :data:`CHUNK_SECONDS` of work at a time."""
-        left = shuffled(units, self.workers.seed)
+        left = shuffled(units, self.workers.how.seed)
         size = CHUNK // 2
         while left:
             chunk, left = left[:size], left[size:]
@@ -238,19 +219,19 @@ class _Run:
             size = min(CHUNK, max(1, round(CHUNK_SECONDS / per_unit)))
 
     def _unsteady(self, latency: Latency) -> bool:
-        apart = self.workers.target.isolated and latency.spread > SPREAD
-        return apart or 2 * latency.drifted > latency.rounds
+        apart = self.workers.how.backend.isolated and latency.spread > SPREAD
+        return apart or latency.mostly_drifted
 
-    def infer(self, work: ProfilePlan, seed: int, grid: int) -> int:
+    def infer(self, chosen: Selection, grid: int) -> int:
         """Fill in the units off the design, measure some of them to tell how well; count them."""
-        if not work.to_infer or self.failed:
+        if not chosen.to_infer or self.failed:
             return 0
         rows = self.table.rows()
-        known = {unit: rows[unit_key(unit)] for unit in work.on_design}
-        guesses = interpolate(known, work.space, grid)
-        held_out = shuffled(work.to_infer, seed)[:HELD_OUT]
-        self.measure(held_out, len(work.wanted))
-        guesses = {unit: cost for unit, cost in guesses.items() if unit in set(work.to_infer)}
+        known = {unit: rows[unit_key(unit)] for unit in chosen.on_design}
+        guesses = interpolate(known, chosen.space, grid)
+        held_out = shuffled(chosen.to_infer, self.workers.how.seed)[:HELD_OUT]
+        self.measure(held_out, len(chosen.wanted))
+        guesses = {unit: cost for unit, cost in guesses.items() if unit in set(chosen.to_infer)}
         self.table.add({u: c for u, c in guesses.items() if u not in set(held_out)})
         self.table.store("interpolation", self._errors(guesses, held_out))
         return len(guesses) - len(held_out)

@@ -9,17 +9,14 @@ from typing import TypeVar
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import CostTable
 from adapt.cost.units import Measurable, Unit, boundaries
-from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
-from adapt.space import SearchSpace
 from bench.costs.interpolate import measured_units
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class ProfilePlan:
+class Selection:
     """What there is to measure.
 
     Attributes:
@@ -78,26 +75,36 @@ class Shard:
 WHOLE = Shard()
 
 
-def plan(
-    space: SearchSpace,
-    detector: DetectorConfig,
-    size: InputSize,
-    table: CostTable | None = None,
-    shard: Shard = WHOLE,
-    grid: int = 1,
-) -> ProfilePlan:
-    """Plan a measurement.
+@dataclass(frozen=True)
+class Part:
+    """Which of the units of a space are measured here.
+
+    Attributes:
+        shard: Part of the units that are measured anywhere.
+        grid: 1 measures every unit; a larger one about an eighth of them, the others are inferred,
+            see :mod:`bench.costs.interpolate`.
+    """
+
+    shard: Shard = WHOLE
+    grid: int = 1
+
+
+EVERYTHING = Part()
+
+
+def select(
+    detectors: DetectorSpace, table: CostTable | None = None, part: Part = EVERYTHING
+) -> Selection:
+    """Select what to measure.
 
     Args:
-        space: The search space.
-        detector: The detector around the backbone.
-        size: Letterbox of the detector.
+        detectors: The detectors whose units are wanted.
         table: What was measured before.
-        shard: Part of the units to measure.
-        grid: 1 measures every unit; otherwise see :mod:`bench.costs.interpolate`.
+        part: Which of the units are measured here.
     """
-    everything = DetectorSpace(space, detector, size).units()
-    units = measured_units(everything, grid)
+    everything = detectors.units()
+    shard = part.shard
+    units = measured_units(everything, part.grid)
     ends = list(dict.fromkeys(end for unit in units for end in boundaries(unit)))
     wanted: list[Measurable] = [*shard.of(ends), *shard.of(units)]
     on_design = set(units)
@@ -105,7 +112,7 @@ def plan(
     to_measure = wanted if table is None else table.missing(wanted, inferred_too=True)
     # New measurements improve what was inferred from fewer.
     to_infer = others if table is None else table.missing(others, inferred_too=bool(to_measure))
-    return ProfilePlan(
+    return Selection(
         space=tuple(everything),
         on_design=tuple(units),
         wanted=tuple(wanted),

@@ -25,6 +25,7 @@ from search.recipe.costs import madds_cost
 from search.recipe.recipe import Recipe
 from search.supernet.bilevel import BilevelSearch
 from search.train.heap import freed_memory_kept
+from search.train.session import Session
 from search.train.world import joined_world
 
 
@@ -33,7 +34,7 @@ def take_steps(recipe: Recipe, steps: int, out: Path) -> None:
     with joined_world() as world, freed_memory_kept(world.device):
         train = recipe.split(recipe.data.train)
         cost = madds_cost(recipe, len(train.class_names))
-        search = BilevelSearch(recipe, train, cost, world=world)
+        search = BilevelSearch(recipe, train, cost, Session(world))
         batches = [search.batches(half, 0) for half in (0, 1)]
         seconds: dict[str, list[float]] = {"arch": [], "weight": []}
         for step in range(steps + 1):

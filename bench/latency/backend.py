@@ -1,6 +1,6 @@
 """On what are units and detectors measured? One runtime in one precision on one device.
 
-A target is a small value that travels to other processes; what it builds and loads lives there.
+A backend is a small value that travels to other processes; what it builds and loads lives there.
 """
 
 from collections.abc import Hashable
@@ -50,10 +50,10 @@ class WholeDetector:
 
 
 Subject = Measurable | WholeDetector
-Built = Any  # what a target builds in one process and loads in another: bytes, or the subject
+Built = Any  # what a backend builds in one process and loads in another: bytes, or the subject
 
 
-class Target(Hashable, Protocol):
+class Backend(Hashable, Protocol):
     """Where subjects are built and timed.
 
     Attributes:
@@ -77,7 +77,7 @@ class Target(Hashable, Protocol):
     def isolated(self) -> bool: ...  # noqa: D102
 
     def check(self) -> None:
-        """Raise an :class:`AdaptError` if the target cannot measure on this machine."""
+        """Raise an :class:`AdaptError` if the backend cannot measure on this machine."""
 
     def version(self) -> str:
         """Return the version of the runtime's library."""
@@ -95,8 +95,8 @@ class Target(Hashable, Protocol):
         """Read clock, temperature and throttling."""
 
 
-def conditions(target: Target, size: InputSize) -> Conditions:
-    """Return under which conditions a target measures on this machine.
+def conditions(backend: Backend, size: InputSize) -> Conditions:
+    """Return under which conditions a backend measures on this machine.
 
     Raises:
         AdaptError: If it cannot, or the input is no letterbox.
@@ -107,36 +107,36 @@ def conditions(target: Target, size: InputSize) -> Conditions:
             f"units are measured at a fixed input size, got {size.resize} {size.height}x"
             f"{size.width}; use the letterbox {fixed.height}x{fixed.width}"
         )
-    target.check()
-    machine = target.machine()
+    backend.check()
+    machine = backend.machine()
     return Conditions(
-        runtime=target.runtime,
-        precision=target.precision,
-        batch=target.batch,
-        threads=target.threads,
+        runtime=backend.runtime,
+        precision=backend.precision,
+        batch=backend.batch,
+        threads=backend.threads,
         device=machine.device,
         height=size.height,
         width=size.width,
-        runtime_version=target.version(),
+        runtime_version=backend.version(),
         protocol=PROTOCOL,
         cores=machine.cores,
         governor=machine.governor,
         driver=machine.driver,
         cuda=machine.cuda,
         power_limit_w=machine.power_limit_w,
-        tail=usual_tail(target.runtime),
+        tail=usual_tail(backend.runtime),
     )
 
 
-def open_target(
+def open_backend(
     runtime: str,
     *,
     precision: Precision = "fp32",
     batch: int = 1,
     threads: int = 1,
     timing_cache: Path | None = None,
-) -> Target:
-    """Return the target of a runtime; threads count on a CPU only.
+) -> Backend:
+    """Return the backend of a runtime; threads count on a CPU only.
 
     Args:
         runtime: One of ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``, ``torch``.
@@ -153,17 +153,17 @@ def open_target(
             raise AdaptError(f"{name} must be at least 1, got {value}")
     match runtime:
         case "ort-cpu" | "ort-cuda":
-            return OrtTarget(runtime, precision, batch, threads if runtime == "ort-cpu" else 0)
+            return OrtBackend(runtime, precision, batch, threads if runtime == "ort-cpu" else 0)
         case "tensorrt" | "tensorrt-rtx":
-            return TensorRTTarget(runtime, precision, batch, timing_cache)
+            return TensorRTBackend(runtime, precision, batch, timing_cache)
         case "torch":
-            return TorchTarget(precision, batch, 0 if torch.cuda.is_available() else threads)
+            return TorchBackend(precision, batch, 0 if torch.cuda.is_available() else threads)
     known = ", ".join(("torch", *PROVIDERS, "tensorrt", "tensorrt-rtx"))
     raise AdaptError(f"runtime must be one of {known}, got {runtime!r}")
 
 
 @dataclass(frozen=True)
-class OrtTarget:
+class OrtBackend:
     """ONNX Runtime with its CPU or CUDA provider."""
 
     runtime: str
@@ -177,7 +177,7 @@ class OrtTarget:
         return self.runtime == "ort-cuda"
 
     def check(self) -> None:
-        """Open a session; see :meth:`Target.check`."""
+        """Open a session; see :meth:`Backend.check`."""
         ort_session(self.runtime, unit_model(ANCHOR), max(self.threads, 1))
 
     def version(self) -> str:
@@ -208,7 +208,7 @@ class OrtTarget:
 
 
 @dataclass(frozen=True)
-class TensorRTTarget:
+class TensorRTBackend:
     """TensorRT 10, TensorRT 11 or TensorRT-RTX: one engine each, run as a CUDA graph."""
 
     runtime: str
@@ -224,7 +224,7 @@ class TensorRTTarget:
         return self.runtime.replace("-", "_")
 
     def check(self) -> None:
-        """Look for TensorRT and a GPU; see :meth:`Target.check`."""
+        """Look for TensorRT and a GPU; see :meth:`Backend.check`."""
         load_tensorrt(self.flavour)
         if not torch.cuda.is_available():
             raise AdaptError(
@@ -261,7 +261,7 @@ class TensorRTTarget:
 
 
 @dataclass(frozen=True)
-class TorchTarget:
+class TorchBackend:
     """Eager PyTorch, on the GPU where there is one."""
 
     precision: Precision = "fp32"
@@ -280,7 +280,7 @@ class TorchTarget:
         return self.device.type == "cuda"
 
     def check(self) -> None:
-        """Refuse what eager PyTorch does not do; see :meth:`Target.check`."""
+        """Refuse what eager PyTorch does not do; see :meth:`Backend.check`."""
         if self.precision == "int8" or (self.precision == "fp16" and self.device.type == "cpu"):
             raise AdaptError(
                 f"eager PyTorch does not run {self.precision} detectors on {self.device}; choose "

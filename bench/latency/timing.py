@@ -64,6 +64,11 @@ class Latency:
         return high - low <= RELIABLE * self.p50_ms
 
     @property
+    def mostly_drifted(self) -> bool:
+        """Whether the machine was slow in most rounds."""
+        return 2 * self.drifted > self.rounds
+
+    @property
     def spread(self) -> float:
         """How far apart the samples are: p90 / p10 - 1."""
         return self.p90_ms / self.p10_ms - 1

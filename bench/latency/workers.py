@@ -18,7 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from bench.latency.backend import ANCHOR, Built, Subject, Target
+from bench.latency.backend import ANCHOR, Backend, Built, Subject
 from bench.latency.timing import Anchor, Latency, Protocol, Timer, measure
 
 BUILD_SECONDS = 600.0  # an engine of one operation takes 2 to 15 s
@@ -40,37 +40,41 @@ class Measured:
     anchor_ms: float
 
 
-class Workers:
-    """Builds and measures subjects on a target; a context manager.
+@dataclass(frozen=True)
+class Measurement:
+    """How latencies are measured.
 
-    Args:
-        target: Where.
-        protocol: How much is measured.
-        seed: Seed of the order of measurement.
-        build_jobs: Processes that build at once; only isolated targets have any.
-        anchor_ms: Fastest latency of the anchor so far, under the same conditions.
+    Attributes:
+        backend: On what.
+        protocol: How much of each subject.
+        seed: Seed of the order.
+        build_jobs: Processes that build at once; only isolated backends have any.
         build_seconds: Time limit of one build.
         measure_seconds: Time limit of the measurement of one subject.
+    """
+
+    backend: Backend
+    protocol: Protocol
+    seed: int = 0
+    build_jobs: int = 1
+    build_seconds: float = BUILD_SECONDS
+    measure_seconds: float = MEASURE_SECONDS
+
+
+class Workers:
+    """Builds and measures subjects; a context manager.
+
+    Args:
+        how: Where, how much and in which order.
+        anchor_ms: Fastest latency of the anchor so far, under the same conditions.
 
     Attributes:
         anchor_ms: Fastest latency of the anchor so far.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        protocol: Protocol,
-        *,
-        seed: int = 0,
-        build_jobs: int = 1,
-        anchor_ms: float = float("inf"),
-        build_seconds: float = BUILD_SECONDS,
-        measure_seconds: float = MEASURE_SECONDS,
-    ) -> None:
-        self.target, self.protocol, self.seed = target, protocol, seed
-        self.anchor_ms = anchor_ms
-        self._build_jobs = build_jobs
-        self._limits = build_seconds, measure_seconds
+    def __init__(self, how: Measurement, *, anchor_ms: float = float("inf")) -> None:
+        self.how, self.anchor_ms = how, anchor_ms
+        self._isolated = how.backend.isolated
         self._pools: dict[str, ProcessPool] = {}
         self._anchor: Built | None = None
 
@@ -99,7 +103,7 @@ class Workers:
         Raises:
             AdaptError: If the anchor cannot be built, so nothing can be measured.
         """
-        total = len(subjects) * (1 + self.protocol.rounds)
+        total = len(subjects) * (1 + self.how.protocol.rounds)
         outcomes = {}
         for name, outcome in self._build(subjects):
             outcomes[name] = outcome
@@ -115,15 +119,16 @@ class Workers:
         return {**failed, **found}
 
     def _build(self, subjects: Mapping[str, Subject]) -> Iterator[tuple[str, Built | Failure]]:
+        build, seconds = self.how.backend.build, self.how.build_seconds
         if self._anchor is None:
-            self._anchor = self._call("build", self._limits[0], self.target.build, ANCHOR)
-        if not self.target.isolated:
+            self._anchor = self._call("build", seconds, build, ANCHOR)
+        if not self._isolated:
             for name, subject in subjects.items():
-                yield name, self.target.build(subject)
+                yield name, build(subject)
             return
-        pool = self._pool("build", self._build_jobs)
+        pool = self._pool("build", self.how.build_jobs)
         futures = {
-            name: pool.schedule(self.target.build, (subject,), timeout=self._limits[0])
+            name: pool.schedule(build, (subject,), timeout=seconds)
             for name, subject in subjects.items()
         }
         for name, future in futures.items():
@@ -132,13 +137,14 @@ class Workers:
     def _measure(
         self, built: Mapping[str, Built], progress: Progress
     ) -> dict[str, Latency | Failure]:
-        limit = self._limits[1] * (1 + len(built))
-        told = (progress,) if not self.target.isolated else ()  # no call crosses processes
-        arguments = self.target, self._anchor, self.anchor_ms, dict(built), self.protocol, self.seed
+        seconds = self.how.measure_seconds * (1 + len(built))
+        arguments: list[Any] = [self.how, self._anchor, self.anchor_ms, dict(built)]
+        if not self._isolated:
+            arguments.append(progress)  # no call crosses processes
         try:
-            found = self._call("measure", limit, _measure_chunk, *arguments, *told)
+            found = self._call("measure", seconds, _measure_chunk, *arguments)
         except AdaptError as error:
-            if not self.target.isolated:
+            if not self._isolated:
                 raise
             self._restart("measure")  # a CUDA error would fail all that follows
             if len(built) == 1:
@@ -149,10 +155,10 @@ class Workers:
         return dict(found.latencies)
 
     def _call(self, pool: str, seconds: float, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function, in a process of its own if the target is isolated."""
-        if not self.target.isolated:
+        """Call a function, in a process of its own if the backend is isolated."""
+        if not self._isolated:
             return work(*arguments)
-        jobs = self._build_jobs if pool == "build" else 1
+        jobs = self.how.build_jobs if pool == "build" else 1
         future = self._pool(pool, jobs).schedule(work, arguments, timeout=seconds)
         outcome = _outcome(future)
         if isinstance(outcome, Failure):
@@ -197,23 +203,27 @@ def _outcome(future: "Future[Any]") -> Any:
 
 
 def _measure_chunk(
-    target: Target,
+    how: Measurement,
     anchor: Built,
     anchor_ms: float,
     built: Mapping[str, Built],
-    protocol: Protocol,
-    seed: int,
     progress: Progress = silent,
 ) -> Measured:
-    timers = {name: target.load(one) for name, one in built.items()}
-    reference = Anchor(_anchor_timer(target, anchor), best_ms=anchor_ms)
+    backend = how.backend
+    timers = {name: backend.load(one) for name, one in built.items()}
+    reference = Anchor(_anchor_timer(backend, anchor), best_ms=anchor_ms)
     latencies = measure(
-        timers, protocol, anchor=reference, seed=seed, state=target.state, progress=progress
+        timers,
+        how.protocol,
+        anchor=reference,
+        seed=how.seed,
+        state=backend.state,
+        progress=progress,
     )
     return Measured(latencies, reference.best_ms)
 
 
 @functools.lru_cache(maxsize=1)
-def _anchor_timer(target: Target, built: Built) -> Timer:
+def _anchor_timer(backend: Backend, built: Built) -> Timer:
     """Load the anchor once per process."""
-    return target.load(built)
+    return backend.load(built)

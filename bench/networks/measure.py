@@ -18,11 +18,17 @@ from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import count_parameters
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from bench.latency.backend import ANCHOR, OrtTarget
+from bench.latency.backend import ANCHOR, OrtBackend
 from bench.latency.provenance import device_description
 from bench.latency.timing import Anchor, Latency, Protocol, Timer, measure, wall_timer
-from export.engine.execution import read_plan_info
-from export.run.runner import ARTIFACTS, Runner, batch_of_one, check_artifact, open_runner
+from export.run.runner import (
+    ARTIFACTS,
+    Runner,
+    batch_of_one,
+    check_artifact,
+    open_runner,
+    usual_runtime,
+)
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
 Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
@@ -213,7 +219,7 @@ def _latencies(
         name: wall_timer(runner.bind(batch_of_one(fit(image, runner.size)[0])))
         for name, runner in runners.items()
     }
-    target = OrtTarget("ort-cpu", threads=threads)
+    target = OrtBackend("ort-cpu", threads=threads)
     anchor = Anchor(target.load(target.build(ANCHOR)))
     return measure(timers, protocol, anchor=anchor, seed=seed, progress=progress)
 
@@ -235,17 +241,6 @@ def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency:
         params=count_parameters(info.build()),
         size_mb=artifact.stat().st_size / 1e6,
     )
-
-
-def usual_runtime(artifact: Path) -> str:
-    """Return the runtime that runs such a file: on the CPU, unless it is an engine.
-
-    Raises:
-        AdaptError: If it is an engine that does not say what built it.
-    """
-    if artifact.suffix == ".plan":
-        return str(read_plan_info(artifact)["flavour"]).replace("_", "-")
-    return "torch" if artifact.suffix == ".safetensors" else "ort-cpu"
 
 
 def named(artifacts: Sequence[Path], runtimes: Sequence[str] = ()) -> dict[str, tuple[str, Path]]:

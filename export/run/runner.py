@@ -123,6 +123,17 @@ def open_runner(runtime: str, artifact: Path, threads: int = 1) -> Runner:
     return PlanRunner(runtime, artifact)
 
 
+def usual_runtime(artifact: Path) -> str:
+    """Return the runtime that runs such a file: on the CPU, unless it is an engine.
+
+    Raises:
+        AdaptError: If it is an engine that does not say what built it.
+    """
+    if artifact.suffix == ".plan":
+        return str(read_plan_info(artifact)["flavour"]).replace("_", "-")
+    return "torch" if artifact.suffix == ".safetensors" else "ort-cpu"
+
+
 def check_artifact(runtime: str, artifact: Path) -> None:
     """Check that a runtime exists and runs files of this kind.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from adapt.architecture import Choices
 from adapt.cost.expectation import CostModel
 from adapt.errors import AdaptError
 from search.recipe.budget import ROUNDING
@@ -27,14 +28,12 @@ class Derived:
     """A network within a budget.
 
     Attributes:
-        ops: Index of the operation per block and position.
-        widths: Index of the width per block.
+        choices: The network.
         cost: What it costs, as the cost model counts.
         score: Sum of the log probabilities of its choices.
     """
 
-    ops: tuple[tuple[int, ...], ...]
-    widths: tuple[int, ...]
+    choices: Choices
     cost: float
     score: float
 
@@ -107,7 +106,7 @@ class Deriver:
         """
         budgets = np.geomspace(self.cheapest, max(self.dearest, self.cheapest), number)
         found = [self.best(float(budget)) for budget in budgets]
-        return list({(one.ops, one.widths): one for one in found}.values())
+        return list({one.choices: one for one in found}.values())
 
     def _price(self, left: float) -> tuple[float, Derived]:
         """Return the price of cost at which the best network just fits, and a network that fits."""
@@ -157,7 +156,7 @@ class Deriver:
             widths.append(after)
             cost, score = cost + float(items.cost[best]), score + float(items.score[best])
             width = after
-        return Derived(tuple(ops), tuple(widths), cost, score)
+        return Derived(Choices(tuple(ops), tuple(widths)), cost, score)
 
     def _search(self, left: float, price: float, known: Derived) -> Derived:
         """Keep all partial networks that may still beat a known one, block by block."""
@@ -191,7 +190,7 @@ class Deriver:
             ops.insert(0, tuple(map(int, self._blocks[number][before][width].ops[item])))
             widths.insert(0, width)
             state, width = int(front.state[state]), before
-        return Derived(tuple(ops), tuple(widths), self._fixed + cost, score)
+        return Derived(Choices(tuple(ops), tuple(widths)), self._fixed + cost, score)
 
 
 @dataclass(frozen=True)

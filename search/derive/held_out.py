@@ -15,7 +15,7 @@ from adapt.data.evaluate import Detections, Metrics, detections_to_original, eva
 from adapt.detector.retinanet import build_retinanet
 from adapt.errors import AdaptError
 from adapt.mapping.inherit import inherit_detector
-from search.derive.derive import FinishedSearch
+from search.derive.finished import FinishedSearch
 from search.train.step import detection_loss
 from search.train.world import World
 

@@ -8,7 +8,6 @@ import torch
 
 from adapt.architecture import Architecture
 from adapt.artifacts import file_hash
-from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.expectation import CostModel, detector_cost
 from adapt.cost.table import CostTable, predict_latency
 from adapt.cost.units import madds
@@ -21,8 +20,7 @@ from search.recipe.recipe import Recipe
 
 def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
     """Return the multiply-adds of every choice."""
-    config = recipe.detector_config(num_classes)
-    return DetectorSpace(recipe.space.load(), config, recipe.measured_size()).costs(madds)
+    return recipe.detectors(num_classes, recipe.measured_size()).costs(madds)
 
 
 def latency_cost(recipe: Recipe, num_classes: int, table: CostTable) -> CostModel:
@@ -33,9 +31,7 @@ def latency_cost(recipe: Recipe, num_classes: int, table: CostTable) -> CostMode
             lacks a unit of its space.
     """
     check_table(recipe, table)
-    config = recipe.detector_config(num_classes)
-    detectors = DetectorSpace(recipe.space.load(), config, recipe.input.fixed())
-    return detectors.costs(table.lookup).corrected(*table.correction)
+    return recipe.detectors(num_classes).costs(table.lookup).corrected(*table.correction)
 
 
 def check_table(recipe: Recipe, table: CostTable) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from adapt.artifacts import content_hash, file_hash, read_text
+from adapt.cost.detector_space import DetectorSpace
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
@@ -218,6 +219,10 @@ class Recipe:
             )
         return load_split(Path(self.data.root), name, strict=not self.data.repair)
 
+    def num_classes(self) -> int:
+        """Return the number of object classes of the training split."""
+        return len(self.split(self.data.train).class_names)
+
     def with_search(self, **changes: Any) -> "Recipe":
         """Return the recipe with other fields of ``search``, where they are not None.
 
@@ -284,6 +289,16 @@ class Recipe:
     def detector_config(self, num_classes: int) -> DetectorConfig:
         """Return the detector for a data set's number of classes."""
         return DetectorConfig(num_classes, **self.detector.to_dict())
+
+    def detectors(self, num_classes: int, size: InputSize | None = None) -> DetectorSpace:
+        """Return every detector that the run can choose, at a fixed input size.
+
+        Args:
+            num_classes: Classes of the data set.
+            size: The input size; that of deployed detectors if None.
+        """
+        config = self.detector_config(num_classes)
+        return DetectorSpace(self.space.load(), config, size or self.input.fixed())
 
     def measured_size(self) -> InputSize:
         """Return the input size that costs refer to."""

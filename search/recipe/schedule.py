@@ -1,4 +1,4 @@
-"""Which steps does a search take, on which images? (paper Eq. 3)"""
+"""Which steps does a training take, and a search on which images? (paper Eq. 3)"""
 
 from dataclasses import dataclass
 
@@ -6,35 +6,59 @@ import torch
 
 from adapt.data.coco import CocoSplit
 from adapt.errors import AdaptError
-from search.recipe.optimisation import SearchRecipe
+from search.recipe.optimisation import FinetuneRecipe, SearchRecipe
 
 
 @dataclass(frozen=True)
-class SearchPlan:
-    """Steps of a search.
+class Schedule:
+    """Steps of a training.
 
     Attributes:
-        steps_per_epoch: Weight steps of one pass over trainA.
-        warmup_steps: Steps that train weights alone.
-        total_steps: All weight steps.
-        arch_every: Weight steps per architecture step after the warm-up.
+        steps_per_epoch: Steps of one pass over the training images.
+        total_steps: All steps.
     """
 
     steps_per_epoch: int
-    warmup_steps: int
     total_steps: int
+
+    @classmethod
+    def of_finetuning(
+        cls, recipe: FinetuneRecipe, images: int, limit_steps: int | None = None
+    ) -> "Schedule":
+        """Return the steps on ``images`` training images, ``limit_steps`` at most."""
+        steps = recipe.steps_per_epoch(images)
+        total = recipe.epochs * steps
+        return cls(steps, total if limit_steps is None else min(total, limit_steps))
+
+    def ends_epoch(self, step: int) -> bool:
+        """Return whether an epoch, or the training, is over after ``step`` steps."""
+        return step % self.steps_per_epoch == 0 or step == self.total_steps
+
+
+@dataclass(frozen=True)
+class SearchSchedule(Schedule):
+    """Steps of a search; an epoch is a pass over trainA, and steps are weight steps.
+
+    Attributes:
+        warmup_steps: Steps that train weights alone.
+        arch_every: Weight steps per architecture step after the warm-up.
+    """
+
+    warmup_steps: int
     arch_every: int
 
     @classmethod
-    def of(cls, recipe: SearchRecipe, images: int, limit_steps: int | None = None) -> "SearchPlan":
-        """Plan a search on ``images`` training images; ``limit_steps`` shortens both phases."""
+    def of(
+        cls, recipe: SearchRecipe, images: int, limit_steps: int | None = None
+    ) -> "SearchSchedule":
+        """Return the steps on ``images`` training images; ``limit_steps`` shortens both phases."""
         steps = recipe.weights.steps_per_epoch(images // 2)
         warmup = recipe.warmup_epochs * steps
         alternating = (recipe.weights.epochs - recipe.warmup_epochs) * steps
         if limit_steps is not None:
             warmup = min(warmup, limit_steps)
             alternating = min(alternating, limit_steps * recipe.arch_every)
-        return cls(steps, warmup, warmup + alternating, recipe.arch_every)
+        return cls(steps, warmup + alternating, warmup, recipe.arch_every)
 
     def arch_step(self, step: int) -> int | None:
         """Return the number of the architecture step before weight step ``step``, or None."""
@@ -45,10 +69,6 @@ class SearchPlan:
         """Return the share of the architecture steps that come before weight step ``step``."""
         alternating = self.total_steps - self.warmup_steps
         return max(0, step - self.warmup_steps) / alternating if alternating else 0.0
-
-    def ends_epoch(self, step: int) -> bool:
-        """Return whether an epoch, or the search, is over after ``step`` weight steps."""
-        return step % self.steps_per_epoch == 0 or step == self.total_steps
 
     @property
     def arch_steps(self) -> int:

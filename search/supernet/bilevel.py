@@ -9,41 +9,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapt.artifacts import content_hash, make_folder
 from adapt.cost.expectation import CostModel
 from adapt.data.coco import CocoSplit
-from adapt.data.dataset import Batch, training_batches
+from adapt.data.dataset import Batch
 from adapt.detector.retinanet import build_retinanet
 from adapt.mapping.pretrained import map_supernet
 from adapt.network.masks import gate
 from adapt.network.supernet import Paths, SharedBlock, Supernet
 from adapt.network.weights import source_backbone
-from adapt.progress import Progress, ignore, silent
 from adapt.space import SearchSpace
 from search.derive.exact import Deriver
 from search.recipe.budget import Budget
 from search.recipe.recipe import Recipe
-from search.recipe.schedule import SearchPlan, split_halves
+from search.recipe.schedule import SearchSchedule, split_halves
 from search.supernet.guards import collapse_warnings, mean_entropy
-from search.supernet.log import Entry, Totals, named_probabilities, search_log
+from search.supernet.log import Entry, Totals, named_probabilities
 from search.supernet.multiplier import Multiplier
-from search.supernet.plot import plot_search
-from search.train.checkpoint import Clock, RandomState, resume, save_checkpoint
-from search.train.heap import freed_memory_kept
+from search.train.checkpoint import RandomState
 from search.train.placement import place
+from search.train.session import Session
 from search.train.step import (
     Stepper,
     build_optimizer,
     build_scheduler,
     check_shares,
     detection_loss,
-    divergence_saved,
     divided,
+    process_batches,
     training_dataset,
 )
-from search.train.world import World
 
-PLOT_MINUTES = 1.0  # a long search can be watched; a short one is drawn at its end
 GIGA = 1e9
 
 
@@ -71,8 +66,7 @@ class BilevelSearch:
         recipe: Numbers of the search.
         train: Training images; they are divided into trainA and trainB.
         cost: Cost of every choice, in MAdds or milliseconds.
-        limit_steps: Shorten warm-up and alternation to this many steps each.
-        world: The processes that search together; this one alone if None.
+        session: The processes that search together, and how many steps they may take.
 
     Raises:
         AdaptError: If no network reaches the target, or a batch cannot be shared out.
@@ -83,13 +77,12 @@ class BilevelSearch:
         recipe: Recipe,
         train: CocoSplit,
         cost: CostModel,
-        limit_steps: int | None = None,
-        *,
-        world: World | None = None,
+        session: Session | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.how, self.world = recipe, recipe.search, world or World.alone()
-        self.plan = SearchPlan.of(self.how, len(train), limit_steps)
+        session = session or Session()
+        self.recipe, self.how, self.world = recipe, recipe.search, session.world
+        self.schedule = SearchSchedule.of(self.how, len(train), session.limit_steps)
         self.supernet = build_supernet(recipe, recipe.space.load())
         config = recipe.detector_config(len(train.class_names))
         detector = build_retinanet(self.supernet, config)
@@ -107,7 +100,7 @@ class BilevelSearch:
         chosen = {id(p) for p in self.arch_parameters}
         self.weights = [p for p in self.detector.parameters() if id(p) not in chosen]
         weight_optimizer = build_optimizer(self.weights, how)
-        self.scheduler = build_scheduler(weight_optimizer, how, self.plan.steps_per_epoch)
+        self.lr_schedule = build_scheduler(weight_optimizer, how, self.schedule.steps_per_epoch)
         arch_optimizer = torch.optim.Adam(
             self.arch_parameters,
             lr=self.how.arch_lr,
@@ -138,7 +131,7 @@ class BilevelSearch:
         return {
             "detector": self.detector,
             "weight_optimizer": self.weight_stepper.optimizer,
-            "scheduler": self.scheduler,
+            "scheduler": self.lr_schedule,
             "arch_optimizer": self.arch_stepper.optimizer,
             "weight_scaler": self.weight_stepper.scaler,
             "arch_scaler": self.arch_stepper.scaler,
@@ -149,22 +142,16 @@ class BilevelSearch:
 
     def batches(self, half: int, start_step: int) -> Iterator[Batch]:
         """Return this process's endless batches of trainA (0) or trainB (1) from a step on."""
-        return training_batches(
-            self.halves[half],
-            batch_size=self.how.weights.batch_size,
-            seed=self.recipe.seed + half,
-            start_step=start_step,
-            num_workers=self.recipe.data.workers,
-            prefetch=self.recipe.compute.prefetch,
-            shard=(self.world.rank, self.world.size),
-        )
+        # Another seed for each half: they shall not be shuffled alike.
+        how, images = self.how.weights, self.halves[half]
+        return process_batches(self.recipe, images, how, self.world, start_step, seed_offset=half)
 
     def weight_step(self, step: int, batch: Batch) -> float:
         """Train the sampled operations on a batch of trainA; alpha and beta are frozen."""
         _train_only(self.weights, self.arch_parameters)
         paths = self._weight_paths(self._generator("weight", step), step)
         value = self.weight_stepper.step(self._losses(batch, paths), batch)
-        self.scheduler.step()
+        self.lr_schedule.step()
         return value
 
     def _weight_paths(self, generator: torch.Generator, step: int) -> list[Paths | None]:
@@ -172,7 +159,7 @@ class BilevelSearch:
         if self.how.weight_paths == "all":
             return [None]
         draw = self.supernet.sample_paths
-        uniform = step < self.plan.warmup_steps
+        uniform = step < self.schedule.warmup_steps
         first = draw(generator, uniform=uniform, number=self.how.weight_paths)
         if not self.how.bi_sampling:
             return [first]
@@ -236,11 +223,12 @@ class BilevelSearch:
     def log_entry(self, step: int) -> Entry:
         """Return what is worth knowing after an epoch; losses are means over it."""
         ops, widths = self.supernet.probabilities()
+        done = self.schedule.arch_share(step)
         return {
             "step": step,
-            "epoch": step / self.plan.steps_per_epoch,
+            "epoch": step / self.schedule.steps_per_epoch,
             **self.totals.means(),
-            "lr": self.scheduler.get_last_lr()[0],
+            "lr": self.lr_schedule.get_last_lr()[0],
             "expected_cost": float(self.expected_cost()),
             "argmax_cost": self.argmax_cost(),
             "target": self.multiplier.target,
@@ -253,7 +241,7 @@ class BilevelSearch:
             "argmax": self.supernet.argmax().to_dict()["blocks"],
             "probabilities": named_probabilities(self.supernet.space, ops, widths),
             "warnings": [
-                *collapse_warnings(self.supernet.space, ops, widths, self.plan.arch_share(step)),
+                *collapse_warnings(self.supernet.space, ops, widths, done),
                 *self._missed(step),
             ],
         }
@@ -261,26 +249,25 @@ class BilevelSearch:
     def _missed(self, step: int) -> Iterator[str]:
         """Warn at the end of a search whose arg max network costs more than the target."""
         target, reached = self.multiplier.target, self.argmax_cost()
-        if target is not None and step == self.plan.total_steps and reached > target:
+        if target is not None and step == self.schedule.total_steps and reached > target:
             yield (
                 f"the search ended at {reached:.4g}, above its target of {target:.4g}; derive with "
                 f"--budget {self.how.target}, and search with more epochs or a higher arch_lr"
             )
 
-    def run(self, start: int, progress: Progress = silent) -> Iterator[int]:
-        """Take the steps of the plan from ``start`` on; yield the steps taken after each."""
-        plan = self.plan
+    def steps(self, start: int) -> Iterator[float]:
+        """Take the steps from ``start`` on; yield the loss of each weight step."""
+        schedule = self.schedule
         weight_batches = self.batches(0, start)
-        done = max(0, -(-(start - plan.warmup_steps) // plan.arch_every))
+        done = max(0, -(-(start - schedule.warmup_steps) // schedule.arch_every))
         arch_batches = self.batches(1, done)
-        for step in range(start, plan.total_steps):
-            number = plan.arch_step(step)
+        for step in range(start, schedule.total_steps):
+            number = schedule.arch_step(step)
             if number is not None:
                 self.totals.add("arch_loss", self.arch_step(next(arch_batches), number))
             loss = self.weight_step(step, next(weight_batches))
             self.totals.add("weight_loss", loss)
-            progress(step + 1, plan.total_steps, f"loss {loss:.3f}")
-            yield step + 1
+            yield loss
 
     def _gate_scales(self, widths: list[Tensor]) -> list[float]:
         return [
@@ -302,72 +289,3 @@ def one_hot(probabilities: Tensor) -> Tensor:
     decided = torch.zeros_like(probabilities)
     decided[probabilities.argmax()] = 1
     return decided
-
-
-def run_search(
-    recipe: Recipe,
-    train: CocoSplit,
-    cost: CostModel,
-    out: Path,
-    *,
-    progress: Progress = silent,
-    warn: Callable[[str], object] = ignore,
-    limit_steps: int | None = None,
-    provenance: dict[str, Any] | None = None,
-    world: World | None = None,
-) -> Path:
-    """Search, and write ``supernet.pt``, ``search.jsonl`` and TensorBoard's files to ``out``.
-
-    Checkpoints are written after every epoch, and in between by the clock; the same call resumes
-    from the last one, with another number of processes too.
-
-    Args:
-        recipe: Numbers of the search.
-        train: Training images.
-        cost: Cost of every choice, in MAdds or milliseconds.
-        out: Folder of the results.
-        progress: Told after every step.
-        warn: Told once of everything that looks like a collapse.
-        limit_steps: Shorten warm-up and alternation to this many steps each.
-        provenance: What else identifies the run, such as the hash of the cost table.
-        world: The processes that search together; this one alone if None.
-
-    Returns:
-        Path of the finished ``supernet.pt``.
-
-    Raises:
-        AdaptError: If the loss diverges, the target cannot be reached, or ``out`` holds another
-            run.
-    """
-    search = BilevelSearch(recipe, train, cost, limit_steps, world=world)
-    path, main = out / "supernet.pt", search.world.is_main
-    identity = content_hash([recipe.search_hash, limit_steps, provenance])
-    fields = {
-        "identity": identity,
-        "recipe": recipe.to_dict(),
-        "space": recipe.space.load().to_dict(),
-        "class_names": list(train.class_names),
-        "provenance": provenance or {},
-        "total_steps": search.plan.total_steps,
-    }
-    make_folder(out)  # before hours of work, not after
-    start = resume(path, "supernet", search.parts, identity)
-    search.world.agree((start, identity), "the last checkpoint")
-    clock, watched = Clock(recipe.compute.checkpoint_minutes), Clock(PLOT_MINUTES)
-    with (
-        search_log(out, start, main=main) as log,
-        freed_memory_kept(search.world.device),
-        divergence_saved(out / "diverged.json", train, search.world),
-    ):
-        for step in search.run(start, progress):
-            epoch_ended = search.plan.ends_epoch(step)
-            if log and epoch_ended:
-                for warning in log.append(search.log_entry(step)):
-                    warn(warning)
-                if watched.due():
-                    plot_search(log.path, out / "search.png")
-            if epoch_ended:
-                search.totals.clear()
-            if main and (epoch_ended or clock.due()):
-                save_checkpoint(path, "supernet", search.parts, step=step, **fields)
-    return path

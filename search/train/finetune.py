@@ -1,6 +1,8 @@
 """How is a derived detector trained from mapped parameters?"""
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,26 @@ from torchvision.models.detection import RetinaNet
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.artifacts import content_hash, file_hash, make_folder
 from adapt.data.coco import CocoSplit
-from adapt.data.dataset import training_batches
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.mapping.pretrained import MappingReport, map_backbone
 from adapt.network.backbone import Backbone
 from adapt.network.weights import source_backbone
-from adapt.progress import Progress, silent
 from search.recipe.recipe import Recipe
-from search.train.checkpoint import Clock, RandomState, resume, save_checkpoint
-from search.train.heap import freed_memory_kept
+from search.recipe.schedule import Schedule
+from search.train.checkpoint import RandomState
+from search.train.loop import Checkpoint, checkpointed, training_guarded
 from search.train.placement import place
+from search.train.session import Session
 from search.train.step import (
     Stepper,
     build_optimizer,
     build_scheduler,
     check_shares,
     detection_loss,
-    divergence_saved,
     divided,
+    process_batches,
     training_dataset,
 )
-from search.train.world import World
 
 
 def resolve_architecture(name_or_path: str, recipe: Recipe) -> Architecture:
@@ -71,10 +72,62 @@ def initial_detector(recipe: Recipe, info: DetectorInfo) -> tuple[RetinaNet, Map
     return model, report
 
 
-def total_steps(recipe: Recipe, images: int, limit_steps: int | None = None) -> int:
-    """Return the steps of a fine-tuning on ``images`` training images."""
-    steps = recipe.finetune.epochs * recipe.finetune.steps_per_epoch(images)
-    return steps if limit_steps is None else min(steps, limit_steps)
+class Finetuning:
+    """One fine-tuning: the detector with mapped parameters, its optimizer, and the steps.
+
+    Args:
+        recipe: Numbers of the training.
+        info: The detector.
+        train: Training images.
+        session: The processes that train together, and how many steps they may take.
+
+    Attributes:
+        model: The detector.
+        report: What was copied from the source; None if the recipe asks for scratch.
+        schedule: The steps.
+
+    Raises:
+        AdaptError: If weights are missing, or a batch cannot be shared out.
+    """
+
+    def __init__(
+        self, recipe: Recipe, info: DetectorInfo, train: CocoSplit, session: Session
+    ) -> None:
+        self.recipe, self.how, self.world = recipe, recipe.finetune, session.world
+        self.schedule = Schedule.of_finetuning(self.how, len(train), session.limit_steps)
+        model, self.report = initial_detector(recipe, info)
+        self.model = place(model, recipe.compute, self.world).train()
+        self.images = training_dataset(recipe, train)
+        check_shares(self.how, len(train), self.world)
+        weights = list(self.model.parameters())
+        optimizer = build_optimizer(weights, self.how)
+        self.lr_schedule = build_scheduler(optimizer, self.how, self.schedule.steps_per_epoch)
+        amp = recipe.compute.amp
+        self.stepper = Stepper(optimizer, weights, self.how.clip_norm, amp, self.world)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Everything a checkpoint holds."""
+        return {
+            "detector": self.model,
+            "optimizer": self.stepper.optimizer,
+            "scheduler": self.lr_schedule,
+            "scaler": self.stepper.scaler,
+            "random": RandomState(),
+        }
+
+    def steps(self, start: int) -> Iterator[float]:
+        """Take the steps from ``start`` on; yield the loss of each."""
+        optimisation = self.how
+        batches = process_batches(self.recipe, self.images, optimisation, self.world, start)
+        for batch in islice(batches, self.schedule.total_steps - start):
+            losses = (
+                (share, partial(detection_loss, self.model, part, self.world.device))
+                for share, part in divided(batch, optimisation.accumulate)
+            )
+            loss = self.stepper.step(losses, batch)
+            self.lr_schedule.step()
+            yield loss
 
 
 def run_finetune(
@@ -82,11 +135,7 @@ def run_finetune(
     architecture: Architecture,
     train: CocoSplit,
     path: Path,
-    *,
-    progress: Progress = silent,
-    limit_steps: int | None = None,
-    provenance: dict[str, Any] | None = None,
-    world: World | None = None,
+    session: Session | None = None,
 ) -> Path:
     """Map, train, and write the detector to ``path``.
 
@@ -98,88 +147,45 @@ def run_finetune(
         architecture: The backbone.
         train: Training images.
         path: The detector file to write.
-        progress: Told after every step.
-        limit_steps: Stop after this many steps.
-        provenance: Where the architecture comes from.
-        world: The processes that train together; this one alone if None.
+        session: How it is carried out; its provenance says where the architecture comes from.
 
     Raises:
         AdaptError: If weights are missing, the loss diverges, or ``path`` has another run's
             checkpoint.
     """
     make_folder(path.parent)  # before hours of work, not after
+    session = session or Session()
     config = recipe.detector_config(len(train.class_names))
     info = DetectorInfo(architecture, config, recipe.input, train.class_names)
-    model, report = initial_detector(recipe, info)
-    world = world or World.alone()
-    model = place(model, recipe.compute, world).train()
-    saved = divergence_saved(path.with_suffix(".diverged.json"), train, world)
-    with freed_memory_kept(world.device), saved:
-        _train(recipe, model, info, train, path, progress, limit_steps, world)
-    if not world.is_main:
-        return path
-    save_detector(
-        path,
-        model,
-        info,
-        recipe=recipe.to_dict(),
-        copied_share=report.share if report else 0.0,
-        provenance=provenance or {},
-    )
-    path.with_suffix(".checkpoint.pt").unlink(missing_ok=True)
+    training = Finetuning(recipe, info, train, session)
+    checkpoint = _checkpoint(training, info, train, path, session)
+    start, minutes = checkpoint.resume(session.world), recipe.compute.checkpoint_minutes
+    losses = training.steps(start)
+    with training_guarded(path.with_suffix(".diverged.json"), train, session.world):
+        for _ in checkpointed(losses, start, training.schedule, checkpoint, session, minutes):
+            pass
+    if session.world.is_main:
+        save_detector(
+            path,
+            training.model,
+            info,
+            recipe=recipe.to_dict(),
+            copied_share=training.report.share if training.report else 0.0,
+            provenance=dict(session.provenance),
+        )
+        checkpoint.path.unlink(missing_ok=True)
     return path
 
 
-def _train(
-    recipe: Recipe,
-    model: RetinaNet,
-    info: DetectorInfo,
-    train: CocoSplit,
-    path: Path,
-    progress: Progress,
-    limit_steps: int | None,
-    world: World,
-) -> None:
-    how, compute = recipe.finetune, recipe.compute
-    parameters = list(model.parameters())
-    optimizer = build_optimizer(parameters, how)
-    steps_per_epoch = how.steps_per_epoch(len(train))
-    scheduler = build_scheduler(optimizer, how, steps_per_epoch)
-    stepper = Stepper(optimizer, parameters, how.clip_norm, compute.amp, world)
-    parts = {
-        "detector": model,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "scaler": stepper.scaler,
-        "random": RandomState(),
-    }
-    checkpoint = path.with_suffix(".checkpoint.pt")
-    identity = content_hash(
-        [recipe.finetune_hash, limit_steps, info.to_dict(), file_hash(train.annotations)]
-    )
-    start = resume(checkpoint, "finetuning", parts, identity)
-    world.agree((start, identity), "the last checkpoint")
-    total = total_steps(recipe, len(train), limit_steps)
-    batches = training_batches(
-        training_dataset(recipe, train),
-        batch_size=how.batch_size,
-        seed=recipe.seed,
-        start_step=start,
-        num_workers=recipe.data.workers,
-        prefetch=compute.prefetch,
-        shard=(world.rank, world.size),
-    )
-    check_shares(how, len(train), world)
-    clock = Clock(compute.checkpoint_minutes)
-    for step in range(start, total):
-        batch = next(batches)
-        losses = (
-            (share, partial(detection_loss, model, part, world.device))
-            for share, part in divided(batch, how.accumulate)
-        )
-        value = stepper.step(losses, batch)
-        scheduler.step()
-        progress(step + 1, total, f"loss {value:.3f}")
-        due = (step + 1) % steps_per_epoch == 0 or clock.due()
-        if world.is_main and due and step + 1 < total:
-            save_checkpoint(checkpoint, "finetuning", parts, step=step + 1, identity=identity)
+def _checkpoint(
+    training: Finetuning, info: DetectorInfo, train: CocoSplit, path: Path, session: Session
+) -> Checkpoint:
+    annotations = file_hash(train.annotations)
+    identity = [
+        training.recipe.finetune_hash,
+        session.limit_steps,
+        info.to_dict(),
+        annotations,
+    ]
+    file = path.with_suffix(".checkpoint.pt")
+    return Checkpoint(file, "finetuning", training.parts, content_hash(identity), fields={})

@@ -13,7 +13,7 @@ from torchvision.models.detection import RetinaNet
 
 from adapt.artifacts import header, write_json
 from adapt.data.coco import CocoSplit
-from adapt.data.dataset import Batch, DetectionDataset
+from adapt.data.dataset import Batch, DetectionDataset, training_batches
 from adapt.errors import AdaptError
 from search.recipe.optimisation import Amp, Optimisation
 from search.recipe.recipe import Recipe
@@ -24,6 +24,27 @@ def training_dataset(recipe: Recipe, split: CocoSplit) -> DetectionDataset:
     """Return the training images of a split as the recipe asks for them."""
     data = recipe.data
     return DetectionDataset(split, recipe.input, flip=data.flip, cache_mb=data.cache_mb)
+
+
+def process_batches(
+    recipe: Recipe,
+    images: DetectionDataset,
+    how: Optimisation,
+    world: World,
+    start_step: int,
+    *,
+    seed_offset: int = 0,
+) -> Iterator[Batch]:
+    """Yield this process's share of the batches of a training without end, from a step on."""
+    return training_batches(
+        images,
+        batch_size=how.batch_size,
+        seed=recipe.seed + seed_offset,
+        start_step=start_step,
+        num_workers=recipe.data.workers,
+        prefetch=recipe.compute.prefetch,
+        shard=(world.rank, world.size),
+    )
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], how: Optimisation) -> Optimizer:

@@ -1,0 +1,1 @@
+"""Which commands measure, and put the other packages together?"""

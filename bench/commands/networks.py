@@ -1,0 +1,90 @@
+"""Which commands measure finished networks? (`adapt eval`, `adapt bench`)"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adapt.command_line import JsonOpt, grouped, show
+from export.commands import RuntimeOpt, ThreadsOpt
+
+if TYPE_CHECKING:
+    from adapt.data.coco import CocoSplit
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Which images are evaluated."""
+
+    data: Annotated[Path, typer.Option("--data", help="Folder of a COCO-format data set.")]
+    split: Annotated[str, typer.Option("--split", help="Split to evaluate.")] = "val"
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="First N images.")] = None
+
+    def load(self) -> "CocoSplit":
+        """Read the split."""
+        from adapt.data.coco import load_split
+
+        return load_split(self.data, self.split).limit(self.limit)
+
+
+@grouped
+def eval_command(
+    artifact: Annotated[Path, typer.Argument(help="Detector (.safetensors) or ONNX file.")],
+    images: SplitOptions,
+    runtime: RuntimeOpt = None,
+    threads: ThreadsOpt = 1,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Write detections as COCO results JSON.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Evaluate the COCO mAP of an artifact on a runtime.
+
+    Example: `adapt eval runs/bccd/derived.onnx --data datasets/bccd --split test`
+    """
+    from adapt.progress import console_stage
+    from bench.networks.measure import evaluate_artifact
+
+    split = images.load()
+    with console_stage("eval") as progress:
+        metrics = evaluate_artifact(
+            artifact, split, runtime, threads, results=results, progress=progress
+        )
+    show(metrics.to_dict(), as_json=as_json, title=f"{artifact} on {images.split}")
+
+
+@grouped
+def bench_command(
+    artifacts: Annotated[list[Path], typer.Argument(help="Detectors (.safetensors, .onnx).")],
+    images: SplitOptions,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("runs/report"),
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option("--runtime", help="Runtime, repeatable; each file's usual one if left out."),
+    ] = None,
+    threads: ThreadsOpt = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Interleaved rounds.")] = 10,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure mAP and latency of the same artifacts in one run, and write a report.
+
+    Example: `adapt bench runs/bccd/*.onnx --data datasets/bccd --split test`
+    """
+    from rich.console import Console
+
+    from adapt.progress import console_stage
+    from bench.networks.measure import DETECTOR_PROTOCOL, compare, named
+    from bench.networks.report import rich_table, write_report
+
+    protocol = replace(DETECTOR_PROTOCOL, rounds=rounds)
+    chosen, split = named(artifacts, runtime or ()), images.load()
+    with console_stage("bench") as progress:
+        result = compare(chosen, split, threads=threads, protocol=protocol, progress=progress)
+    write_report(out, result)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        Console().print(rich_table(result))
+        print(f"report: {out / 'report.md'}")

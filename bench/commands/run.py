@@ -1,0 +1,94 @@
+"""Which commands do everything at once? (`adapt run`, `adapt demo`, `adapt doctor`)"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
+from search.commands import LimitOpt, RecipeOptions, StartOptions, estimate_recipe
+
+if TYPE_CHECKING:
+    from bench.pipeline import RunResult
+    from search.recipe.recipe import Recipe
+
+
+@grouped
+def run_command(
+    recipe: RecipeOptions,
+    start: StartOptions,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of all results.")] = None,
+    limit_steps: LimitOpt = None,
+    dry_run: DryRunOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run the whole pipeline of a recipe: profile, search, derive, finetune, export, bench.
+
+    Finished stages are reused and a stopped one continues.
+
+    Example: `adapt run recipes/bccd-cpu.toml`
+    """
+    wanted = start.apply(recipe.load())
+    if dry_run:
+        estimate = estimate_recipe(wanted, limit_steps)
+        show(estimate.to_dict(), as_json=as_json, title="estimate")
+        return
+    result = _run(wanted, out or Path("runs") / wanted.name, limit_steps)
+    _show_run(result, as_json=as_json)
+
+
+@grouped
+def demo_command(
+    start: StartOptions,
+    out: Annotated[Path, typer.Option("--out", help="Folder of all results.")] = Path("runs/demo"),
+    as_json: JsonOpt = False,
+) -> None:
+    """Run the whole pipeline on a generated data set, in minutes on a CPU.
+
+    Example: `adapt demo`
+    """
+    from adapt.data.synthetic import generate
+    from adapt.progress import console_stage
+
+    with console_stage("generate data") as progress:
+        generate(out / "data", progress=progress)
+    demo = start.apply(RecipeOptions("demo", out / "data").load())
+    _show_run(_run(demo, out, None), as_json=as_json)
+
+
+def doctor_command(as_json: JsonOpt = False) -> None:
+    """Tell what works on this machine, and how to get what does not.
+
+    Example: `adapt doctor`
+    """
+    from bench.doctor import diagnose, to_json
+
+    found = diagnose()
+    show(to_json(found) if as_json else found, as_json=as_json, title="adapt doctor")
+
+
+def _run(recipe: "Recipe", out: Path, limit_steps: int | None) -> "RunResult":
+    from adapt.progress import console_stage
+    from bench.pipeline import Run
+    from search.train.world import alone_or_refused
+
+    alone_or_refused("adapt run")
+    return Run(recipe, out, stage=console_stage, limit_steps=limit_steps, warn=warn).execute()
+
+
+def _show_run(result: "RunResult", *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from bench.networks.report import rich_table
+
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return
+    reused = [name for name, state in result.stages.items() if state == "reused"]
+    if reused:
+        print(f"reused: {', '.join(reused)}", file=sys.stderr)
+    Console().print(rich_table(result.bench))
+    for line in result.summary():
+        print(line)

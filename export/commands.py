@@ -1,0 +1,85 @@
+"""Which commands run deployed detectors? (`adapt predict`, `adapt parity`)"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapt.command_line import JsonOpt, show
+
+ArtifactArg = Annotated[Path, typer.Argument(help="Detector (.safetensors), ONNX file or engine.")]
+ImagesArg = Annotated[list[Path], typer.Argument(help="Images, or folders of them.")]
+RuntimeOpt = Annotated[
+    str | None, typer.Option("--runtime", help="Runtime; the file's usual one if empty.")
+]
+ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one inference.")]
+
+
+def predict_command(
+    artifact: ArtifactArg,
+    images: ImagesArg,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path(
+        "runs/predictions"
+    ),
+    score: Annotated[
+        float, typer.Option("--score", min=0, max=1, help="Lowest score that is drawn.")
+    ] = 0.3,
+    runtime: RuntimeOpt = None,
+    threads: ThreadsOpt = 1,
+    as_json: JsonOpt = False,
+) -> None:
+    """Draw what a detector finds in images, and write it as COCO JSON.
+
+    Example: `adapt predict runs/bccd/derived.onnx photos/ --out runs/predictions`
+    """
+    from adapt.data.images import find_images
+    from adapt.progress import console_stage
+    from export.run.predict import predict
+    from export.run.runner import open_runner, usual_runtime
+
+    found = find_images(images)
+    with (
+        open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner,
+        console_stage("predict") as progress,
+    ):
+        content = predict(runner, found, out, score_threshold=score, progress=progress)
+    number = len(content["annotations"])
+    show({"images": len(found), "detections": number, "out": str(out)}, as_json=as_json)
+
+
+def parity_command(
+    first: ArtifactArg,
+    second: Annotated[Path, typer.Argument(help="Another artifact of the same detector.")],
+    images: ImagesArg,
+    score_tol: Annotated[
+        float, typer.Option("--score-tol", min=0, help="Largest difference of scores.")
+    ] = 1e-4,
+    box_tol: Annotated[
+        float, typer.Option("--box-tol", min=0, help="Largest difference of boxes in pixels.")
+    ] = 0.05,
+    head_tol: Annotated[
+        float, typer.Option("--head-tol", min=0, help="Largest difference of logits and deltas.")
+    ] = 1e-3,
+    as_json: JsonOpt = False,
+) -> None:
+    """Compare what two artifacts of one detector find; exit code 1 if they differ.
+
+    If one of the two ends in raw heads (tail `none`), those are compared.
+
+    Example: `adapt parity derived.onnx derived-fp16.onnx photos/ --score-tol 0.01 --box-tol 1`
+    """
+    from adapt.data.images import find_images
+    from adapt.progress import console_stage
+    from export.run.parity import Tolerances, compare_artifacts
+    from export.run.runner import open_runner, usual_runtime
+
+    found, tolerances = find_images(images), Tolerances(score_tol, box_tol, head_tol)
+    with (
+        open_runner(usual_runtime(first), first) as a,
+        open_runner(usual_runtime(second), second) as b,
+        console_stage("parity") as progress,
+    ):
+        report = compare_artifacts(a, b, found, tolerances=tolerances, progress=progress)
+    show(report.to_dict(), as_json=as_json, title="parity")
+    if not report.passed:
+        raise typer.Exit(1)

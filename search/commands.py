@@ -1,0 +1,247 @@
+"""Which commands search and train? (`adapt search`, `adapt finetune`)"""
+
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
+
+if TYPE_CHECKING:
+    from search.estimate import RunEstimate
+    from search.recipe.recipe import Recipe
+    from search.train.session import Session
+
+OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the results.")]
+DataOpt = Annotated[
+    Path | None, typer.Option("--data", help="Folder of a COCO-format data set, not the recipe's.")
+]
+
+LimitOpt = Annotated[
+    int | None,
+    typer.Option("--limit-steps", min=1, help="Stop every training phase after so many steps."),
+]
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Which recipe, on which data."""
+
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="Preset (`paper`, `demo`) or path of a .toml file."),
+    ]
+    data: DataOpt = None
+
+    def load(self) -> "Recipe":
+        """Read the recipe."""
+        from search.recipe.recipe import Recipe
+
+        return Recipe.load(self.recipe).with_data(self.data)
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Where parameters start."""
+
+    init: Annotated[
+        Literal["imagenet", "scratch"] | None,
+        typer.Option("--init", help="Where parameters start, not the recipe's choice."),
+    ] = None
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Weight file of the source backbone.")
+    ] = None
+
+    def apply(self, recipe: "Recipe") -> "Recipe":
+        """Return the recipe with these options."""
+        return recipe.with_init(self.init, self.weights)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long a training takes, and how it computes."""
+
+    limit_steps: LimitOpt = None
+    amp: Annotated[
+        Literal["off", "bf16", "fp16"] | None,
+        typer.Option("--amp", help="Type that the networks compute in while they train."),
+    ] = None
+    accumulate: Annotated[
+        int | None,
+        typer.Option("--accumulate", min=1, help="Parts of a batch, one after the other."),
+    ] = None
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False
+
+    def apply(self, recipe: "Recipe", phase: Literal["search", "finetune"]) -> "Recipe":
+        """Return the recipe with these options for one of its trainings."""
+        recipe = recipe.with_compute(amp=self.amp, compile=self.compiled or None)
+        return recipe.with_accumulate(**{phase: self.accumulate})
+
+    def estimate(self, recipe: "Recipe") -> "RunEstimate":
+        """Return steps, memory and hours of a run of the recipe."""
+        return estimate_recipe(recipe, self.limit_steps)
+
+    def session(
+        self, title: str, provenance: Mapping[str, Any] | None = None
+    ) -> "AbstractContextManager[Session]":
+        """Join the processes that were started, with a progress display and warnings."""
+        from adapt.progress import console_stage
+        from search.train.session import joined_session
+
+        return joined_session(
+            title,
+            stage=console_stage,
+            warn=warn,
+            limit_steps=self.limit_steps,
+            provenance=provenance,
+        )
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What the search pays for, and what its steps compute."""
+
+    cost: Annotated[
+        Literal["madds", "latency"] | None,
+        typer.Option("--cost", help="What to pay for, not the recipe's choice."),
+    ] = None
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Cost to end at, such as 4.0ms or 134.9G; learns lambda."),
+    ] = None
+    cost_weight: Annotated[
+        float | None,
+        typer.Option("--cost-weight", min=0, help="Fixed lambda, or its start with a target."),
+    ] = None
+    paths: Annotated[
+        str | None,
+        typer.Option(
+            "--paths",
+            help="Candidates per position that a step runs: all or a number; WEIGHT:ARCH for "
+            "different ones in weight and architecture steps.",
+        ),
+    ] = None
+    bi_sampling: Annotated[
+        bool, typer.Option("--bi-sampling", help="Train a second path of other candidates too.")
+    ] = False
+    recompute: Annotated[
+        Literal["off", "norms", "operation", "block"] | None,
+        typer.Option("--recompute", help="Compute again in the backward pass, to save memory."),
+    ] = None
+
+    def apply(self, recipe: "Recipe") -> "Recipe":
+        """Return the recipe with these options."""
+        from search.recipe.optimisation import parse_paths
+
+        return recipe.with_compute(recompute=self.recompute).with_search(
+            cost=self.cost,
+            target=self.target,
+            cost_weight=self.cost_weight,
+            bi_sampling=self.bi_sampling or None,
+            **parse_paths(self.paths),
+        )
+
+
+@dataclass(frozen=True)
+class CostsOptions:
+    """Which cost table is used, and how far it must be trusted."""
+
+    costs: Annotated[
+        Path | None, typer.Option("--costs", help="Cost table that `adapt profile` wrote.")
+    ] = None
+    uncertified: Annotated[
+        bool,
+        typer.Option("--uncertified", help="Use a cost table that `adapt costs certify` lacks."),
+    ] = False
+
+    def tell_certificate(self) -> None:
+        """Print on stderr how far the table can be trusted."""
+        from adapt.cost.table import CostTable
+        from search.recipe.costs import certificate_line
+
+        if self.costs:
+            with CostTable.open(self.costs) as table:
+                print(certificate_line(table), file=sys.stderr)
+
+
+def estimate_recipe(recipe: "Recipe", limit_steps: int | None) -> "RunEstimate":
+    """Return steps, memory and hours of a run of the recipe, for a dry run."""
+    from search.estimate import estimate_run
+
+    train = recipe.split(recipe.data.train)
+    return estimate_run(recipe, len(train), len(train.class_names), limit_steps)
+
+
+@grouped
+def search_command(
+    recipe: RecipeOptions,
+    choices: SearchOptions,
+    costs: CostsOptions,
+    training: TrainingOptions,
+    start: StartOptions,
+    out: OutOpt = None,
+    dry_run: DryRunOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Search operations, depth and widths inside the detector.
+
+    A stopped search continues with the same command. Several processes, each with its GPU:
+    `torchrun --nproc-per-node 4 -m cli search RECIPE`.
+
+    Example: `adapt search recipes/bccd-cpu.toml --cost latency --costs runs/costs.sqlite`
+    """
+    from search.recipe.costs import search_cost
+    from search.supernet.run import run_search
+
+    wanted = choices.apply(training.apply(start.apply(recipe.load()), "search"))
+    if dry_run:
+        show(training.estimate(wanted).to_dict(), as_json=as_json, title="estimate")
+        return
+    train = wanted.split(wanted.data.train)
+    cost = search_cost(wanted, train, costs.costs, uncertified=costs.uncertified)
+    folder = out or Path("runs") / wanted.name / "search"
+    with training.session("search", cost.provenance) as session:
+        if session.world.is_main:
+            costs.tell_certificate()
+        path = run_search(wanted, train, cost.model, folder, session)
+    if session.world.is_main:
+        plot, following = folder / "search.png", f"adapt derive {path}"
+        show({"supernet": str(path), "plot": plot, "next": following}, as_json=as_json)
+
+
+@grouped
+def finetune_command(
+    recipe: RecipeOptions,
+    arch: Annotated[
+        str, typer.Option("--arch", help="Architecture file, or `mobilenet_v2` for the source.")
+    ],
+    training: TrainingOptions,
+    start: StartOptions,
+    out: Annotated[Path | None, typer.Option("--out", help="Detector file to write.")] = None,
+    dry_run: DryRunOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Map the pretrained parameters to an architecture and train the detector.
+
+    A stopped training continues with the same command. Several processes, each with its GPU:
+    `torchrun --nproc-per-node 4 -m cli finetune RECIPE --arch ARCH`.
+
+    Example: `adapt finetune recipes/bccd-cpu.toml --arch runs/bccd/arch.json`
+    """
+    from search.train.finetune import resolve_architecture, run_finetune
+
+    wanted = training.apply(start.apply(recipe.load()), "finetune")
+    architecture = resolve_architecture(arch, wanted)
+    if dry_run:
+        show(training.estimate(wanted).to_dict()["finetune"], as_json=as_json, title="estimate")
+        return
+    path = out or Path("runs") / wanted.name / f"{Path(arch).stem}.safetensors"
+    train = wanted.split(wanted.data.train)
+    with training.session("finetune") as session:
+        run_finetune(wanted, architecture, train, path, session)
+    if session.world.is_main:
+        show({"detector": str(path), "next": f"adapt export {path}"}, as_json=as_json)

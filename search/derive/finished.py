@@ -1,0 +1,158 @@
+"""What does a finished search hold, and what do its networks cost?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adapt.architecture import Architecture, Choices
+from adapt.cost.detector_space import DetectorSpace
+from adapt.cost.expectation import CostFunction, CostModel
+from adapt.cost.table import CostTable
+from adapt.cost.units import madds
+from adapt.errors import AdaptError
+from adapt.network.supernet import Supernet
+from adapt.space import SearchSpace
+from search.derive.exact import Derived, Deriver
+from search.recipe.budget import Budget, Unit
+from search.recipe.costs import check_certificate, check_table, costs_of
+from search.recipe.recipe import Recipe
+from search.train.checkpoint import read_checkpoint
+
+
+def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
+    """Read a finished search: the supernet with its alphas and betas, the recipe, the header.
+
+    Raises:
+        AdaptError: If the file is missing, damaged or the search is unfinished.
+    """
+    content = read_checkpoint(path, "supernet")
+    if content["step"] < content["total_steps"]:
+        raise AdaptError(
+            f"the search in {path} stopped after {content['step']} of {content['total_steps']} "
+            "steps; run the same `adapt search` again to finish it"
+        )
+    recipe = Recipe.from_dict(content["recipe"])
+    # The space as it was searched: its file may have been edited, or lie on another machine.
+    how = recipe.search
+    supernet = Supernet(
+        SearchSpace.restore(content["space"]),
+        mask=how.mask,
+        gate_norm=how.gate_norm,
+        gates=how.gates,
+    )
+    prefix = "backbone.body."
+    states = content["states"]["detector"]
+    supernet.load_state_dict(
+        {name.removeprefix(prefix): t for name, t in states.items() if name.startswith(prefix)}
+    )
+    return supernet, recipe, content
+
+
+@dataclass(frozen=True)
+class FinishedSearch:
+    """A finished search and what its networks cost.
+
+    Attributes:
+        supernet: The supernet with its alphas and betas.
+        recipe: What was searched, and how; its device is that of the table.
+        class_names: Object classes, in the order of their labels.
+        identity: Hash of everything that defined the search.
+        states: State of the whole detector around the supernet.
+        table: Open cost table; None to count multiply-adds only.
+    """
+
+    supernet: Supernet
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    identity: Any
+    states: dict[str, Tensor]
+    table: CostTable | None
+
+    def deriver(self, unit: Unit) -> Deriver:
+        """Return what finds networks within budgets of a unit."""
+        ops, widths = self.supernet.log_probabilities()
+        return Deriver(
+            self.cost_model(unit),
+            [[p.numpy() for p in block] for block in ops],
+            [p.numpy() for p in widths],
+        )
+
+    def within(self, budget: Budget) -> Derived:
+        """Return the most probable network within a budget.
+
+        Raises:
+            AdaptError: If none is, or latencies are asked for without a fitting table.
+        """
+        deriver = self.deriver(budget.unit)
+        budget.check_reachable(deriver.cheapest)
+        return deriver.best(budget.amount)
+
+    def cost_model(self, unit: Unit) -> CostModel:
+        """Return what every choice costs, latencies as the table's certificate corrects them.
+
+        Raises:
+            AdaptError: If latencies are asked for without a fitting table.
+        """
+        config = self.recipe.detector_config(len(self.class_names))
+        size = self.recipe.measured_size()
+        cost: CostFunction = madds
+        correction = 1.0, 0.0
+        if unit == "ms":
+            if self.table is None:
+                raise AdaptError(
+                    "a budget in milliseconds needs a cost table; measure one with `adapt profile "
+                    "RECIPE` and pass it with --costs"
+                )
+            check_table(self.recipe, self.table)
+            cost, size = self.table.lookup, self.recipe.input.fixed()
+            correction = self.table.correction
+        detectors = DetectorSpace(self.supernet.space, config, size)
+        return detectors.costs(cost).corrected(*correction)
+
+    def network(self, choices: Choices) -> Architecture:
+        """Return the network of choices of the space."""
+        return choices.architecture(self.supernet.space)
+
+    def costs(self, architecture: Architecture) -> dict[str, float]:
+        """Return multiply-adds, and latency where there is a table."""
+        return costs_of(architecture, self.recipe, len(self.class_names), self.table)
+
+
+@dataclass(frozen=True)
+class SearchFiles:
+    """The files that networks are derived from.
+
+    Attributes:
+        supernet: ``supernet.pt`` of a finished search.
+        costs: Cost table, if latencies matter; of any device.
+        uncertified: Whether a table without a certificate will do.
+    """
+
+    supernet: Path
+    costs: Path | None = None
+    uncertified: bool = False
+
+    @contextmanager
+    def open(self) -> Iterator[FinishedSearch]:
+        """Open the search, with its cost table for as long as it is used.
+
+        Raises:
+            AdaptError: If the search is unfinished, or the table has no certificate.
+        """
+        supernet, recipe, content = load_searched(self.supernet)
+        states = content["states"]["detector"]
+        described = tuple(content["class_names"]), content["identity"], states
+        if self.costs is None:
+            yield FinishedSearch(supernet, recipe, *described, None)
+            return
+        with CostTable.open(self.costs) as table:
+            if not self.uncertified:
+                check_certificate(table)
+            # The network is derived for the device of the table, wherever the search was.
+            options = table.conditions.device_options()
+            recipe = recipe.with_device(**options, name=table.conditions.device)
+            yield FinishedSearch(supernet, recipe, *described, table)
