@@ -10,6 +10,7 @@ from adapt.data.coco import CocoImage, CocoSplit, ImageBoxes
 from adapt.data.dataset import (
     Batch,
     DetectionDataset,
+    Loading,
     collate,
     endless_batches,
     epoch_batches,
@@ -165,7 +166,7 @@ def test_processes_share_out_every_batch(tmp_path: Path, batch: int, processes: 
     dataset = DetectionDataset(split_of(tmp_path, *(boxes_of() for _ in range(7))), SIZE)
 
     def ids(shard: tuple[int, int]) -> list[list[int]]:
-        batches = islice(training_batches(dataset, batch, seed=1, shard=shard), 3)
+        batches = islice(training_batches(dataset, batch, seed=1, loading=Loading(shard=shard)), 3)
         return [[int(target["image_id"]) for target in targets] for _, targets in batches]
 
     whole, shares = ids((0, 1)), [ids((number, processes)) for number in range(processes)]
@@ -178,7 +179,8 @@ def test_workers_deliver_the_same_batches_and_leave_the_random_state(tmp_path: P
     dataset = DetectionDataset(split, SIZE, flip=True)
     state = torch.get_rng_state()
     in_process = islice(training_batches(dataset, 2, seed=3, start_step=1), 4)
-    by_worker = islice(training_batches(dataset, 2, seed=3, start_step=1, num_workers=1), 4)
+    one_worker = Loading(num_workers=1)
+    by_worker = islice(training_batches(dataset, 2, seed=3, start_step=1, loading=one_worker), 4)
     for first, second in zip(in_process, by_worker, strict=True):
         assert_same(first, second)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,6 +1,7 @@
 """How does a split become training batches?"""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
@@ -138,15 +139,32 @@ def endless_batches(
         yield from islice(batches, done if epoch == first else 0, None)
 
 
+@dataclass(frozen=True)
+class Loading:
+    """Which processes load the images of the batches; what is in a batch does not depend on it.
+
+    Attributes:
+        num_workers: Processes that load images; 0 loads them in this one.
+        prefetch: Batches that each of them keeps ready.
+        shard: Number of this training process and how many there are; each gets its images of
+            every batch.
+    """
+
+    num_workers: int = 0
+    prefetch: int = 2
+    shard: tuple[int, int] = (0, 1)
+
+
+IN_THIS_PROCESS = Loading()
+
+
 def training_batches(
     dataset: DetectionDataset,
     batch_size: int,
     *,
     seed: int,
     start_step: int = 0,
-    num_workers: int = 0,
-    prefetch: int = 2,
-    shard: tuple[int, int] = (0, 1),
+    loading: Loading = IN_THIS_PROCESS,
 ) -> Iterator[Batch]:
     """Yield training batches without end; they depend on the seed and the step only.
 
@@ -158,29 +176,30 @@ def training_batches(
         batch_size: Images per batch, of all processes together.
         seed: Seed of the run.
         start_step: Batches to leave out.
-        num_workers: Processes that load images; 0 loads them in this one.
-        prefetch: Batches that each of them keeps ready.
-        shard: Number of this process and number of processes; each gets its images of every batch.
+        loading: Processes that load, and which images of every batch are this process's.
     """
     indices = endless_batches(
         len(dataset), batch_size, seed=seed, flip=dataset.flip, start_step=start_step
     )
-    number, of = shard
-    own = (batch[number * len(batch) // of : (number + 1) * len(batch) // of] for batch in indices)
-    return _load(dataset, own, num_workers, prefetch)
+    number, count = loading.shard
+    shares = (
+        batch[number * len(batch) // count : (number + 1) * len(batch) // count]
+        for batch in indices
+    )
+    return _load(dataset, shares, loading)
 
 
 def _load(
-    dataset: DetectionDataset, batches: Iterable[list[Index]], num_workers: int, prefetch: int
+    dataset: DetectionDataset, batches: Iterable[list[Index]], loading: Loading
 ) -> Iterator[Batch]:
-    if not num_workers:
+    if not loading.num_workers:
         yield from (collate([dataset[index] for index in batch]) for batch in batches)
         return
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=num_workers,
-        prefetch_factor=prefetch,
+        num_workers=loading.num_workers,
+        prefetch_factor=loading.prefetch,
         pin_memory=torch.cuda.is_available(),  # copies to the GPU do not wait then
         collate_fn=collate,
         # One of its own, or the loader would draw from the run's random numbers.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapt.cost.expectation import CostModel
 from adapt.data.coco import CocoSplit
-from adapt.data.dataset import Batch
+from adapt.data.dataset import Batch, training_batches
 from adapt.detector.retinanet import build_retinanet
 from adapt.mapping.pretrained import map_supernet
 from adapt.network.masks import gate
@@ -35,8 +35,8 @@ from search.train.step import (
     check_shares,
     detection_loss,
     divided,
-    process_batches,
     training_dataset,
+    training_loading,
 )
 
 GIGA = 1e9
@@ -142,9 +142,13 @@ class BilevelSearch:
 
     def batches(self, half: int, start_step: int) -> Iterator[Batch]:
         """Return this process's endless batches of trainA (0) or trainB (1) from a step on."""
-        # Another seed for each half: they shall not be shuffled alike.
-        how, images = self.how.weights, self.halves[half]
-        return process_batches(self.recipe, images, how, self.world, start_step, seed_offset=half)
+        return training_batches(
+            self.halves[half],
+            batch_size=self.how.weights.batch_size,
+            seed=self.recipe.seed + half,
+            start_step=start_step,
+            loading=training_loading(self.recipe, self.world),
+        )
 
     def weight_step(self, step: int, batch: Batch) -> float:
         """Train the sampled operations on a batch of trainA; alpha and beta are frozen."""

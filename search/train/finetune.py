@@ -12,6 +12,7 @@ from torchvision.models.detection import RetinaNet
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.artifacts import content_hash, file_hash, make_folder
 from adapt.data.coco import CocoSplit
+from adapt.data.dataset import training_batches
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.mapping.pretrained import MappingReport, map_backbone
 from adapt.network.backbone import Backbone
@@ -29,8 +30,8 @@ from search.train.step import (
     check_shares,
     detection_loss,
     divided,
-    process_batches,
     training_dataset,
+    training_loading,
 )
 
 
@@ -118,12 +119,17 @@ class Finetuning:
 
     def steps(self, start: int) -> Iterator[float]:
         """Take the steps from ``start`` on; yield the loss of each."""
-        optimisation = self.how
-        batches = process_batches(self.recipe, self.images, optimisation, self.world, start)
+        batches = training_batches(
+            self.images,
+            batch_size=self.how.batch_size,
+            seed=self.recipe.seed,
+            start_step=start,
+            loading=training_loading(self.recipe, self.world),
+        )
         for batch in islice(batches, self.schedule.total_steps - start):
             losses = (
                 (share, partial(detection_loss, self.model, part, self.world.device))
-                for share, part in divided(batch, optimisation.accumulate)
+                for share, part in divided(batch, self.how.accumulate)
             )
             loss = self.stepper.step(losses, batch)
             self.lr_schedule.step()

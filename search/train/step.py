@@ -13,7 +13,7 @@ from torchvision.models.detection import RetinaNet
 
 from adapt.artifacts import header, write_json
 from adapt.data.coco import CocoSplit
-from adapt.data.dataset import Batch, DetectionDataset, training_batches
+from adapt.data.dataset import Batch, DetectionDataset, Loading
 from adapt.errors import AdaptError
 from search.recipe.optimisation import Amp, Optimisation
 from search.recipe.recipe import Recipe
@@ -26,25 +26,9 @@ def training_dataset(recipe: Recipe, split: CocoSplit) -> DetectionDataset:
     return DetectionDataset(split, recipe.input, flip=data.flip, cache_mb=data.cache_mb)
 
 
-def process_batches(
-    recipe: Recipe,
-    images: DetectionDataset,
-    how: Optimisation,
-    world: World,
-    start_step: int,
-    *,
-    seed_offset: int = 0,
-) -> Iterator[Batch]:
-    """Yield this process's share of the batches of a training without end, from a step on."""
-    return training_batches(
-        images,
-        batch_size=how.batch_size,
-        seed=recipe.seed + seed_offset,
-        start_step=start_step,
-        num_workers=recipe.data.workers,
-        prefetch=recipe.compute.prefetch,
-        shard=(world.rank, world.size),
-    )
+def training_loading(recipe: Recipe, world: World) -> Loading:
+    """Return which processes load, and which images of every batch are this process's."""
+    return Loading(recipe.data.workers, recipe.compute.prefetch, (world.rank, world.size))
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], how: Optimisation) -> Optimizer:
