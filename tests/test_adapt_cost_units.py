@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import Architecture, mobilenet_v2
+from adapt.architecture import Architecture, MBConvShape, mobilenet_v2
 from adapt.cost.units import (
     P6,
     Boundary,
@@ -132,6 +132,10 @@ def test_keys_are_frozen_and_tell_which_unit_it_is(unit: Any) -> None:
 def test_a_residual_survives_its_key() -> None:
     unit = MBConvUnit(8, 8, 3, 6, 1, True, 4, 5)
     assert parse_key(unit_key(unit)) == unit
+
+
+def test_a_unit_is_not_its_shape_alone() -> None:
+    assert MBConvUnit(8, 8, 3, 6, 1, True, 4, 5) != MBConvShape(8, 8, 3, 6, 1, True)
 
 
 def test_a_foreign_key_is_no_unit() -> None:

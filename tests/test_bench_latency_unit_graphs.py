@@ -80,7 +80,7 @@ def torch_layers(unit):
         case Stem():
             return [Normalise(), stem(unit.c_out)]
         case MBConvUnit():
-            return [nn.Conv2d(4, unit.c_in, 1), MBConv(unit.shape)]
+            return [nn.Conv2d(4, unit.c_in, 1), MBConv(unit)]
         case Lateral():
             return [nn.Conv2d(4, unit.c_in, 1), nn.Conv2d(unit.c_in, unit.c_out, 1)]
         case P6():

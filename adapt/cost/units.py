@@ -1,7 +1,8 @@
 """Which separately measurable units does a detector consist of, and what do they cost in MAdds?
 
-The sum of the units' costs is the cost of the detector. The same units are measured on a device
-(`bench`), looked up by the latency cost (`adapt.cost`) and counted here.
+The cost of a detector is the sum of the costs of its units. Their multiply-adds are counted here;
+their latencies are measured by :mod:`bench.costs.profiler` and looked up in a
+:class:`~adapt.cost.table.CostTable`.
 """
 
 from collections.abc import Iterator
@@ -23,24 +24,11 @@ class Stem:
 
 
 @dataclass(frozen=True)
-class MBConvUnit:
+class MBConvUnit(MBConvShape):
     """One MBConv at an input resolution of ``height`` x ``width``."""
 
-    c_in: int
-    c_out: int
-    kernel: int
-    expansion: int
-    stride: int
-    residual: bool
     height: int
     width: int
-
-    @property
-    def shape(self) -> MBConvShape:
-        """The MBConv without its resolution."""
-        return MBConvShape(
-            self.c_in, self.c_out, self.kernel, self.expansion, self.stride, self.residual
-        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,9 @@ class P6:
 
 @dataclass(frozen=True)
 class Rest:
-    """All that no choice of the search changes: top-down path, P7, heads, decoding and NMS.
+    """What follows the laterals and P6: top-down path, P7, heads, decoding and NMS.
+
+    It is the same for every network of a search space.
 
     ``height`` x ``width`` is the size of the detector's input.
     """
@@ -87,8 +77,9 @@ class Rest:
 class Boundary:
     """A feature map that one unit writes and the next one reads.
 
-    No part of a detector. A unit is measured between two light convolutions, so that the runtime
-    lays its input and output out as it would inside a network; this is what they cost alone.
+    No part of a detector. Units are measured between two light convolutions, so that the runtime
+    chooses the memory layout of their input and output as it would inside a network. A boundary
+    stands for these convolutions alone; :meth:`adapt.cost.table.CostTable.lookup` subtracts them.
     """
 
     channels: int
@@ -103,7 +94,15 @@ Measurable = Unit | Boundary
 def unit_key(unit: Measurable) -> str:
     """Return the canonical text that identifies a unit in a cost table."""
     fields = " ".join(f"{name}={_plain(value)}" for name, value in asdict(unit).items())
-    return f"{type(unit).__name__.removesuffix('Unit').lower()} {fields}"
+    return f"{_kind(type(unit))} {fields}"
+
+
+def _kind(unit_class: type[Measurable]) -> str:
+    return unit_class.__name__.removesuffix("Unit").lower()
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, bool) else value
 
 
 def parse_key(key: str) -> Measurable:
@@ -114,10 +113,10 @@ def parse_key(key: str) -> Measurable:
     """
     kind, *texts = key.split()
     values = dict(text.split("=", 1) for text in texts)
-    for made in (Stem, MBConvUnit, Lateral, P6, Rest, Boundary):
-        if made.__name__.removesuffix("Unit").lower() == kind:
-            types: dict[str, Any] = {field.name: field.type for field in fields(made)}
-            return made(**{name: types[name](float(value)) for name, value in values.items()})
+    for unit_class in (Stem, MBConvUnit, Lateral, P6, Rest, Boundary):
+        if _kind(unit_class) == kind:
+            types: dict[str, Any] = {field.name: field.type for field in fields(unit_class)}
+            return unit_class(**{name: types[name](float(text)) for name, text in values.items()})
     raise ValueError(f"no unit has the key {key!r}")
 
 
@@ -131,13 +130,9 @@ def boundaries(unit: Unit) -> list[Boundary]:
         case MBConvUnit() | P6():
             out = halve(unit.height), halve(unit.width)
         case Rest():
-            levels = pyramid_sizes(unit.height, unit.width)[:4]  # three laterals and P6
+            levels = pyramid_sizes(unit.height, unit.width)[:4]  # P3 to P5 by laterals, and P6
             return [Boundary(unit.fpn_width, *level) for level in levels]
     return [Boundary(unit.c_in, unit.height, unit.width), Boundary(unit.c_out, *out)]
-
-
-def _plain(value: object) -> object:
-    return int(value) if isinstance(value, bool) else value
 
 
 def halve(length: int) -> int:

@@ -66,7 +66,7 @@ def _layers(unit: Measurable) -> list[nn.Module]:
         case Stem():
             return [stem(unit.c_out), _light(unit.c_out, LIGHT)]
         case MBConvUnit():
-            middle: nn.Module = MBConv(unit.shape)
+            middle: nn.Module = MBConv(unit)
         case Lateral():
             middle = nn.Conv2d(unit.c_in, unit.c_out, 1)
         case P6():
