@@ -10,14 +10,8 @@ from torchvision.models.detection import RetinaNet
 from adapt.architecture import Choices
 from adapt.detector.retinanet import DetectorConfig, build_retinanet
 from adapt.network.backbone import Backbone
-from adapt.network.masks import gate
 from adapt.network.operations import MBConv
-from adapt.network.supernet import (
-    IndividualBlocks,
-    MixedOperation,
-    SharedBlock,
-    Supernet,
-)
+from adapt.network.supernet import MixedBlock, Supernet
 
 
 @torch.no_grad()
@@ -54,46 +48,28 @@ def inherit_detector(source: RetinaNet, choices: Choices, config: DetectorConfig
 
 
 def _inherit_blocks(supernet: Supernet, body: Backbone, choices: Choices) -> list[Tensor]:
-    """Fill all blocks; return how the supernet scales the channels of each one's output."""
+    """Fill all blocks; return the factors of each one's output, which its readers take over."""
     _, probabilities = supernet.probabilities()
     layers = iter(cast("list[MBConv]", list(body.features)[2:]))
     factors = torch.ones(supernet.space.first_width)
     reach: Tensor | None = None
-    gates = []
+    block_factors = []
     for block, ops, width, p in zip(
         supernet.blocks, choices.ops, choices.widths, probabilities, strict=True
     ):
-        assert isinstance(block, SharedBlock | IndividualBlocks)
-        own, own_reach = _scales(block, p)
-        every = isinstance(block, SharedBlock) and block.narrows  # operation, or the block's output
-        inside = own if every else torch.ones_like(own)
-        for op in _chosen(block, ops, width):
+        assert isinstance(block, MixedBlock)
+        gates, gated_reach = block.factors(p), block.reach(p)
+        op_gates = gates if block.gates_operations else torch.ones_like(gates)
+        for mixed, index in zip(block.chain(width), ops, strict=True):
+            op = mixed.ops[index]
             if isinstance(op, MBConv):
                 copy_operation(op, next(layers), factors, reach)
-                factors, reach = inside, own_reach if every else None
-            else:  # a skip is gated as well
-                factors = factors * inside
-        factors, reach = factors if every else own, own_reach
-        gates.append(factors)
-    return gates
-
-
-def _scales(block: SharedBlock | IndividualBlocks, p: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return Tensor[C], the factors of a block's output, and how far its channels are in use."""
-    reach = block.reach(p)
-    if isinstance(block, SharedBlock):
-        return gate(block.masks, p, block.gate_norm), reach
-    assert reach is not None
-    return reach, reach
-
-
-def _chosen(
-    block: SharedBlock | IndividualBlocks, ops: Sequence[int], width: int
-) -> list[nn.Module]:
-    """Return the chosen operations of a block; a skip is no :class:`MBConv`."""
-    group = block.operations if isinstance(block, SharedBlock) else block.blocks[width]
-    mixed = cast("list[MixedOperation]", list(cast(nn.ModuleList, group)))
-    return [operation.ops[index] for operation, index in zip(mixed, ops, strict=True)]
+                factors, reach = op_gates, gated_reach if block.gates_operations else None
+            else:  # the output of a skip is gated as well
+                factors = factors * op_gates
+        factors, reach = factors if block.gates_operations else gates, gated_reach
+        block_factors.append(factors)
+    return block_factors
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ Kernels: centred. Everything else is surplus and starts at zero.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from adapt.architecture import Architecture
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv
-from adapt.network.supernet import IndividualBlocks, MixedOperation, SharedBlock, Supernet
+from adapt.network.supernet import MixedBlock, Supernet
 
 MappingMode = Literal["paper", "identity"]
 
@@ -268,10 +268,9 @@ def map_supernet(
 
 def _candidates(block: nn.Module) -> Iterator[tuple[int, str, MBConv]]:
     """Yield (position, name, MBConv) of every candidate of a mixed block."""
-    assert isinstance(block, SharedBlock | IndividualBlocks)
-    groups = [block.operations] if isinstance(block, SharedBlock) else list(block.blocks)
-    for group_number, group in enumerate(groups):
-        for position, mixed in enumerate(cast(nn.ModuleList, group)):
-            for index, op in enumerate(cast(MixedOperation, mixed).ops):
+    assert isinstance(block, MixedBlock)
+    for number, chain in enumerate(block.chains()):
+        for position, mixed in enumerate(chain):
+            for index, op in enumerate(mixed.ops):
                 if isinstance(op, MBConv):
-                    yield position, f"{group_number}.{position}.{index}", op
+                    yield position, f"{number}.{position}.{index}", op

@@ -140,6 +140,10 @@ class MixedOperation(nn.Module):
         return out
 
 
+def _operations(chain: nn.Module) -> list[MixedOperation]:
+    return cast("list[MixedOperation]", list(cast(nn.ModuleList, chain)))
+
+
 def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList:
     return nn.ModuleList(
         MixedOperation(
@@ -153,7 +157,42 @@ def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList
     )
 
 
-class SharedBlock(nn.Module):
+class MixedBlock(nn.Module):
+    """All operations and widths of one block of a space; its output is as wide as the widest.
+
+    Called with the output of the block before, the softmax of alpha per position, the softmax of
+    beta, per position what was sampled (None for all candidates), the reach of the block before,
+    and what is computed again in the backward pass.
+
+    Attributes:
+        gates_operations: Whether the output of every operation is gated, or only the block's.
+    """
+
+    reach_masks: Tensor
+
+    def __init__(self, widths: Sequence[int], *, gates_operations: bool = False) -> None:
+        super().__init__()
+        self.gates_operations = gates_operations
+        self.register_buffer("reach_masks", overlapping_masks(widths), persistent=False)
+
+    def chains(self) -> list[list[MixedOperation]]:
+        """Return the sequences of operations that the block consists of."""
+        raise NotImplementedError
+
+    def chain(self, width: int) -> list[MixedOperation]:
+        """Return the sequence of operations that computes the width with this index."""
+        raise NotImplementedError
+
+    def factors(self, width_probabilities: Tensor) -> Tensor:
+        """Return Tensor[C], what the channels of the output are multiplied by."""
+        raise NotImplementedError
+
+    def reach(self, width_probabilities: Tensor) -> Tensor | None:
+        """Return Tensor[C], the probability that each output channel exists; None to use all."""
+        return width_probabilities @ self.reach_masks
+
+
+class SharedBlock(MixedBlock):
     """Mixed block (Eq. 2): one block at the widest candidate, its channels gated.
 
     Non-overlapping masks gate the output of the block. Overlapping masks, unless ``gates`` is
@@ -163,7 +202,6 @@ class SharedBlock(nn.Module):
     """
 
     masks: Tensor
-    reach_masks: Tensor
 
     def __init__(
         self,
@@ -173,12 +211,11 @@ class SharedBlock(nn.Module):
         gate_norm: GateNorm,
         gates: Gates = "operation",
     ) -> None:
-        super().__init__()
+        overlapping = mask == "overlapping"
+        super().__init__(block.widths, gates_operations=overlapping and gates == "operation")
         self.operations = _mixed_operations(block, c_in, block.widths[-1])
-        build = overlapping_masks if mask == "overlapping" else non_overlapping_masks
-        self.register_buffer("masks", build(block.widths), persistent=False)
-        self.register_buffer("reach_masks", overlapping_masks(block.widths), persistent=False)
-        self.narrows = mask == "overlapping" and gates == "operation"
+        masks = (overlapping_masks if overlapping else non_overlapping_masks)(block.widths)
+        self.register_buffer("masks", masks, persistent=False)
         self.gate_norm: GateNorm = gate_norm
 
     def forward(
@@ -191,30 +228,39 @@ class SharedBlock(nn.Module):
         recompute: Recompute = "off",
     ) -> Tensor:
         """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
-        factors = gate(self.masks, width_probabilities, self.gate_norm)[:, None, None]
+        factors = self.factors(width_probabilities)[:, None, None]
         for operation, probabilities, choice in zip(
             self.operations, op_probabilities, chosen, strict=True
         ):
             x = operation(x, probabilities, choice, reach, recompute)
-            if self.narrows:
+            if self.gates_operations:
                 x, reach = x * factors, self.reach(width_probabilities)
-        return x if self.narrows else x * factors
+        return x if self.gates_operations else x * factors
+
+    def chain(self, width: int) -> list[MixedOperation]:
+        """Return the one chain: a width is its first channels."""
+        return self.chains()[0]
+
+    def chains(self) -> list[list[MixedOperation]]:
+        """Return the one chain."""
+        return [_operations(self.operations)]
+
+    def factors(self, width_probabilities: Tensor) -> Tensor:
+        """Return Tensor[C], the gate of every channel."""
+        return gate(self.masks, width_probabilities, self.gate_norm)
 
     def reach(self, width_probabilities: Tensor) -> Tensor | None:
-        """Return Tensor[C], the probability that each output channel exists; None to use all."""
-        return width_probabilities @ self.reach_masks if self.narrows else None
+        """Return Tensor[C] if operations are gated, see :class:`MixedBlock`; None otherwise."""
+        return super().reach(width_probabilities) if self.gates_operations else None
 
 
-class IndividualBlocks(nn.Module):
+class IndividualBlocks(MixedBlock):
     """Mixed block of separate blocks, one per width, zero-padded and summed (Table III)."""
 
-    reach_masks: Tensor
-
     def __init__(self, block: BlockSpace, c_in: int) -> None:
-        super().__init__()
+        super().__init__(block.widths)
         self.widest = block.widths[-1]
         self.blocks = nn.ModuleList(_mixed_operations(block, c_in, w) for w in block.widths)
-        self.register_buffer("reach_masks", overlapping_masks(block.widths), persistent=False)
 
     def forward(
         self,
@@ -227,18 +273,26 @@ class IndividualBlocks(nn.Module):
     ) -> Tensor:
         """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
         padded = []
-        for weight, operations in zip(width_probabilities, self.blocks, strict=True):
-            out, used = x, reach
+        for weight, chain in zip(width_probabilities, self.chains(), strict=True):
+            out, in_reach = x, reach
             for operation, probabilities, choice in zip(
-                cast(nn.ModuleList, operations), op_probabilities, chosen, strict=True
+                chain, op_probabilities, chosen, strict=True
             ):
-                out = operation(out, probabilities, choice, used, recompute)
-                used = None
+                out = operation(out, probabilities, choice, in_reach, recompute)
+                in_reach = None  # inside a chain all channels are of its own width
             padded.append(weight * F.pad(out, (0, 0, 0, 0, 0, self.widest - out.shape[1])))
         return torch.stack(padded).sum(0)
 
-    def reach(self, width_probabilities: Tensor) -> Tensor:
-        """Return Tensor[C], the probability that each output channel exists."""
+    def chain(self, width: int) -> list[MixedOperation]:
+        """Return the chain of a width."""
+        return self.chains()[width]
+
+    def chains(self) -> list[list[MixedOperation]]:
+        """Return the chain of every width."""
+        return [_operations(chain) for chain in self.blocks]
+
+    def factors(self, width_probabilities: Tensor) -> Tensor:
+        """Return Tensor[C], the summed weight of all chains that have the channel."""
         return width_probabilities @ self.reach_masks
 
 
@@ -300,7 +354,7 @@ class Supernet(nn.Module):
         taps: OrderedDict[str, Tensor] = OrderedDict()
         reach: Tensor | None = None
         for number, block in enumerate(self.blocks):
-            assert isinstance(block, SharedBlock | IndividualBlocks)
+            assert isinstance(block, MixedBlock)
             chosen = self.paths[number] if self.paths else [None] * len(ops[number])
             x = self._block(block, x, ops[number], widths[number], chosen, reach)
             reach = block.reach(widths[number])
