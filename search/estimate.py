@@ -17,7 +17,7 @@ from adapt.architecture import mobilenet_v2
 from adapt.detector.retinanet import build_retinanet
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv
-from adapt.network.supernet import Choice, Paths, Recompute, Supernet
+from adapt.network.supernet import Paths, Recompute, Sampled, Supernet
 from search.recipe.optimisation import Optimisation, PathCount
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule, SearchSchedule
@@ -124,7 +124,7 @@ def largest_paths(supernet: Supernet, number: PathCount) -> Paths | None:
     if number == "all":
         return None
 
-    def largest(candidates: int) -> Choice:
+    def largest(candidates: int) -> Sampled:
         return candidates - 1 if number == 1 else tuple(range(candidates)[-number:])
 
     return [

@@ -1,1 +1,1 @@
-"""Which networks can be built? (backbones, and the supernet of all of them)"""
+"""Which networks can be built? (backbones, and the supernet of a search space)"""

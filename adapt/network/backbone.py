@@ -12,7 +12,7 @@ class Backbone(nn.Module):
     """The network of an :class:`Architecture`.
 
     ``features`` is one flat sequence (stem, first block, then every MBConv), as in torchvision's
-    MobileNetV2, so the state dict of the source maps one to one.
+    MobileNetV2, so that its state dict fits without renaming.
     """
 
     def __init__(self, architecture: Architecture) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 MaskKind = Literal["non-overlapping", "overlapping", "individual"]
 GateNorm = Literal["none", "mean", "max"]
-Gates = Literal["operation", "block"]
+Gates = Literal["operation", "block"]  # whose outputs overlapping masks multiply
 
 
 def non_overlapping_masks(widths: Sequence[int]) -> Tensor:
@@ -27,9 +27,9 @@ def non_overlapping_masks(widths: Sequence[int]) -> Tensor:
     Raises:
         ValueError: If ``widths`` is empty or not strictly increasing.
     """
-    reach = overlapping_masks(widths)
-    below = torch.cat([torch.zeros_like(reach[:1]), reach[:-1]])
-    return reach - below
+    up_to_width = overlapping_masks(widths)
+    below = torch.cat([torch.zeros_like(up_to_width[:1]), up_to_width[:-1]])
+    return up_to_width - below
 
 
 def overlapping_masks(widths: Sequence[int]) -> Tensor:
@@ -54,9 +54,9 @@ def overlapping_masks(widths: Sequence[int]) -> Tensor:
 def gate(masks: Tensor, probabilities: Tensor, norm: GateNorm) -> Tensor:
     """Return the factor of every channel: the weighted sum of masks in Eq. 2.
 
-    With many candidates the mean factor is about 1/K. Inside the backbone the next BatchNorm takes
-    that scale out again; the feature pyramid sees it. ``mean`` and ``max`` divide it out (as a
-    constant, so the gradient of Eq. 2 keeps its direction).
+    With non-overlapping masks the mean factor is about 1/K. Inside the backbone the next BatchNorm
+    takes that scale out again, the feature pyramid does not: ``mean`` and ``max`` divide by the
+    mean or the largest factor.
 
     Args:
         masks: Tensor[K, C].
@@ -67,6 +67,7 @@ def gate(masks: Tensor, probabilities: Tensor, norm: GateNorm) -> Tensor:
         Tensor[C].
     """
     factors = probabilities @ masks
+    # Divided by a constant (detach), so that the gradient of Eq. 2 keeps its direction.
     match norm:
         case "none":
             return factors

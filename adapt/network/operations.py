@@ -12,7 +12,7 @@ from adapt.architecture import MBConvShape
 
 
 class _ReLU6(Function):
-    """ReLU6 that keeps its result, which the next convolution keeps anyway."""
+    """ReLU6 in place that keeps its output, which the next convolution keeps anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -24,22 +24,23 @@ class _ReLU6(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (out,) = ctx.saved_tensors
-        # It asks only where its second argument is between 0 and 6, as the result is where x was.
-        found: Tensor = torch.ops.aten.hardtanh_backward(gradients[0], out, 0.0, 6.0)
-        return found
+        # The output stands in for x: it lies strictly between 0 and 6 exactly where x did, and
+        # this is all that hardtanh_backward asks of its second argument.
+        gradient: Tensor = torch.ops.aten.hardtanh_backward(gradients[0], out, 0.0, 6.0)
+        return gradient
 
 
 class ReLU6(nn.ReLU6):
-    """ReLU6 in place, for training.
+    """ReLU6 that saves memory where it trains in place.
 
-    PyTorch's own, in place or not, keeps its input for the backward pass (a copy of it, if in
-    place): a third of what an MBConv keeps.
+    PyTorch's own, in place or not, keeps its input for the backward pass (in place: a copy of it),
+    a third of what an MBConv keeps.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Limit every value to [0, 6]."""
-        trained = self.inplace and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if trained and x.requires_grad:
+        eager = self.inplace and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if eager and x.requires_grad:
             out: Tensor = _ReLU6.apply(x)
             return out
         return super().forward(x)
@@ -95,13 +96,13 @@ class MBConv(nn.Module):
         return x + out if self.shape.residual else out
 
     def branch(self, x: Tensor, reach: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-        """Return what the convolutions make of the input, without the input itself.
+        """Return the output of the convolutions, without the residual.
 
         Args:
             x: The input.
-            reach: Tensor[c_in], how far each input channel is in use; its ``expansion`` hidden
-                channels are scaled with it. None uses all.
-            scale: Tensor[], a factor of the result; None for 1.
+            reach: Tensor[c_in], the probability that each input channel exists; the ``expansion``
+                hidden channels of each are multiplied by it. None for 1.
+            scale: Tensor[], a factor of the output; None for 1.
         """
         if reach is None and scale is None:
             plain: Tensor = self.conv(x)
@@ -115,15 +116,12 @@ class MBConv(nn.Module):
 
 
 def scaled_norm(norm: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
-    """Return a BatchNorm's output times a factor.
-
-    Without a scale of its own and statistics of the past, the BatchNorm takes the factor for its
-    scale: no pass over the feature map is needed to multiply, and its backward pass finds the
-    factor's gradient on the way.
-    """
+    """Return a BatchNorm's output times a factor (None for 1)."""
     if scale is None:
         plain: Tensor = norm(x)
         return plain
+    # Batch statistics alone, no scale: the factor can be the scale. This saves a pass over the
+    # feature map, and the backward pass of BatchNorm returns the factor's gradient as well.
     if type(norm) is nn.BatchNorm2d and not (norm.affine or norm.track_running_stats):
         weight = scale.repeat(norm.num_features)  # the kernels read it as contiguous memory
         return F.batch_norm(x, None, None, weight, training=True, eps=norm.eps)

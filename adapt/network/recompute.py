@@ -1,9 +1,9 @@
-"""How do frozen candidates pass gradients on without keeping all their activations?
+"""How do architecture steps save memory? (frozen layers compute activations again)
 
-In an architecture step only alpha and beta learn, and the candidates' weights are frozen. PyTorch
-still keeps the input of every convolution, which only the gradient of its weight needs. Here a
-convolution keeps its weight alone, and BatchNorm its input and statistics; what it returned is
-computed again in the backward pass. That is half of the large tensors of an MBConv.
+In an architecture step only alpha and beta learn; the candidates' weights are frozen. PyTorch still
+keeps the input of every convolution for the gradient of its weight, which nobody needs. Here a
+convolution keeps no feature map, and a BatchNorm its input; the input of ReLU6 is computed again
+from it in the backward pass. This halves the feature maps that an MBConv keeps.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class _FrozenConv(Function):
-    """A convolution without bias whose weight is frozen; of its input it keeps the shape."""
+    """A convolution without bias whose weight is frozen; keeps the shape of its input only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -34,14 +34,14 @@ class _FrozenConv(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,), conv = gradients, ctx.conv
-        # Never read: the kernel asks only for its shape and layout.
+        # Never read: without the weight's gradient, the kernel needs its shape and layout only.
         x = torch.empty(
             ctx.shape,
             dtype=gradient.dtype,
             device=gradient.device,
             memory_format=ctx.layout,
         )
-        found = torch.ops.aten.convolution_backward(
+        input_gradient, _, _ = torch.ops.aten.convolution_backward(
             gradient,
             x,
             ctx.weight,
@@ -52,13 +52,13 @@ class _FrozenConv(Function):
             False,
             (0, 0),
             conv.groups,
-            [True, False, False],
+            [True, False, False],  # gradients of input, weight, bias
         )
-        return found[0], None
+        return input_gradient, None
 
 
 class _FrozenNorm(Function):
-    """BatchNorm by batch statistics without shift, and ReLU6; keeps its input alone."""
+    """BatchNorm by batch statistics without shift, then ReLU6 if there is one; keeps its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor | None, eps: float, activation: bool) -> Tensor:
@@ -73,13 +73,14 @@ class _FrozenNorm(Function):
         x, scale, mean, inverse = ctx.saved_tensors
         if ctx.activation:
             variance = inverse.pow(-2) - ctx.eps
-            again = F.batch_norm(x, mean, variance, training=False, eps=ctx.eps)
-            gradient = torch.ops.aten.hardtanh_backward(gradient, again, 0.0, 6.0)
-        wanted = [True, scale is not None, False]
-        found = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, scale, None, None, mean, inverse, True, ctx.eps, wanted
+            # No scale: one that a ReLU6 follows has none, see frozen_forward.
+            normalised = F.batch_norm(x, mean, variance, training=False, eps=ctx.eps)
+            gradient = torch.ops.aten.hardtanh_backward(gradient, normalised, 0.0, 6.0)
+        gradients_of = [True, scale is not None, False]  # input, scale, shift
+        input_gradient, scale_gradient, _ = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, scale, None, None, mean, inverse, True, ctx.eps, gradients_of
         )
-        return found[0], found[1] if scale is not None else None, None, None
+        return input_gradient, scale_gradient if scale is not None else None, None, None
 
 
 def can_recompute(layers: nn.Module) -> bool:
@@ -97,7 +98,7 @@ def can_recompute(layers: nn.Module) -> bool:
 
 
 def frozen_forward(layers: nn.Module, x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Run convolution, BatchNorm, ReLU6, ... and keep for the backward pass only what it needs.
+    """Run the layers, keeping for the backward pass only what frozen ones need.
 
     Args:
         layers: The layers of an MBConv for which :func:`can_recompute` holds.

@@ -24,8 +24,11 @@ from adapt.network.recompute import can_recompute, frozen_forward
 from adapt.space import SKIP, BlockSpace, Operation, SearchSpace
 
 # N images, C widest candidate, K width candidates, O operation candidates, L operations of a block.
-Choice = int | tuple[int, ...]  # one sampled candidate, or several that compete
-Paths = list[list[Choice]]  # per block and position
+Sampled = int | tuple[int, ...]  # one candidate, or several that are weighted among themselves
+Paths = list[list[Sampled]]  # per block and position
+# What the backward pass computes again instead of keeping it: nothing; the normalised activations
+# of frozen candidates (the whole candidate where adapt.network.recompute cannot); every candidate;
+# every block.
 Recompute = Literal["off", "norms", "operation", "block"]
 
 
@@ -67,21 +70,21 @@ class MixedOperation(nn.Module):
         self,
         x: Tensor,
         probabilities: Tensor,
-        chosen: Choice | None,
+        chosen: Sampled | None,
         reach: Tensor | None = None,
         recompute: Recompute = "off",
     ) -> Tensor:
         """Return the weighted sum of candidates (Eq. 1).
 
-        A single candidate has weight 1; where alpha learns, its probability gets the gradient that
-        the weight would have (the straight-through estimator of GDAS). Several sampled ones are
-        weighted by their probabilities among themselves.
+        A single sampled candidate has weight 1. Several sampled ones are weighted by their
+        probabilities among themselves.
 
         Args:
             x: Tensor[N, c_in, H, W].
             probabilities: Tensor[O], softmax of alpha.
             chosen: What was sampled, or None for all.
-            reach: Tensor[c_in], how far each input channel is in use; see :class:`MBConv`.
+            reach: Tensor[c_in], the probability that each input channel exists; see
+                :meth:`MBConv.branch`.
             recompute: What is computed again in the backward pass.
         """
         if isinstance(chosen, int):
@@ -90,6 +93,7 @@ class MixedOperation(nn.Module):
             if isinstance(op, MBConv) and op.shape.residual:
                 out = x + out
             p = probabilities[chosen]
+            # Straight-through estimator of GDAS: 1 + p - p is a weight of 1 with p's gradient.
             return out * (1 + p - p.detach()) if p.requires_grad else out
         if chosen is not None:
             sampled = probabilities[list(chosen)]
@@ -101,9 +105,9 @@ class MixedOperation(nn.Module):
     def _sum(
         self, x: Tensor, weights: dict[int, Tensor], reach: Tensor | None, recompute: Recompute
     ) -> Tensor:
-        """Return the weighted sum; the input, which residuals and skip pass on, is added once."""
+        """Return the weighted sum of the candidates with these indices."""
         total: Tensor | None = None
-        passed: list[Tensor] = []
+        input_weights: list[Tensor] = []  # of residuals and of the skip, which add x itself
         for index, weight in weights.items():
             op = self.ops[index]
             if isinstance(op, MBConv):
@@ -111,10 +115,10 @@ class MixedOperation(nn.Module):
                 # A running sum: stacking would hold all candidates twice.
                 total = out if total is None else total + out
             if not isinstance(op, MBConv) or op.shape.residual:
-                passed.append(weight)
-        if passed:
-            kept = torch.stack(passed).sum() * x
-            total = kept if total is None else total + kept
+                input_weights.append(weight)
+        if input_weights:
+            passed_on = torch.stack(input_weights).sum() * x
+            total = passed_on if total is None else total + passed_on
         assert total is not None
         return total
 
@@ -195,10 +199,10 @@ class MixedBlock(nn.Module):
 class SharedBlock(MixedBlock):
     """Mixed block (Eq. 2): one block at the widest candidate, its channels gated.
 
-    Non-overlapping masks gate the output of the block. Overlapping masks, unless ``gates`` is
-    ``block``, gate every operation and the hidden channels that belong to gated inputs, as FBNetV2
-    does with its layers: only then is a one-hot beta the narrow block, since an inner operation
-    must not read channels that the narrow block does not have.
+    Non-overlapping masks gate the output of the block. Overlapping masks gate the output of every
+    operation, and the hidden channels that belong to gated inputs, as FBNetV2 gates its layers: a
+    one-hot beta is then the narrow block, whose later operations read none of the channels it
+    lacks. With ``gates="block"`` overlapping masks gate the output of the block only.
     """
 
     masks: Tensor
@@ -223,7 +227,7 @@ class SharedBlock(MixedBlock):
         x: Tensor,
         op_probabilities: Sequence[Tensor],
         width_probabilities: Tensor,
-        chosen: Sequence[Choice | None],
+        chosen: Sequence[Sampled | None],
         reach: Tensor | None = None,
         recompute: Recompute = "off",
     ) -> Tensor:
@@ -267,7 +271,7 @@ class IndividualBlocks(MixedBlock):
         x: Tensor,
         op_probabilities: Sequence[Tensor],
         width_probabilities: Tensor,
-        chosen: Sequence[Choice | None],
+        chosen: Sequence[Sampled | None],
         reach: Tensor | None = None,
         recompute: Recompute = "off",
     ) -> Tensor:
@@ -297,16 +301,15 @@ class IndividualBlocks(MixedBlock):
 
 
 class Supernet(nn.Module):
-    """Every network of a search space at once; a backbone like any other.
+    """Every network of a search space at once, with the interface of a :class:`Backbone`.
 
     ``alphas`` holds one vector per block and position, ``betas`` one per block. ``paths`` is None
-    while all candidates run, or what was sampled per block and position. ``recompute`` says what
-    the backward pass computes again, to save memory.
+    to run all candidates, or what was sampled. ``recompute`` saves memory, see ``Recompute``.
 
     Args:
         space: The search space.
         mask: How channels belong to widths (Fig. 2); ``non-overlapping`` is the paper's.
-        gate_norm: See :func:`adapt.network.masks.gate`; of shared blocks only.
+        gate_norm: See :func:`adapt.network.masks.gate`; individual blocks have no gates.
         gates: Where overlapping masks gate; see :class:`SharedBlock`.
         generator: Draws the initial alphas, ``1e-3 * randn``; betas start at zero.
     """
@@ -355,20 +358,20 @@ class Supernet(nn.Module):
         reach: Tensor | None = None
         for number, block in enumerate(self.blocks):
             assert isinstance(block, MixedBlock)
-            chosen = self.paths[number] if self.paths else [None] * len(ops[number])
-            x = self._block(block, x, ops[number], widths[number], chosen, reach)
+            sampled = self.paths[number] if self.paths else [None] * len(ops[number])
+            x = self._block(block, x, ops[number], widths[number], sampled, reach)
             reach = block.reach(widths[number])
             if number + 1 in self.space.taps:
                 taps[str(len(taps))] = x
         return taps
 
-    def _block(self, block: nn.Module, x: Tensor, *choices: object) -> Tensor:
+    def _block(self, block: nn.Module, x: Tensor, *arguments: object) -> Tensor:
         if self.recompute == "block" and torch.is_grad_enabled():
             out: Tensor = checkpoint(
-                block, x, *choices, use_reentrant=False, preserve_rng_state=False
+                block, x, *arguments, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            out = block(x, *choices, self.recompute)
+            out = block(x, *arguments, self.recompute)
         return out
 
     def probabilities(self) -> tuple[list[list[Tensor]], list[Tensor]]:
@@ -378,7 +381,10 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def log_probabilities(self) -> tuple[list[list[Tensor]], list[Tensor]]:
-        """Return the logarithms of :meth:`probabilities`, float64 and finite where these are 0."""
+        """Return the logarithms of :meth:`probabilities` as float64 on the CPU.
+
+        They are finite also where a probability is rounded to 0.
+        """
         ops = [[a.cpu().double().log_softmax(0) for a in block] for block in self._alpha_lists()]
         return ops, [beta.detach().cpu().double().log_softmax(0) for beta in self.betas]
 
@@ -397,18 +403,19 @@ class Supernet(nn.Module):
         """Draw candidates per position: uniformly, or by softmax of alpha.
 
         Args:
-            generator: Of the CPU; every device and process draws the same.
+            generator: A generator of the CPU, so that every device and process draws the same.
             uniform: Whether all candidates are equally likely.
-            number: Different candidates per position; all where there are fewer.
-            without: Single candidates that are not to be drawn again, where there are others.
+            number: How many different candidates per position; all where there are fewer.
+            without: Earlier paths whose single candidates are not drawn again, where a position
+                has others.
         """
 
-        def draw(alpha: Tensor, used: Choice | None) -> Choice:
+        def draw(alpha: Tensor, before: Sampled | None) -> Sampled:
             weights = torch.ones(len(alpha)) if uniform else alpha.detach().softmax(0).cpu()
             # Softmax may round to 0, which multinomial cannot draw `number` different ones from.
             weights = weights.clamp_min(torch.finfo(weights.dtype).tiny)
-            if isinstance(used, int) and len(alpha) > 1:
-                weights[used] = 0
+            if isinstance(before, int) and len(alpha) > 1:
+                weights[before] = 0
             if number == 1:
                 return int(torch.multinomial(weights, 1, generator=generator))
             drawn = torch.multinomial(weights, min(number, len(alpha)), generator=generator)

