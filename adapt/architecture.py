@@ -1,4 +1,4 @@
-"""Which network did the search choose?"""
+"""What defines one network? (its layers, or what it picks from a search space)"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from adapt.artifacts import check_header, content_hash, header, read_json, write_json
 from adapt.errors import AdaptError
-from adapt.space import SKIP, Operation, SearchSpace, check_taps
+from adapt.space import SKIP, BlockSpace, Operation, SearchSpace, check_taps
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,7 @@ class Block:
 
 @dataclass(frozen=True)
 class MBConvShape:
-    """Channels and geometry of one MBConv, without its resolution.
-
-    The first operation of a block never has a residual, also where its widths agree: the shared
-    operation of the supernet that it was searched with maps between the widest candidates and
-    cannot have one.
-    """
+    """Channels and geometry of one MBConv, without its resolution."""
 
     c_in: int
     c_out: int
@@ -76,6 +71,8 @@ class Architecture:
                         kernel=op.kernel,
                         expansion=op.expansion,
                         stride=block.stride if position == 0 else 1,
+                        # A block's first operation has none, also where its widths agree: in the
+                        # supernet it maps between the widest candidates of two blocks.
                         residual=position > 0,
                     )
                     for position, op in enumerate(block.ops)
@@ -97,15 +94,16 @@ class Architecture:
         """
         name = f"architecture {path}" if path else "the architecture"
         fixed = ("source", "stem_width", "first_width", "taps")
-        wrong = [f for f in fixed if getattr(self, f) != getattr(space, f)]
-        if wrong or len(self.blocks) != len(space.blocks):
-            what = wrong[0] if wrong else "number of blocks"
+        differing = [f for f in fixed if getattr(self, f) != getattr(space, f)]
+        if len(self.blocks) != len(space.blocks):
+            differing.append("number of blocks")
+        if differing:
             raise AdaptError(
-                f"{name} is of another search space than {space.name!r}: its {what} "
+                f"{name} is of another search space than {space.name!r}: its {differing[0]} "
                 "differs; pass the space it was searched in"
             )
-        for number, (block, choices) in enumerate(zip(self.blocks, space.blocks, strict=True), 1):
-            reason = _misfit(block, choices)
+        for number, (block, allowed) in enumerate(zip(self.blocks, space.blocks, strict=True), 1):
+            reason = _misfit(block, allowed)
             if reason:
                 raise AdaptError(
                     f"{name} is of another search space than {space.name!r}: block {number} has "
@@ -159,7 +157,7 @@ class Architecture:
         return architecture
 
     def save(self, path: Path, **provenance: Any) -> None:
-        """Write an architecture file; ``provenance`` tells where it comes from."""
+        """Write an architecture file; its header states ``provenance``."""
         write_json(path, header("architecture", **provenance, architecture=self.to_dict()))
 
     @classmethod
@@ -212,14 +210,14 @@ def _positive(name: str, value: object) -> int:
     return value
 
 
-def _misfit(block: Block, choices: Any) -> str | None:
-    if block.stride != choices.stride:
-        return f"stride {block.stride}, not {choices.stride}"
-    if block.width not in choices.widths:
+def _misfit(block: Block, allowed: BlockSpace) -> str | None:
+    if block.stride != allowed.stride:
+        return f"stride {block.stride}, not {allowed.stride}"
+    if block.width not in allowed.widths:
         return f"width {block.width}, which is no candidate"
-    if len(block.ops) > choices.num_ops:
-        return f"{len(block.ops)} operations, more than {choices.num_ops}"
-    unknown = [op for op in block.ops if op not in choices.candidates(0)]
+    if len(block.ops) > allowed.num_ops:
+        return f"{len(block.ops)} operations, more than {allowed.num_ops}"
+    unknown = [op for op in block.ops if op not in allowed.candidates(0)]
     return f"operation {unknown[0]}, which is no candidate" if unknown else None
 
 

@@ -1,4 +1,4 @@
-"""How is a file written whole or not at all, and how does it say what it is?"""
+"""How are result files written and read? (whole or not at all, with a header of what they are)"""
 
 import errno
 import hashlib
@@ -29,7 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = _temporary_beside(path)
     try:
         yield temporary
-        # Some libraries put a file of their own, with their own permissions, in its place.
+        # mkstemp makes a private file, and some libraries put one of their own in its place.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
@@ -43,7 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder for results, and try whether it can be written to.
+    """Create a folder for results, and check that it can be written to.
 
     Raises:
         AdaptError: If it cannot.
@@ -124,11 +124,11 @@ def check_header(content: Any, kind: str, path: Path) -> dict[str, Any]:
     Raises:
         AdaptError: If the format or the version does not fit.
     """
-    found = content.get("format") if isinstance(content, Mapping) else None
-    if found != f"adapt-{kind}":
+    format_name = content.get("format") if isinstance(content, Mapping) else None
+    if format_name != f"adapt-{kind}":
         raise AdaptError(
-            f"{path} is not an adapt {kind} file (its format is {found!r}); pass the file that "
-            f"`adapt` wrote for this step"
+            f"{path} is not an adapt {kind} file (its format is {format_name!r}); pass the file "
+            "that `adapt` wrote for this step"
         )
     if str(content.get("version")) != "1":
         raise AdaptError(
@@ -153,10 +153,10 @@ def file_hash(path: Path) -> str:
 def library_versions() -> dict[str, str]:
     """Return the versions that influence results, without importing the libraries."""
     names = ("adapt-detector", "torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime")
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""Which error tells a user what to fix?"""
+"""Which exception is a mistake that the user can correct?"""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ FORBID_UNKNOWN: Any = {"extra": "forbid"}
 
 
 class AdaptError(ValueError):
-    """A mistake the user can correct.
+    """A mistake that the user can correct.
 
     The message is one sentence with the offending value, the file and the fix; the command line
     prints it without a traceback and exits with code 1.

@@ -1,4 +1,4 @@
-"""How does long work tell how far it is?"""
+"""How does long work report its progress?"""
 
 import sys
 import time
@@ -11,23 +11,24 @@ class Progress(Protocol):
     """Called after each unit of work."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None:
-        """Report ``done`` of ``total``, and what there is to say about it."""
+        """Report that ``done`` of ``total`` units are done; ``note`` is shown beside them."""
 
 
+# Opens a stage of the work with this title; what it yields is called while the stage lasts.
 Stage = Callable[[str], AbstractContextManager[Progress]]
 
 
 def silent(done: int, total: int, note: str = "", /) -> None:
-    """Report nothing."""
+    """Show no progress."""
 
 
 def ignore(message: str) -> None:
-    """Say nothing."""
+    """Show no message."""
 
 
 @contextmanager
 def silent_stage(title: str) -> Iterator[Progress]:
-    """Report nothing of a stage."""
+    """Show neither a stage nor its progress."""
     yield silent
 
 

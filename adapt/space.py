@@ -197,12 +197,12 @@ def check_taps(taps: Sequence[int], strides: Sequence[int]) -> None:
     Raises:
         AdaptError: If they are not three blocks at strides 8, 16 and 32 of the input.
     """
-    at = dict(enumerate(accumulate(strides, mul, initial=2)))  # the stem has stride 2
-    found = [at.get(tap) for tap in taps]
-    if found != [8, 16, 32] or 0 in taps:
+    stride_after = dict(enumerate(accumulate(strides, mul, initial=2)))  # the stem has stride 2
+    tap_strides = [stride_after.get(tap) for tap in taps]
+    if tap_strides != [8, 16, 32] or 0 in taps:
         raise AdaptError(
             f"taps must be three block numbers at strides 8, 16 and 32, got {list(taps)}, which "
-            f"are at {found}"
+            f"are at {tap_strides}"
         )
 
 

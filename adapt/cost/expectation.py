@@ -12,7 +12,7 @@ from adapt.cost.units import Unit, detector_units
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 
-# I input widths, K output widths, O operation candidates, L later operations of a block.
+# I input widths, K output widths, O operation candidates.
 CostForm = Literal["exact", "literal"]
 CostFunction = Callable[[Unit], float]
 
@@ -61,8 +61,8 @@ class CostModel:
         """Return the expected cost of the detector.
 
         ``exact`` sums over (input width, width, operation), so that one-hot probabilities give the
-        cost of the derived detector. ``literal`` is Eq. 5 to 8 as printed: the first operation of a
-        block is counted at the previous block's widest candidate, and so are the laterals.
+        cost of the derived detector. ``literal`` is Eq. 5 to 8 as printed: what reads a block's
+        output (the next block's first operation, the pyramid) is counted at its widest candidate.
 
         Args:
             ops: Softmax of alpha per block and position, Tensor[O] each.
@@ -77,9 +77,8 @@ class CostModel:
             total = total + torch.einsum("i,k,o,iko->", c_in, c_out, p_ops[0], self.first[number])
             for p_op in p_ops[1:]:
                 total = total + torch.einsum("k,o,ko->", c_out, p_op, self.later[number])
-            following = c_out if form == "exact" else _widest(c_out)
-            total = total + following @ self.taps[number]
-            c_in = following
+            c_in = c_out if form == "exact" else _widest(c_out)  # of what reads this block
+            total = total + c_in @ self.taps[number]
         return total
 
 

@@ -17,7 +17,8 @@ class MergeSummary:
 
     Attributes:
         rows: Rows of the new table.
-        slowest_machine: Share by which the slowest machine's anchor exceeds the fastest one's.
+        slowest_machine: How much slower the slowest machine measured the anchor operation than the
+            fastest did; 0.1 is 10 % slower.
     """
 
     rows: int
@@ -25,7 +26,9 @@ class MergeSummary:
 
 
 def merge_tables(paths: Sequence[Path], out: Path) -> MergeSummary:
-    """Write the rows of several tables into a new one; of a unit in two, the faster row.
+    """Write the rows of several tables into a new one.
+
+    Of a unit in several tables, a measured row wins over an interpolated one, then the faster.
 
     Args:
         paths: Tables measured under the same conditions.
@@ -51,11 +54,11 @@ def merge_tables(paths: Sequence[Path], out: Path) -> MergeSummary:
         with CostTable.open(path) as table:
             _check_same(first, table)
             for key, cost in table.rows().items():
-                rows[key] = min(rows.get(key, cost), cost, key=_better)
+                rows[key] = min(rows.get(key, cost), cost, key=_preference)
             runs += table.runs
             anchors.append(table.anchor_ms)
     with atomic_path(out) as temporary:
-        temporary.unlink()
+        temporary.unlink()  # CostTable.create refuses to replace a file
         with CostTable.create(temporary, conditions) as merged:
             merged.add_rows(rows)
             merged.store("runs", runs)
@@ -64,15 +67,15 @@ def merge_tables(paths: Sequence[Path], out: Path) -> MergeSummary:
     return MergeSummary(len(rows), max(known) / min(known) - 1 if known else 0.0)
 
 
-def _better(cost: UnitCost) -> tuple[bool, float]:
-    return cost.interpolated, cost.min_ms  # what was measured comes first
+def _preference(cost: UnitCost) -> tuple[bool, float]:
+    return cost.interpolated, cost.min_ms
 
 
 def _check_same(first: CostTable, other: CostTable) -> None:
-    measured, found = asdict(first.conditions), asdict(other.conditions)
-    for name, value in measured.items():
-        if found[name] != value:
+    other_conditions = asdict(other.conditions)
+    for name, value in asdict(first.conditions).items():
+        if other_conditions[name] != value:
             raise AdaptError(
-                f"{other.path} was measured with {name} = {found[name]}, {first.path} with {name} "
-                f"= {value}; merge only tables of one device and one protocol"
+                f"{other.path} was measured with {name} = {other_conditions[name]}, {first.path} "
+                f"with {name} = {value}; merge only tables of one device and one protocol"
             )

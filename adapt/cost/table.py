@@ -18,7 +18,7 @@ from adapt.errors import AdaptError
 
 KIND = "cost-table"
 AnyUnit = TypeVar("AnyUnit", bound=Measurable)
-Note = Literal["certificate", "interpolation", "anchor_ms", "runs"]
+Note = Literal["certificate", "interpolation", "anchor_ms", "runs"]  # kept beside the rows
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE cost (
@@ -81,26 +81,26 @@ class Conditions:
         return f"{self.runtime} {self.precision} batch {self.batch}"
 
     def device_options(self) -> dict[str, Any]:
-        """Return what a recipe's device must be to fit: runtime, precision, batch, threads."""
+        """Return the fields of a recipe's device that these conditions decide."""
         options = {"runtime": self.runtime, "precision": self.precision, "batch": self.batch}
         return {**options, "threads": self.threads or None}  # 0: a GPU does the work
 
 
 @dataclass(frozen=True)
 class UnitCost:
-    """Latency of one unit between two light convolutions, over ``samples`` calls.
+    """A row: latency of one unit between two light convolutions, over ``samples`` calls.
 
     Attributes:
         min_ms: Minimum in milliseconds.
         p10_ms: 10th percentile.
         p50_ms: Median.
         p90_ms: 90th percentile.
-        samples: Timed calls; 0 if the row was inferred from others.
-        rounds: Rounds they are spread over.
+        samples: Timed calls; 0 if the row was interpolated from others.
+        rounds: Rounds these calls are spread over.
         drifted: Rounds in which the machine was slower than at its best.
         clock_mhz: Clock of the device, where it can be read.
         temperature_c: Its temperature, where it can be read.
-        throttled: Why the device was slowed down; empty if it was not, or does not tell.
+        throttled: Why the device lowered its clock; empty if it did not, or does not say.
     """
 
     min_ms: float
@@ -123,8 +123,8 @@ class UnitCost:
 class CostTable:
     """Measured latencies of units, by :func:`adapt.cost.units.unit_key`.
 
-    A context manager; made by :meth:`create` and :meth:`open`. What :meth:`add` returned from is
-    on the disk, so a killed measurement loses only what was under way.
+    A context manager; made by :meth:`create` and :meth:`open`. Rows are on the disk when
+    :meth:`add` returns, so a killed measurement loses only the one under way.
 
     Attributes:
         path: The SQLite file.
@@ -162,7 +162,7 @@ class CostTable:
         """
         if not path.is_file():
             raise AdaptError(f"cost table {path} does not exist; `adapt profile` measures one")
-        # Not mode=ro: what a killed writer left half done is rolled back by the next reader.
+        # Not mode=ro: the next reader has to roll back what a killed writer left half done.
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)
         try:
             with _readable(path):
@@ -194,30 +194,30 @@ class CostTable:
         with _readable(self.path), self._connection:
             self._connection.executemany(_UPSERT, rows)
 
-    def store(self, of: Note, content: Any) -> None:
+    def store(self, note: Note, content: Any) -> None:
         """Store JSON content beside the rows; a certificate is valid until a row changes."""
-        if of == "certificate":
+        if note == "certificate":
             content = {**content, "rows": self.hash}
-        row = of, json.dumps(content)
+        row = note, json.dumps(content)
         with _readable(self.path), self._connection:
             self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
 
     @property
     def certificate(self) -> dict[str, Any] | None:
-        """How well the table predicts whole detectors; None if nobody measured these rows."""
-        found = self._stored("certificate")
-        if found is None or found.pop("rows") != self.hash:
+        """How well the table predicts whole detectors; None if not measured with these rows."""
+        certificate = self._stored("certificate")
+        if certificate is None or certificate.pop("rows") != self.hash:
             return None
-        return dict(found)
+        return dict(certificate)
 
     @property
     def correction(self) -> tuple[float, float]:
-        """Factor and offset in ms from a sum of rows to a detector's latency, by the certificate.
+        """Factor and offset in ms that turn a sum of rows into a detector's latency.
 
-        Without a certificate the sum is all that is known.
+        They are the certificate's; without one they change nothing.
         """
-        found = self.certificate
-        return (found["scale"], found["offset_ms"]) if found else (1.0, 0.0)
+        certificate = self.certificate
+        return (certificate["scale"], certificate["offset_ms"]) if certificate else (1.0, 0.0)
 
     def corrected(self, predicted_ms: float) -> float:
         """Return a detector's predicted latency with the certificate's affine correction.
@@ -232,15 +232,15 @@ class CostTable:
 
     @property
     def interpolation(self) -> dict[str, Any] | None:
-        """How well inferred rows predict measured ones; None if nothing is inferred."""
-        found: dict[str, Any] | None = self._stored("interpolation")
-        return found
+        """How well interpolation predicts measured rows; None if no row is interpolated."""
+        errors: dict[str, Any] | None = self._stored("interpolation")
+        return errors
 
     @property
     def anchor_ms(self) -> float:
-        """Fastest latency of the anchor in any run; infinite before the first."""
-        found = self._stored("anchor_ms")
-        return float("inf") if found is None else float(found)
+        """Fastest latency of the anchor operation in any run; infinite before the first."""
+        fastest = self._stored("anchor_ms")
+        return float("inf") if fastest is None else float(fastest)
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -265,9 +265,9 @@ class CostTable:
     def lookup(self, unit: Unit) -> float:
         """Return the latency in milliseconds that a unit adds to a detector.
 
-        Units are measured between two light convolutions; half of what these cost at each of the
-        unit's boundaries is subtracted, so that in a sum over a network every boundary is taken out
-        once. Of all samples the minimum counts.
+        That is the minimum of its samples, without the light convolutions around it. Half of each
+        :class:`~adapt.cost.units.Boundary` is subtracted: two units share one, so that a sum over a
+        network subtracts every boundary once.
 
         Raises:
             AdaptError: If the unit or one of its boundaries was not measured.
@@ -290,7 +290,7 @@ class CostTable:
 
         Args:
             units: Units to look for.
-            inferred_too: Whether units whose row was inferred are missing as well.
+            inferred_too: Whether units whose row was interpolated are missing as well.
         """
         rows = self.rows().items()
         measured = {key for key, cost in rows if not (inferred_too and cost.interpolated)}
@@ -320,16 +320,16 @@ class CostTable:
         Raises:
             AdaptError: With both conditions and the command that measures the right ones.
         """
-        found = self.conditions
-        has = [str(found), f" at {found.height}x{found.width}", f" ({found.device})"]
-        asks = [f"{runtime} {precision} batch {batch}", f" at {size.height}x{size.width}"]
-        asks.append(f" ({device or found.device})")
-        differing = [part for part in range(3) if has[part] != asks[part]]
+        own = self.conditions
+        measured = [str(own), f" at {own.height}x{own.width}", f" ({own.device})"]
+        needed = [f"{runtime} {precision} batch {batch}", f" at {size.height}x{size.width}"]
+        needed.append(f" ({device or own.device})")
+        differing = [part for part in range(3) if measured[part] != needed[part]]
         if differing:
             shown = differing[-1] + 1
             raise AdaptError(
-                f"{self.path} was measured on {''.join(has[:shown])}; this search asks for "
-                f"{''.join(asks[:shown])}: measure it there with `adapt profile RECIPE`, or "
+                f"{self.path} was measured on {''.join(measured[:shown])}; this search asks for "
+                f"{''.join(needed[:shown])}: measure it there with `adapt profile RECIPE`, or "
                 "correct [device] and [input] of the recipe"
             )
 
@@ -339,8 +339,8 @@ class CostTable:
         Raises:
             AdaptError: With the first condition that differs.
         """
-        measured, current = asdict(self.conditions), asdict(conditions)
-        for name, value in measured.items():
+        current = asdict(conditions)
+        for name, value in asdict(self.conditions).items():
             if current[name] != value:
                 raise AdaptError(
                     f"{self.path} was measured with {name} = {value}, this run has {name} = "
