@@ -1,4 +1,4 @@
-"""What is wrong with a data set, before hours of training on it?"""
+"""What is wrong with a data set? (found before hours of training on it)"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags
 
-from adapt.data.coco import CocoImage, CocoSplit, ImageBoxes, decode, load_split, turned
+from adapt.data.coco import (
+    CocoImage,
+    CocoSplit,
+    ImageBoxes,
+    as_annotated,
+    decode,
+    load_split,
+)
 from adapt.errors import AdaptError
 from adapt.progress import Stage, silent_stage
 
@@ -22,7 +29,7 @@ class DataReport:
 
     Attributes:
         problems: What stops a training; one sentence each, with file, value and fix.
-        warnings: What a training survives but its author should know.
+        warnings: What does not stop a training but may be a mistake; one sentence each.
     """
 
     annotations: str
@@ -80,7 +87,7 @@ def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = 
         findings.append(_inspect(image))
         if progress is not None:
             progress(done, len(split))
-    found = Counter(kind for finding in findings for kind in finding.kinds)
+    image_kinds = Counter(kind for finding in findings for kind in finding.kinds)
     repaired = Counter(repair.kind for repair in split.repairs)
     per_class = _boxes_per_class(split)
     duplicates = sum(map(_count_duplicates, split.boxes))
@@ -92,10 +99,10 @@ def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = 
         annotations=str(split.annotations),
         images=len(split),
         empty_images=sum(not len(image_boxes) for image_boxes in split.boxes),
-        grayscale_images=found["grayscale"],
-        rotated_images=found["rotated"],
-        unreadable_images=found["unreadable"],
-        mismatched_images=found["mismatched"],
+        grayscale_images=image_kinds["grayscale"],
+        rotated_images=image_kinds["rotated"],
+        unreadable_images=image_kinds["unreadable"],
+        mismatched_images=image_kinds["mismatched"],
         boxes=boxes,
         crowd_boxes=boxes - sum(per_class.values()),
         duplicate_boxes=duplicates,
@@ -110,6 +117,8 @@ def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = 
 
 @dataclass(frozen=True)
 class _Finding:
+    """What an image is (such as ``grayscale``), and why it cannot be used."""
+
     kinds: tuple[str, ...]
     problem: str = ""
 
@@ -123,7 +132,7 @@ def _inspect(image: CocoImage) -> _Finding:
     if stored.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         kinds = (*kinds, "rotated")
     try:
-        turned(stored, image)
+        as_annotated(stored, image)
     except AdaptError as error:
         return _Finding((*kinds, "mismatched"), str(error))
     return _Finding(kinds)

@@ -16,7 +16,7 @@ from adapt.artifacts import read_json
 from adapt.errors import AdaptError
 
 TOLERANCE = 1.0  # pixels a box may stick out of its image: annotation tools round
-SEE_CHECK = "(`adapt data check` lists all such images)"
+SEE_CHECK = "(`adapt data check` lists all such images)"  # in errors about one image
 
 Box = tuple[float, float, float, float]
 
@@ -38,9 +38,9 @@ class ImageBoxes:
     Attributes:
         xyxy: ``float64[N, 4]``, corners in pixels of the image.
         labels: ``int64[N]``, 0 to K - 1 in ascending order of the category ids.
-        crowd: ``bool[N]``, boxes around groups that neither training nor evaluation counts.
-        areas: ``float64[N]``, square pixels of the object, which its mask may make less than
-            the box's.
+        crowd: ``bool[N]``, boxes around groups, which neither training nor evaluation counts.
+        areas: ``float64[N]``, square pixels of the object: of its mask if the file says so, less
+            than the box then.
         ids: ``int64[N]``, annotation ids.
     """
 
@@ -56,7 +56,7 @@ class ImageBoxes:
 
 @dataclass(frozen=True)
 class Repair:
-    """What loading did to an unusable box: cut it to its image, or leave it out."""
+    """What loading did to a box that cannot be used as it is: clipped or dropped it."""
 
     image_id: int
     kind: Literal["clipped", "dropped"]
@@ -74,7 +74,7 @@ class CocoSplit:
         boxes: Their boxes, in the same order.
         class_names: Names in label order.
         category_ids: The file's category id of every label.
-        repairs: Boxes that could not be used as they stand in the file.
+        repairs: What loading did to boxes that cannot be used as they stand in the file.
     """
 
     annotations: Path
@@ -142,9 +142,9 @@ def load_split(root: Path, split: str, *, strict: bool = False) -> CocoSplit:
     if not root.is_dir():
         raise AdaptError(f"data set {root} is not a folder; pass the one that holds annotations")
     splits = _find_splits(root)
-    wanted = (split, "valid") if split == "val" else (split,)
-    matches = [name for name in splits if name in wanted]
-    matches = matches or [name for name in splits if re.sub(r"\d{4}$", "", name) in wanted]
+    accepted = (split, "valid") if split == "val" else (split,)
+    matches = [name for name in splits if name in accepted]
+    matches = matches or [name for name in splits if _without_year(name) in accepted]
     if len(matches) != 1:
         problem = f"{len(matches)} splits named {split!r}" if matches else f"no split {split!r}"
         raise AdaptError(
@@ -157,21 +157,26 @@ def load_split(root: Path, split: str, *, strict: bool = False) -> CocoSplit:
 
 def has_split(root: Path, split: str) -> bool:
     """Return whether a folder is a data set with this split."""
-    names = {re.sub(r"\d{4}$", "", name) for name in _find_splits(root)} if root.is_dir() else set()
-    return split in names
+    return root.is_dir() and split in map(_without_year, _find_splits(root))
+
+
+def _without_year(name: str) -> str:
+    return re.sub(r"\d{4}$", "", name)  # of train2017
 
 
 def _find_splits(root: Path) -> dict[str, tuple[Path, Path]]:
-    found = {}
+    """Return (annotation file, image folder) of every split by its name."""
+    splits = {}
     folder = root / "annotations"
-    # COCO keeps captions and key points beside the instances; they hold no boxes of ours.
+    # COCO's folder also holds captions and key points: every file counts only where none is named
+    # instances_*.
     for file in sorted(folder.glob("instances_*.json")) or sorted(folder.glob("*.json")):
         name = file.stem.removeprefix("instances_")
         places = (root / name, root / "images" / name, root / "images")
-        found[name] = file, next((place for place in places if place.is_dir()), places[0])
+        splits[name] = file, next((place for place in places if place.is_dir()), places[0])
     for file in sorted(root.glob("*/_annotations.coco.json")):
-        found[file.parent.name] = file, file.parent
-    return found
+        splits[file.parent.name] = file, file.parent
+    return splits
 
 
 def load_annotations(annotations: Path, images: Path, *, strict: bool = False) -> CocoSplit:
@@ -268,7 +273,7 @@ def _parse_categories(entries: list[Any], file: Path) -> dict[int, str]:
 def _parse_annotation(
     entry: Any, images: dict[int, CocoImage], labels: dict[int, int], file: Path
 ) -> tuple[int, tuple[float, ...], Repair | None]:
-    """Return the image id, the row (x1, y1, x2, y2, label, crowd, area, id) and what was mended."""
+    """Return the image id, the row (x1, y1, x2, y2, label, crowd, area, id) and the repair."""
     number = _integer(entry, "id", "an annotation", file)
     what = f"annotation {number}"
     for name, known in (("image_id", images), ("category_id", labels)):
@@ -279,7 +284,7 @@ def _parse_annotation(
             )
     image = images[int(entry["image_id"])]
     box = _parse_box(entry.get("bbox"), what, file)
-    corners, repair = _mend(box, image, f"{what} in {file} has the box {entry['bbox']}")
+    corners, repair = _repair_box(box, image, f"{what} in {file} has the box {entry['bbox']}")
     label, crowd = labels[int(entry["category_id"])], bool(entry.get("iscrowd"))
     area = entry.get("area")
     if not isinstance(area, int | float) or not area > 0:
@@ -302,8 +307,8 @@ def _parse_box(box: Any, what: str, file: Path) -> Box:
     return x, y, width, height
 
 
-def _mend(box: Box, image: CocoImage, what: str) -> tuple[Box, Repair | None]:
-    """Return a box's corners, cut to the image if they are more than the tolerance outside."""
+def _repair_box(box: Box, image: CocoImage, what: str) -> tuple[Box, Repair | None]:
+    """Return a box's corners, clipped to the image if they stick out more than the tolerance."""
     x, y, width, height = box
     corners = x, y, x + width, y + height
     inside = max(x, 0.0), max(y, 0.0), min(x + width, image.width), min(y + height, image.height)
@@ -338,15 +343,12 @@ def _integer(entry: Any, name: str, what: str, file: Path) -> int:
 
 
 def read_image(image: CocoImage) -> Image.Image:
-    """Decode an image as RGB, turned the way its annotations count pixels.
-
-    COCO does not say whether EXIF rotation is applied before annotating, and tools differ; the
-    width and height in the JSON file decide.
+    """Decode an image as RGB, in the orientation that its annotations refer to.
 
     Raises:
         AdaptError: If the file is missing, corrupt, of more than 8 bits, or of another size.
     """
-    return turned(decode(image), image).convert("RGB")
+    return as_annotated(decode(image), image).convert("RGB")
 
 
 def decode(image: CocoImage) -> Image.Image:
@@ -376,12 +378,14 @@ def decode(image: CocoImage) -> Image.Image:
     return stored
 
 
-def turned(stored: Image.Image, image: CocoImage) -> Image.Image:
-    """Return an image the way its annotations see it, which may be EXIF's orientation.
+def as_annotated(stored: Image.Image, image: CocoImage) -> Image.Image:
+    """Return an image in the orientation its annotations refer to: as stored, or EXIF's.
 
     Raises:
         AdaptError: If neither orientation has the annotated size.
     """
+    # COCO does not say whether EXIF's rotation comes before annotating, and tools differ: the width
+    # and height in the JSON file decide.
     expected = image.width, image.height
     if stored.size == expected:
         return stored

@@ -23,9 +23,9 @@ Index = tuple[int, bool]  # position of the image in the split, and whether it i
 class DetectionDataset(Dataset[Sample]):
     """Images of a split, fitted into the detector's input, with their boxes.
 
-    An index is a position, or a position and whether to mirror the image: chance lies with the
-    batches (:func:`epoch_batches`), so a sample depends on its index only. Images without boxes
-    stay as negatives.
+    An index is a position, or a position and whether to mirror the image. A sample depends on its
+    index only: :func:`epoch_batches` draws the random numbers. Images without boxes stay, as
+    negatives.
 
     Args:
         split: Images and boxes.
@@ -92,7 +92,7 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def mirror(pixels: Tensor, boxes: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Mirror the left ``width`` x ``height`` pixels, so that the padding stays right and below."""
+    """Mirror the upper left ``width`` x ``height`` pixels, the image without its padding."""
     mirrored = pixels.clone()
     mirrored[:, :height, :width] = pixels[:, :height, :width].flip(-1)
     left, top, right, bottom = boxes.unbind(dim=1)
@@ -100,7 +100,7 @@ def mirror(pixels: Tensor, boxes: Tensor, width: int, height: int) -> tuple[Tens
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Return images as ``float32[3, H, W]`` in [0, 1], and their targets, as torchvision wants."""
+    """Return images as ``float32[3, H, W]`` in [0, 1], and their targets, as torchvision takes."""
     return [pixels / 255 for pixels, _ in samples], [target for _, target in samples]
 
 
@@ -202,7 +202,7 @@ def _load(
         prefetch_factor=loading.prefetch,
         pin_memory=torch.cuda.is_available(),  # copies to the GPU do not wait then
         collate_fn=collate,
-        # One of its own, or the loader would draw from the run's random numbers.
+        # Without a generator the loader would draw from the run's random numbers.
         generator=torch.Generator(),
     )
     try:

@@ -22,7 +22,7 @@ AR100 = 8  # place of AR at 100 detections among pycocotools' twelve statistics
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What a detector found in one image; tensors and arrays will do.
+    """What a detector found in one image, as tensors or arrays.
 
     Attributes:
         image_id: Id of the image in the annotation file.
@@ -69,8 +69,8 @@ class Metrics:
 def evaluate(split: CocoSplit, detections: Sequence[Detections]) -> Metrics:
     """Compare detections with the boxes of a split by pycocotools.
 
-    All images of the split count, those without detections too; crowd boxes are neither missed
-    nor do they make detections wrong.
+    All images of the split count, those without detections too. A crowd box is not counted as
+    missed, and detections inside it are not counted as wrong.
 
     Raises:
         AdaptError: If the split has no boxes, or detections do not belong to it.
@@ -79,9 +79,12 @@ def evaluate(split: CocoSplit, detections: Sequence[Detections]) -> Metrics:
         raise AdaptError(f"{split.annotations} has no boxes to evaluate; choose a split with boxes")
     results = coco_results(detections, split)
     with redirect_stdout(io.StringIO()):  # pycocotools reports by printing
-        truth = _index(_ground_truth(split))
-        found = truth.loadRes(results) if results else _index(_ground_truth(split, empty=True))
-        evaluation = COCOeval(truth, found, "bbox")
+        truth = _coco_api(_ground_truth(split))
+        # loadRes fails on an empty list.
+        detected = (
+            truth.loadRes(results) if results else _coco_api(_ground_truth(split, empty=True))
+        )
+        evaluation = COCOeval(truth, detected, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -96,26 +99,27 @@ def coco_results(detections: Sequence[Detections], split: CocoSplit) -> list[dic
     """
     known = set(split.image_ids)
     results: list[dict[str, Any]] = []
-    for found in detections:
-        if found.image_id not in known:
+    for of_image in detections:
+        image_id = of_image.image_id
+        if image_id not in known:
             raise AdaptError(
-                f"detections name image {found.image_id}, which {split.annotations} does not hold; "
+                f"detections name image {image_id}, which {split.annotations} does not hold; "
                 "evaluate the split they were made from"
             )
-        results.extend(_image_results(found, split))
+        results.extend(_image_results(of_image, split))
     return results
 
 
-def _image_results(found: Detections, split: CocoSplit) -> list[dict[str, Any]]:
-    boxes, scores, labels = map(_array, (found.boxes, found.scores, found.labels))
+def _image_results(of_image: Detections, split: CocoSplit) -> list[dict[str, Any]]:
+    boxes, scores, labels = map(_array, (of_image.boxes, of_image.scores, of_image.labels))
     assert len(boxes) == len(scores) == len(labels)
     boxes = boxes.reshape(-1, 4).astype(np.float64)
-    _check(boxes, scores, labels, found.image_id, split)
+    _check_detections(boxes, scores, labels, of_image.image_id, split)
     boxes[:, 2:] -= boxes[:, :2]
     rows = zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
     return [
         {
-            "image_id": found.image_id,
+            "image_id": of_image.image_id,
             "category_id": split.category_ids[label],
             "bbox": box,
             "score": score,
@@ -124,7 +128,7 @@ def _image_results(found: Detections, split: CocoSplit) -> list[dict[str, Any]]:
     ]
 
 
-def _check(
+def _check_detections(
     boxes: NDArray[Any],
     scores: NDArray[Any],
     labels: NDArray[Any],
@@ -182,7 +186,7 @@ def _annotations(split: CocoSplit) -> list[dict[str, Any]]:
     return annotations
 
 
-def _index(dataset: dict[str, Any]) -> COCO:
+def _coco_api(dataset: dict[str, Any]) -> COCO:
     coco = COCO()
     coco.dataset = dataset
     coco.createIndex()
@@ -212,7 +216,7 @@ def _metrics(evaluation: COCOeval, class_names: Sequence[str]) -> Metrics:
 def detections_to_original(
     boxes: Tensor, factors: Tensor | Sequence[float], width: int, height: int
 ) -> Tensor:
-    """Bring boxes from input coordinates back into the original image.
+    """Convert boxes from pixels of the detector's input to pixels of the original image.
 
     Args:
         boxes: ``Tensor[N, 4]`` xyxy in input pixels.

@@ -22,8 +22,8 @@ class InputSize:
     """Size of the detector's input and how images are fitted into it.
 
     Attributes:
-        height: Height in pixels (the short side for ``shortest-edge``).
-        width: Width in pixels (the limit of the long side for ``shortest-edge``).
+        height: Height in pixels; for ``shortest-edge`` the length of the short side.
+        width: Width in pixels; for ``shortest-edge`` the limit of the long side.
         resize: ``letterbox`` keeps the aspect ratio and pads right and below to exactly
             ``height`` x ``width``, what a fixed-shape engine needs. ``shortest-edge`` scales the
             short side to ``height`` unless the long side would exceed ``width``, and does not
@@ -45,14 +45,14 @@ class InputSize:
                 f"input.resize must be 'letterbox' or 'shortest-edge', got {self.resize!r}"
             )
         if self.resize == "letterbox" and (self.height % 32 or self.width % 32):
-            up = self.fixed()
+            rounded = self.fixed()
             raise AdaptError(
                 f"a letterbox must be a multiple of 32 pixels high and wide, got "
-                f"{self.height}x{self.width}; use {up.height}x{up.width}"
+                f"{self.height}x{self.width}; use {rounded.height}x{rounded.width}"
             )
 
     def fixed(self) -> "InputSize":
-        """Return the letterbox of this size, rounded up to multiples of 32, for a fixed graph."""
+        """Return this size as a letterbox, rounded up to multiples of 32: one fixed input shape."""
         return InputSize(-(-self.height // 32) * 32, -(-self.width // 32) * 32)
 
     def scale(self, height: int, width: int) -> float:
@@ -75,7 +75,7 @@ def fit(image: Image.Image, size: InputSize) -> tuple[Tensor, tuple[float, float
 
     Returns:
         ``Tensor[3, H, W]`` uint8, and the factors (x, y) from image to input coordinates; divide
-        detected boxes by them to come back.
+        detected boxes by them to get boxes of the image.
     """
     scale = size.scale(image.height, image.width)
     width = max(1, round(image.width * scale))
@@ -96,7 +96,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     Raises:
         AdaptError: If a path does not exist, or a folder holds no image.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -104,12 +104,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
                 raise AdaptError(
                     f"folder {path} holds no image; files must end in {', '.join(sorted(SUFFIXES))}"
                 )
-            found += inside
+            images += inside
         elif path.is_file():
-            found.append(path)
+            images.append(path)
         else:
             raise AdaptError(f"image {path} does not exist; pass image files or folders of them")
-    return found
+    return images
 
 
 def open_image(path: Path) -> Image.Image:

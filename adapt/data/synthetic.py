@@ -28,7 +28,7 @@ EMPTY, CROWDED = 0.05, 0.15  # shares of the images
 MAX_OVERLAP = 0.3  # intersection of two boxes over the smaller one, so their IoU is less
 OUTLINE = 0.82  # width of the fill over the width of the shape
 FINE = 4  # drawing happens at this scale, for smooth edges and sub-pixel boxes
-MARKER = "synthetic.json"
+MARKER = "synthetic.json"  # states the parameters of a complete set
 REVISION = 1  # counted up when the same parameters draw other images
 
 Colour = NDArray[np.float64]
@@ -63,11 +63,11 @@ def generate(
 
     Args:
         root: Folder to create; it appears when all is written.
-        seed: Seed of all chance.
+        seed: Seed of everything that is random.
         train: Number of images of the split ``train``.
         val: Number of images of the split ``val``.
         size: Height and width of the images in pixels, at least 128.
-        progress: Told after every image.
+        progress: Called after every image.
 
     Returns:
         ``root``, for :func:`adapt.data.coco.load_split`.
@@ -81,25 +81,30 @@ def generate(
             f"train and {val} val images of {size[0]}x{size[1]}; ask for more"
         )
     parameters = {"seed": seed, "train": train, "val": val, "size": list(size), "draw": REVISION}
-    if _holds(root, parameters):
+    if _is_complete(root, parameters):
         return root
     make_folder(root.parent)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as folder:
         complete = Path(folder) / root.name
         _write(complete, parameters, progress)
         if root.is_dir():
-            root.rmdir()  # empty, as _holds found
+            root.rmdir()  # empty, or _is_complete had raised
         shutil.move(complete, root)
     return root
 
 
-def _holds(root: Path, parameters: dict[str, Any]) -> bool:
+def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
+    """Return whether the folder holds this set, False if it is empty or missing.
+
+    Raises:
+        AdaptError: If it holds anything else.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     marker = root / MARKER
-    found = read_json(marker, "marker") if marker.is_file() else {}
+    written = read_json(marker, "marker") if marker.is_file() else {}
     images = parameters["train"] + parameters["val"]
-    if found.get("parameters") == parameters and len(list(root.glob("images/*.jpg"))) == images:
+    if written.get("parameters") == parameters and len(list(root.glob("images/*.jpg"))) == images:
         return True
     raise AdaptError(
         f"{root} exists and does not hold the synthetic set with {json.dumps(parameters)}; "
@@ -212,7 +217,7 @@ def _shape(across: float, chance: Generator) -> Shape:
 def _place(
     shapes: Sequence[Shape], height: int, width: int, chance: Generator
 ) -> list[tuple[Shape, float, float]]:
-    """Give every shape a centre inside the image; what finds none in 50 tries is left out."""
+    """Give every shape a centre; one that overlaps too much in 50 tries is left out."""
     placed: list[tuple[Shape, float, float]] = []
     boxes: list[Box] = []
     for shape in shapes:

@@ -1,1 +1,1 @@
-"""How does a backbone become a detector, and a file?"""
+"""How does a backbone become a detector, and how is the detector stored?"""

@@ -19,7 +19,7 @@ from adapt.network.backbone import Backbone
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """What is needed to rebuild a detector and to name its output.
+    """What a detector file says beside the weights: how to build it, and what its labels mean.
 
     Attributes:
         architecture: The backbone.

@@ -75,7 +75,7 @@ class DetectorConfig(RetinaNetConfig):
 
 
 class TappedBackbone(Protocol):
-    """What a detector needs of a backbone: its taps' widths, and the taps."""
+    """What a detector needs of a backbone: the tapped feature maps and their channels."""
 
     tap_widths: Sequence[int]
 
@@ -90,8 +90,8 @@ class BackboneWithFPN(nn.Module):
         super().__init__()
         self.body = body
         extra = LastLevelP6P7(tap_widths[-1], width)
-        # torchvision feeds P6 from P5 whenever C5 happens to be as wide as the pyramid; which
-        # input P6 gets must not depend on the width the search chose.
+        # torchvision computes P6 from P5 whenever C5 happens to be as wide as the pyramid; what P6
+        # reads must not depend on the width that the search chose.
         extra.use_P5 = False
         self.fpn = FeaturePyramidNetwork(list(tap_widths), width, extra_blocks=extra)
         self.out_channels = width
@@ -103,7 +103,7 @@ class BackboneWithFPN(nn.Module):
 
 
 def top_down(fpn: FeaturePyramidNetwork, laterals: Sequence[Tensor], p6: Tensor) -> list[Tensor]:
-    """Return P3 to P7: what a pyramid computes after its laterals and the convolution of P6.
+    """Return P3 to P7, computed from the laterals' outputs and P6.
 
     Args:
         fpn: The pyramid of a detector.

@@ -1,1 +1,1 @@
-"""How do trained parameters reach another network?"""
+"""How do trained parameters reach another network? (pretrained ones, or a supernet's)"""

@@ -1,4 +1,4 @@
-"""Which detector does a network of the search space get from the supernet's trained weights?"""
+"""How does one network of a search space inherit the supernet's trained weights?"""
 
 from collections.abc import Sequence
 from typing import cast
@@ -19,16 +19,19 @@ def inherit_detector(source: RetinaNet, choices: Choices, config: DetectorConfig
     """Build the detector of a network, with the weights of a supernet's detector.
 
     It gets the chosen operations and the first channels of everything. The factors by which the
-    supernet gates a block's output are folded into whatever reads that output: the next block's
-    first operation, the pyramid's lateral, the convolution of P6. BatchNorms of the search space
-    have neither scale and shift nor statistics to inherit;
-    :func:`search.derive.held_out.recalibrate` measures these.
+    supernet gates a block's output are multiplied into the weights that read that output: of the
+    next block's first operation, the pyramid's lateral and the convolution of P6. A supernet's
+    BatchNorms have neither scale and shift nor running statistics to inherit;
+    :func:`search.derive.held_out.recalibrate` measures the statistics.
 
     In training mode the detector then computes what the supernet computes with ``paths`` set to the
-    chosen operations, as far as that reads no channel the network lacks. Exceptions: with
-    overlapping masks that gate every operation, a residual operation adds its gated input there and
-    its ungated input here; of individual blocks, only the one of the chosen width is taken, scaled
-    by the weight of all that have the channel. Where beta is one-hot, neither differs.
+    chosen operations, if the supernet had no channels beyond the chosen widths. Two exceptions
+    vanish where beta is one-hot:
+
+    * Overlapping masks that gate every operation: a residual operation adds its gated input in the
+      supernet, its ungated input here.
+    * Individual blocks: only the block of the chosen width is taken, its channels scaled by the
+      weight of all blocks that have them.
 
     Args:
         source: Detector around a :class:`Supernet`.
@@ -48,7 +51,7 @@ def inherit_detector(source: RetinaNet, choices: Choices, config: DetectorConfig
 
 
 def _inherit_blocks(supernet: Supernet, body: Backbone, choices: Choices) -> list[Tensor]:
-    """Fill all blocks; return the factors of each one's output, which its readers take over."""
+    """Fill all blocks; return the factors of each one's output that its readers have to fold."""
     _, probabilities = supernet.probabilities()
     layers = iter(cast("list[MBConv]", list(body.features)[2:]))
     factors = torch.ones(supernet.space.first_width)
@@ -81,8 +84,9 @@ def copy_operation(
     Args:
         source: The wide operation.
         target: The narrow one.
-        factors: Tensor[c_in], what its input was multiplied by and will not be any more.
-        reach: Tensor[c_in], what its hidden channels were multiplied by; see :class:`MBConv`.
+        factors: Tensor[c_in], gates of the input in the supernet, folded into the first weight.
+        reach: Tensor[c_in], by which the supernet multiplies hidden channels, folded into the last
+            weight; see :meth:`MBConv.branch`.
     """
     from_convs, to_convs = _convs(source), _convs(target)
     for from_conv, to_conv in zip(from_convs, to_convs, strict=True):
@@ -102,12 +106,12 @@ def _convs(op: MBConv) -> list[nn.Conv2d]:
 
 
 def _inherit_pyramid(source: RetinaNet, target: RetinaNet, gates: Sequence[Tensor]) -> None:
-    """Copy the feature pyramid; what reads the taps takes over their factors."""
+    """Copy the feature pyramid, and fold the gates of the taps into the weights that read them."""
     state = source.backbone.fpn.state_dict()
-    wanted = target.backbone.fpn.state_dict()
+    narrow = target.backbone.fpn.state_dict()
     readers = {f"inner_blocks.{level}.0.weight": factors for level, factors in enumerate(gates)}
     readers["extra_blocks.p6.weight"] = gates[-1]
     for name, factors in readers.items():
-        width = wanted[name].shape[1]
+        width = narrow[name].shape[1]
         state[name] = state[name][:, :width] * factors[:width].view(1, -1, 1, 1)
     target.backbone.fpn.load_state_dict(state)

@@ -1,8 +1,8 @@
 """How do pretrained parameters reach a network of another depth, width and kernel size?
 
-Paper section III-B. A target operation takes the source operation at its position in the same
-block; operations beyond the source's depth copy its last one. Channels: the first ones are copied.
-Kernels: centred. Everything else is surplus and starts at zero.
+Paper section III-B. An operation copies the source's operation at its position in the same block;
+those beyond the source's depth copy its last one. Of channels the first ones are copied, of kernels
+the centre. All other elements are surplus and start at zero, or at noise.
 """
 
 from collections.abc import Iterator
@@ -70,11 +70,11 @@ class Mapper:
     def norm(self, name: str, source: nn.BatchNorm2d, target: nn.BatchNorm2d) -> None:
         """Map a BatchNorm, as far as the target has scale, shift and statistics.
 
-        Surplus channels get scale and shift 0, mean 0 and variance 1, so the function is kept. The
-        noise is on the scale too: at exactly 0, ReLU6 would pass no gradient and the channel would
-        stay dead.
+        Surplus channels get scale and shift 0, mean 0 and variance 1, so the function is kept.
         """
         if target.affine:
+            # Noise on the scale as well: at exactly 0, ReLU6 passes no gradient and the channel
+            # would stay dead.
             self.copy(f"{name}.weight", source.weight, target.weight)
             self.copy(f"{name}.bias", source.bias, target.bias, noisy=False)
         if target.running_mean is not None and target.running_var is not None:
@@ -87,11 +87,8 @@ class Mapper:
                 target.num_batches_tracked.copy_(source.num_batches_tracked)
 
     def mbconv(self, name: str, source: MBConv, target: MBConv) -> None:
-        """Map an MBConv: expansion (first hidden channels), kernel (centred), channels (first).
-
-        Layers are paired from the end, so an MBConv without expansion maps its depthwise and
-        projection layers.
-        """
+        """Map an MBConv: expansion (first hidden channels), kernel (centred), channels (first)."""
+        # Paired from the end: an MBConv without expansion has no first convolution.
         convs = zip(reversed(_convs(source)), reversed(_convs(target)), strict=False)
         for (_, from_conv), (layer, to_conv) in convs:
             self.conv(f"{name}.{layer}", from_conv, to_conv)
@@ -99,16 +96,16 @@ class Mapper:
         for (_, from_norm), (layer, to_norm) in norms:
             self.norm(f"{name}.{layer}", from_norm, to_norm)
         if target.shape.expansion > source.shape.expansion == 1:
-            self._without_source(name, target)
+            self._surplus_expansion(name, target)
 
-    def _without_source(self, name: str, target: MBConv) -> None:
-        """Fill the expansion of an MBConv whose source has none: all of it is surplus."""
+    def _surplus_expansion(self, name: str, target: MBConv) -> None:
+        """Fill the expansion layer of an MBConv whose source has none: all of it is surplus."""
         layer, conv = _convs(target)[0]
         self.copy(f"{name}.{layer}.weight", conv.weight[:0, :0], conv.weight)
         layer, norm = _norms(target)[0]
         self.norm(f"{name}.{layer}", nn.BatchNorm2d(0), norm)
 
-    def layer(self, name: str, source: nn.Module, target: nn.Module) -> None:
+    def same_layer(self, name: str, source: nn.Module, target: nn.Module) -> None:
         """Copy a layer that both networks have in the same shape (stem, first block)."""
         target.load_state_dict(source.state_dict())
         for key, tensor in target.state_dict().items():
@@ -126,17 +123,17 @@ def _norms(module: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
 def _overlap(target: torch.Size, source: torch.Size) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Return the slices (target, source) of the part both have: first channels, centred kernel."""
     into, out_of = [], []
-    for axis, (to, of) in enumerate(zip(target, source, strict=True)):
-        common = min(to, of)
-        centred = axis >= 2
-        into.append(_window(to, common) if centred else slice(common))
-        out_of.append(_window(of, common) if centred else slice(common))
+    for axis, (target_length, source_length) in enumerate(zip(target, source, strict=True)):
+        common = min(target_length, source_length)
+        kernel = axis >= 2
+        into.append(_centre(target_length, common) if kernel else slice(common))
+        out_of.append(_centre(source_length, common) if kernel else slice(common))
     return tuple(into), tuple(out_of)
 
 
-def _window(length: int, common: int) -> slice:
-    start = (length - common) // 2
-    return slice(start, start + common)
+def _centre(length: int, part: int) -> slice:
+    start = (length - part) // 2
+    return slice(start, start + part)
 
 
 def map_backbone(
@@ -159,17 +156,19 @@ def map_backbone(
         generator: Source of the noise; seed 0 if None.
 
     Raises:
-        AdaptError: If the networks differ in what is not searched, or if ``identity`` is asked of
-            a target that does not contain the source.
+        AdaptError: If the networks differ in what is not searched, or if ``mode`` is ``identity``
+            and the target does not contain the source.
     """
-    to = target.architecture
-    _check_same_frame(source.architecture, to.stem_width, to.first_width, len(to.blocks))
+    network = target.architecture
+    _check_fixed_layers(
+        source.architecture, network.stem_width, network.first_width, len(network.blocks)
+    )
     if mode == "identity":
         _check_contains(target, source)
     generator = generator or torch.Generator().manual_seed(0)
     mapper = Mapper(noise if mode == "paper" else 0.0, generator)
     for index in range(2):
-        mapper.layer(f"features.{index}", source.features[index], target.features[index])
+        mapper.same_layer(f"features.{index}", source.features[index], target.features[index])
     sources = _blocks(source)
     for block, ops in enumerate(_blocks(target)):
         for position, (name, op) in enumerate(ops):
@@ -198,19 +197,19 @@ def _silence(op: MBConv) -> None:
     last.bias.zero_()
 
 
-def _check_same_frame(
+def _check_fixed_layers(
     source: Architecture, stem_width: int, first_width: int, num_blocks: int
 ) -> None:
-    of = {
+    pairs = {
         "stem_width": (source.stem_width, stem_width),
         "first_width": (source.first_width, first_width),
         "number of blocks": (len(source.blocks), num_blocks),
     }
-    for name, (has, wanted) in of.items():
-        if has != wanted:
+    for name, (of_source, of_target) in pairs.items():
+        if of_source != of_target:
             raise AdaptError(
-                f"parameters of {source.source} cannot be mapped: its {name} is {has}, the "
-                f"target's {wanted}; use the source's, or ask for --init scratch"
+                f"parameters of {source.source} cannot be mapped: its {name} is {of_source}, the "
+                f"target's {of_target}; use the source's, or ask for --init scratch"
             )
 
 
@@ -254,10 +253,10 @@ def map_supernet(
         AdaptError: If the networks differ in what is not searched.
     """
     space = target.space
-    _check_same_frame(source.architecture, space.stem_width, space.first_width, len(space.blocks))
+    _check_fixed_layers(source.architecture, space.stem_width, space.first_width, len(space.blocks))
     mapper = Mapper(noise, generator or torch.Generator().manual_seed(0))
-    mapper.layer("stem", source.features[0], target.stem)
-    mapper.layer("first", source.features[1], target.first)
+    mapper.same_layer("stem", source.features[0], target.stem)
+    mapper.same_layer("first", source.features[1], target.first)
     sources = _blocks(source)
     for number, block in enumerate(target.blocks):
         for position, name, op in _candidates(block):
