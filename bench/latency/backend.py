@@ -249,11 +249,11 @@ class TensorRTBackend:
 
     def load(self, built: bytes) -> Timer:
         """Load an engine and capture its run as a CUDA graph."""
-        from export.engine.execution import Plan
+        from export.engine.execution import EngineExecution
 
-        plan = Plan(load_tensorrt(self.flavour), built, "a unit's engine")
-        plan.feed_noise()
-        return cuda_timer(plan.replay(), plan.stream)
+        engine = EngineExecution(load_tensorrt(self.flavour), built, "a unit's engine")
+        engine.feed_noise()
+        return cuda_timer(engine.replay(), engine.stream)
 
     def state(self) -> DeviceState:
         """Return the state of the GPU."""

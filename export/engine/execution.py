@@ -38,7 +38,7 @@ def read_plan_info(path: Path) -> dict[str, Any]:
     return check_header(read_json(sidecar_path(path), "engine description"), "engine", path)
 
 
-class Plan:
+class EngineExecution:
     """A loaded engine and its buffers.
 
     Args:
@@ -66,7 +66,7 @@ class Plan:
         self._allocate({n: self._largest(n) for n, is_input in takes.items() if is_input})
 
     @classmethod
-    def open(cls, path: Path) -> "Plan":
+    def open(cls, path: Path) -> "EngineExecution":
         """Load an engine file.
 
         Raises:

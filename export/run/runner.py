@@ -15,7 +15,7 @@ from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
 from adapt.runtime import Precision, Tail
-from export.engine.execution import Plan, read_plan_info
+from export.engine.execution import EngineExecution, read_plan_info
 from export.graph.detector import RawHeads, read_onnx_info
 from export.graph.options import DETECTIONS, RAW_HEADS, ImageInput, Pixels
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
@@ -120,7 +120,7 @@ def open_runner(runtime: str, artifact: Path, threads: int = 1) -> Runner:
         return TorchRunner(artifact, threads)
     if runtime in PROVIDERS:
         return OrtRunner(runtime, artifact, threads)
-    return PlanRunner(runtime, artifact)
+    return EngineRunner(runtime, artifact)
 
 
 def usual_runtime(artifact: Path) -> str:
@@ -267,7 +267,7 @@ class OrtRunner(Runner):
         }
 
 
-class PlanRunner(Runner):
+class EngineRunner(Runner):
     """TensorRT or TensorRT-RTX; inference is one CUDA graph."""
 
     def __init__(self, runtime: str, artifact: Path) -> None:
@@ -285,7 +285,7 @@ class PlanRunner(Runner):
         self._runtime = runtime
         self._artifact = artifact
         self._version = content["tensorrt_version"]
-        self._plan = Plan.open(artifact)
+        self._engine = EngineExecution.open(artifact)
 
     def infer(self, images: Array) -> list[ImageDetections]:
         """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
@@ -299,16 +299,16 @@ class PlanRunner(Runner):
         return self._run(images)
 
     def _run(self, images: Array) -> dict[str, Array]:
-        self._plan.feed({"images": feed(images, self._input, self._artifact)})
-        self._plan.run()
-        return {name: self._plan.buffers[name].cpu().numpy() for name in self._plan.outputs}
+        self._engine.feed({"images": feed(images, self._input, self._artifact)})
+        self._engine.run()
+        return {name: self._engine.buffers[name].cpu().numpy() for name in self._engine.outputs}
 
     def bind(self, images: Array) -> Callable[[], None]:
         """Return the call to time; see :meth:`Runner.bind`."""
-        self._plan.feed({"images": feed(images, self._input, self._artifact)})
+        self._engine.feed({"images": feed(images, self._input, self._artifact)})
         if self.tail == "onnx-nms":  # its shapes depend on the data, which no CUDA graph can hold
-            return self._plan.run
-        return self._plan.capture()
+            return self._engine.run
+        return self._engine.capture()
 
     def describe(self) -> dict[str, Any]:
         """Return runtime, version, device and threads (0: the GPU does the work)."""
