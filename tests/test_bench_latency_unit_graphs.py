@@ -16,9 +16,9 @@ from adapt.detector.retinanet import IMAGE_MEAN, IMAGE_STD, DetectorConfig, buil
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv, stem
-from bench.latency.unit_graphs import REST_INPUTS, detector_model, random_inputs, unit_model
+from bench.latency.unit_graphs import detector_model, random_inputs, unit_model
 from export.graph.detector import RestOfDetector, export_detector
-from export.graph.options import DETECTIONS, GraphOptions
+from export.graph.options import DETECTIONS, REST_INPUTS, GraphOptions
 from export.graph.precision import PRECISIONS
 from export.run.onnx_session import ort_session
 from export.run.parity import match_detections

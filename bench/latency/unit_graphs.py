@@ -42,13 +42,12 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import IMAGE_MEAN, IMAGE_STD, DetectorConfig
 from adapt.runtime import Precision, Tail
 from export.graph.detector import export_rest
-from export.graph.options import DETECTIONS
+from export.graph.onnx_file import OPSET
+from export.graph.options import DETECTIONS, REST_INPUTS
 from export.graph.precision import FloatPrecision, with_qdq
 
-OPSET = 20
 IR_VERSION = 10
 LIGHT = 4  # channels outside of the two light convolutions
-REST_INPUTS = ("lateral3", "lateral4", "lateral5", "p6")
 Array = NDArray[Any]
 
 

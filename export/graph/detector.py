@@ -1,6 +1,6 @@
-"""Which graph is deployed?"""
+"""What does the deployed graph compute from images to detections, and how is it exported?"""
 
-# B images, A anchors of a level, K classes, C candidates, D detections
+# B images, A anchors, K classes, C candidates for NMS, D detections, F channels of the pyramid
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -23,8 +23,8 @@ from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.runtime import Tail
 from export.graph.nms import greedy_nms_keep, nms_keep
-from export.graph.onnx_file import fused, read_description, write_onnx
-from export.graph.options import DETECTIONS, RAW_HEADS, GraphOptions, Pixels
+from export.graph.onnx_file import GraphSignature, fused, read_description, write_onnx
+from export.graph.options import DETECTIONS, RAW_HEADS, REST_INPUTS, GraphOptions, Pixels
 from export.graph.precision import FloatPrecision
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -33,10 +33,11 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 class Postprocess(nn.Module):
     """From the pyramid to detections: heads, decoding and non-maximum suppression.
 
-    The semantics of torchvision's ``RetinaNet.postprocess_detections`` with fixed shapes only.
-    torchvision takes all candidates of the levels; here the best ``nms_candidates`` of them are
-    left, since the graph compares every pair. It differs where more than these pass the score
-    threshold and yield fewer than ``detections`` boxes.
+    It computes what torchvision's ``RetinaNet.postprocess_detections`` computes, with fixed shapes
+    only, and with one difference: torchvision suppresses among the candidates of all levels, here
+    only the best ``nms_candidates`` of them remain, since the graph compares every pair. The
+    detections differ only if more candidates than that pass the score threshold, and suppression
+    leaves fewer than ``detections`` of the best ones.
 
     The heads compute in the precision of their weights, everything after them in fp32.
     """
@@ -85,19 +86,19 @@ class Postprocess(nn.Module):
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best logits, their anchors and their labels, each ``Tensor[B, C]``.
 
-        Ranking logits is ranking scores. Only what survives all rankings is decoded. Unless more
-        candidates are left than a level may have, the levels need no ranking of their own.
+        The sigmoid keeps the order, so logits are ranked and scores computed of the best only.
         """
-        most = self.detector.nms_candidates
-        if most <= self.detector.candidates:
-            return best_pairs(logits, most)
-        levels, start = [], 0
+        per_level, total = self.detector.candidates, self.detector.nms_candidates
+        # The limit of a level cannot exclude what is among the best of all levels.
+        if total <= per_level:
+            return best_pairs(logits, total)
+        levels, first_anchor = [], 0
         for level in torch.split(logits, self.anchor_counts, 1):
-            value, anchor, label = best_pairs(level, self.detector.candidates)
-            levels.append((value, anchor + start, label))
-            start += level.shape[1]
+            value, anchor, label = best_pairs(level, per_level)
+            levels.append((value, anchor + first_anchor, label))
+            first_anchor += level.shape[1]
         values, anchors, labels = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
-        value, index = values.topk(min(most, values.shape[1]))
+        value, index = values.topk(min(total, values.shape[1]))
         return value, anchors.gather(1, index), labels.gather(1, index)
 
     def _decode(self, deltas: Tensor, anchor: Tensor) -> Tensor:
@@ -108,38 +109,38 @@ class Postprocess(nn.Module):
         return clipped.reshape(*anchor.shape, 4)
 
     def _best(self, keep: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor) -> Outputs:
-        number = min(self.detector.detections, keep.shape[1])
-        scores, best = torch.where(keep, scores, 0.0).topk(number)
-        found = keep.gather(1, best)
-        count = found.sum(1, keepdim=True, dtype=torch.int32)
-        boxes = torch.where(found.unsqueeze(2), _rows(boxes, best), 0.0)
-        classes = torch.where(found, labels.gather(1, best), 0)
-        return count, boxes, scores, classes.int()
+        """Return the kept candidates with the highest scores, and zeros in the rows left over."""
+        rows = min(self.detector.detections, keep.shape[1])
+        scores, best = torch.where(keep, scores, 0.0).topk(rows)
+        filled = keep.gather(1, best)
+        number = filled.sum(1, keepdim=True, dtype=torch.int32)
+        boxes = torch.where(filled.unsqueeze(2), _rows(boxes, best), 0.0)
+        classes = torch.where(filled, labels.gather(1, best), 0)
+        return number, boxes, scores, classes.int()
 
 
-def best_pairs(logits: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest logits of anchors and classes, with their anchors and classes.
-
-    An anchor whose largest logit is not among the ``most`` largest of the anchors has no logit
-    among the ``most`` largest of all, so only those anchors are sorted: much less than all logits.
+def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest logits of all pairs of anchor and class, with their anchors and classes.
 
     Args:
         logits: ``Tensor[B, A, K]``.
-        most: How many.
+        count: How many.
 
     Returns:
-        Three ``Tensor[B, C]`` with ``C = min(most, A * K)``, in descending order of the logits.
+        Three ``Tensor[B, C]`` with ``C = min(count, A * K)``, in descending order of the logits.
     """
     classes = logits.shape[2]
-    anchors = logits.amax(2).topk(min(most, logits.shape[1])).indices
+    # An anchor whose best logit is not among the ``count`` best of the anchors has no logit among
+    # the ``count`` best of all, so only the logits of those anchors are sorted: a small part.
+    anchors = logits.amax(2).topk(min(count, logits.shape[1])).indices
     rows = _rows(logits, anchors).flatten(1)
-    values, index = rows.topk(min(most, rows.shape[1]))
+    values, index = rows.topk(min(count, rows.shape[1]))
     return values, anchors.gather(1, index // classes), index % classes
 
 
-def _rows(table: Tensor, rows: Tensor) -> Tensor:
+def _rows(table: Tensor, index: Tensor) -> Tensor:
     """Select rows of each image's table: ``Tensor[B, N, w], Tensor[B, C] -> Tensor[B, C, w]``."""
-    return table.gather(1, rows.unsqueeze(2).expand(-1, -1, table.shape[2]))
+    return table.gather(1, index.unsqueeze(2).expand(-1, -1, table.shape[2]))
 
 
 def run_heads(head: nn.Module, pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -159,7 +160,7 @@ def level_anchors(model: RetinaNet, size: InputSize) -> list[Tensor]:
 
 
 class DeployedDetector(nn.Module):
-    """Images to detections."""
+    """Images to detections: what an export with tail ``tensor-nms`` or ``onnx-nms`` computes."""
 
     def __init__(
         self,
@@ -176,7 +177,7 @@ class DeployedDetector(nn.Module):
         """Return ``num_detections, boxes, scores, classes``; see :class:`Postprocess`.
 
         Args:
-            images: ``Tensor[B, 3, H, W]``, float32 in [0, 1] or uint8, as
+            images: ``Tensor[B, 3, H, W]``, float32 in [0, 1] or uint8, fitted to the input as
                 :func:`adapt.data.images.fit` does it.
         """
         detections: Outputs = self.postprocess(self.features(images))
@@ -184,16 +185,16 @@ class DeployedDetector(nn.Module):
 
 
 class _TracedDetector(DeployedDetector):
-    """Returns the raw heads too, so that they have names within the graph."""
+    """Also returns the raw heads, which become inner tensors of the graph with names."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Return detections, logits and box deltas."""
+        """Return the four tensors of detections, logits and box deltas."""
         heads = run_heads(self.postprocess.head, self.features(images))
         return (*self.postprocess.detect(*heads), *heads)
 
 
 class RawHeads(nn.Module):
-    """Images to logits ``Tensor[B, A, K]`` and box deltas ``Tensor[B, A, 4]`` of all levels."""
+    """Images to logits and box deltas: what an export with tail ``none`` computes."""
 
     def __init__(self, model: RetinaNet, pixels: Pixels = "float32") -> None:
         super().__init__()
@@ -201,14 +202,14 @@ class RawHeads(nn.Module):
         self.head = model.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits and box deltas, P3 first."""
+        """Return logits ``Tensor[B, A, K]`` and deltas ``Tensor[B, A, 4]``, P3 first."""
         return run_heads(self.head, self.features(images))
 
 
 class Features(nn.Module):
-    """Images to the pyramid P3 to P7; the normalisation is part of the graph.
+    """Images to the pyramid P3 to P7, the normalisation of the images included.
 
-    Images are normalised as float32; the pyramid has the precision of the weights.
+    Images are normalised in float32; backbone and pyramid have the precision of the weights.
     """
 
     mean: Tensor
@@ -233,7 +234,10 @@ class Features(nn.Module):
 
 
 class RestOfDetector(nn.Module):
-    """Lateral maps to detections: what no choice of the search changes (adapt.units.Rest)."""
+    """Outputs of the lateral convolutions to detections (:class:`adapt.cost.units.Rest`).
+
+    No choice of the search changes this part of a detector.
+    """
 
     def __init__(
         self, model: RetinaNet, detector: DetectorConfig, size: InputSize, tail: Tail = "tensor-nms"
@@ -264,16 +268,16 @@ def export_detector(
     *,
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Write a detector as an ONNX file whose inputs and outputs are never half.
+    """Write a detector as an ONNX file.
 
-    In a graph that ends in detections, the raw heads are inner tensors with the names
-    :data:`RAW_HEADS`.
+    Inputs and outputs are never float16, whatever the precision. In a graph that ends in
+    detections, the raw heads are inner tensors with the names :data:`RAW_HEADS`.
 
     Args:
         model: The detector; it is left unchanged.
-        info: Its description. Sizes other than a letterbox are rounded up to one.
+        info: Its description. The graph's input is :meth:`adapt.data.images.InputSize.fixed`.
         path: File to write.
-        options: How; by default one float32 image to detections, in fp32.
+        options: By default one float32 image to detections, in fp32.
         provenance: JSON content that says where the weights come from.
 
     Returns:
@@ -284,13 +288,6 @@ def export_detector(
     """
     options = options or GraphOptions()
     info = replace(info, input=info.input.fixed())
-    body = _in_precision(model, options.precision)
-    raw = options.tail == "none"
-    graph = (
-        RawHeads(body, options.pixels)
-        if raw
-        else _TracedDetector(body, info, options.tail, options.pixels)
-    )
     description = header(
         "onnx-detector",
         **info.to_dict(),
@@ -300,20 +297,27 @@ def export_detector(
     )
     dtype = torch.uint8 if options.pixels == "uint8" else torch.float32
     images = torch.zeros(options.batch, 3, info.input.height, info.input.width, dtype=dtype)
+    signature = GraphSignature(
+        inputs={"images": images},
+        outputs=options.outputs,
+        inner=() if options.tail == "none" else RAW_HEADS,
+        max_batch=options.batch if options.dynamic else None,
+    )
     return write_onnx(
-        graph,
-        [images],
-        (["images"], options.outputs),
-        description,
-        path,
-        options.opset,
-        inner=() if raw else RAW_HEADS,
-        most_images=options.batch if options.dynamic else None,
+        _traced_module(model, info, options), signature, description, path, options.opset
     )
 
 
+def _traced_module(model: RetinaNet, info: DetectorInfo, options: GraphOptions) -> nn.Module:
+    model = _in_precision(model, options.precision)
+    if options.tail == "none":
+        return RawHeads(model, options.pixels)
+    return _TracedDetector(model, info, options.tail, options.pixels)
+
+
 def _in_precision(model: RetinaNet, precision: FloatPrecision) -> RetinaNet:
-    """Return the model, for fp16 a copy in half precision whose BatchNorms were folded in fp32."""
+    """Return the model itself, or for fp16 a copy in half precision."""
+    # BatchNorms are folded before the weights are rounded, not after.
     return fused(model).half() if precision == "fp16" else model
 
 
@@ -345,17 +349,16 @@ def export_rest(
     precision: FloatPrecision = "fp32",
     tail: Tail = "tensor-nms",
 ) -> Path:
-    """Write the part of a detector that no choice of the search changes, to measure its latency.
+    """Write :class:`RestOfDetector` with random weights, to measure its latency.
 
-    The weights are random; every shape is fixed, so they do not change the work. None are zero, as
-    the biases of a new detector are: the exporter would leave those out.
+    All shapes are fixed, so latency does not depend on the weights.
 
     Args:
         detector: Pyramid, heads and post-processing.
         size: Input of the whole detector.
         path: File to write.
         batch: Images per inference.
-        precision: Of the inputs, pyramid and heads; all after them is fp32.
+        precision: Of inputs, pyramid and heads; everything after them is fp32.
         tail: ``tensor-nms`` or ``onnx-nms``.
 
     Returns:
@@ -365,20 +368,26 @@ def export_rest(
         AdaptError: If the file cannot be written.
     """
     size = size.fixed()
+    model = _in_precision(_random_detector(detector), precision)
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    p3_to_p6 = pyramid_sizes(size.height, size.width)[: len(REST_INPUTS)]
+    maps = {
+        name: torch.zeros(batch, detector.fpn_width, *level, dtype=dtype)
+        for name, level in zip(REST_INPUTS, p3_to_p6, strict=True)
+    }
+    description = header(
+        "onnx-rest", detector=detector.to_dict(), input=size.to_dict(), precision=precision
+    )
+    rest = RestOfDetector(model, detector, size, tail)
+    return write_onnx(rest, GraphSignature(maps, DETECTIONS), description, path)
+
+
+def _random_detector(detector: DetectorConfig) -> RetinaNet:
+    """Return a detector with random weights, always the same, none of which are zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_retinanet(Backbone(mobilenet_v2()), detector)
         for parameter in model.parameters():
-            if not parameter.any():
+            if not parameter.any():  # a new detector's biases: the exporter would leave them out
                 nn.init.normal_(parameter, std=0.01)
-    rest = RestOfDetector(_in_precision(model, precision), detector, size, tail)
-    p3, p4, p5, p6, _ = pyramid_sizes(size.height, size.width)
-    dtype = torch.float16 if precision == "fp16" else torch.float32
-    example = [
-        torch.zeros(batch, detector.fpn_width, *level, dtype=dtype) for level in (p3, p4, p5, p6)
-    ]
-    description = header(
-        "onnx-rest", detector=detector.to_dict(), input=size.to_dict(), precision=precision
-    )
-    names = ["lateral3", "lateral4", "lateral5", "p6"]
-    return write_onnx(rest, example, (names, DETECTIONS), description, path)
+    return model

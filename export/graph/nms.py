@@ -1,6 +1,6 @@
-"""How does non-maximum suppression run in a deployed graph?
+"""How does a deployed graph suppress overlapping boxes (NMS), by tensor operations or an operator?
 
-Either way it is a mask of candidates, so that all around it has fixed shapes.
+Both ways return a mask over the candidates, so that the rest of the graph has fixed shapes.
 """
 
 # B images, N candidate boxes, K classes
@@ -25,19 +25,20 @@ def nms_keep(
 ) -> Tensor:
     """Mark the boxes that greedy per-class non-maximum suppression keeps.
 
-    Greedy suppression is the fixed point of ``keep = valid * (keep @ M == 0)``, where
-    ``M[i, j]`` is 1 if box ``i`` would remove the lower-scored box ``j``. After ``n`` rounds
-    every box is decided whose longest chain of overlapping, better boxes has at most ``n``
-    links; crowded random detections need 5 to 7. The graph cannot stop when nothing changes, so
-    it always runs ``iterations`` rounds. An even number errs on the safe side: at the end of
-    longer chains a duplicate is kept, no detection is lost.
+    Tensor operations only, for tail ``tensor-nms``. Greedy suppression is the fixed point of
+    ``keep = valid * (keep @ M == 0)``, where ``M[i, j]`` is 1 if box ``i`` would remove the
+    lower-scored box ``j``. After ``n`` rounds the result is final for every box whose longest chain
+    of overlapping boxes, each better than the next, has at most ``n`` links; crowded random
+    detections need 5 to 7. The graph cannot stop when nothing changes any more, so it always runs
+    ``iterations`` rounds. An even number errs on the safe side: at the end of longer chains a
+    duplicate is kept, no detection is lost.
 
     Args:
         boxes: ``Tensor[B, N, 4]``, corners (x1, y1, x2, y2).
         scores: ``Tensor[B, N]``, sorted in descending order; only the order matters.
         labels: ``Tensor[B, N]``, integers.
-        valid: ``Tensor[B, N]``, bool; other boxes neither survive nor suppress.
-        iou_threshold: Largest overlap at which both boxes survive.
+        valid: ``Tensor[B, N]``, bool; other boxes are neither kept nor remove any.
+        iou_threshold: Largest overlap at which both boxes are kept.
         iterations: Rounds of the fixed point; even.
 
     Returns:
@@ -57,7 +58,7 @@ def nms_keep(
 
 
 def _removes(boxes: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """Return ``Tensor[B, N, N]``, bool: would box i remove box j?"""
+    """Return ``Tensor[B, N, N]``, bool: whether box i would remove box j."""
     number = boxes.shape[1]
     better = torch.ones(number, number, dtype=torch.bool, device=boxes.device).triu(1)
     same_class = labels.unsqueeze(2) == labels.unsqueeze(1)
@@ -84,21 +85,22 @@ def greedy_nms_keep(
     valid: Tensor,
     iou_threshold: float,
     classes: int,
-    most: int,
+    max_per_class: int,
 ) -> Tensor:
     """Mark the boxes that greedy per-class non-maximum suppression keeps.
 
-    In PyTorch it is torchvision's, in ONNX the operator NonMaxSuppression
-    (:func:`onnx_translations`).
+    A custom operator, for tail ``onnx-nms``: PyTorch runs torchvision's suppression, the exporter
+    writes ONNX's NonMaxSuppression (:func:`_onnx_greedy_nms_keep`). Its parameters are tensors and
+    numbers side by side because an operator takes no other types.
 
     Args:
         boxes: ``Tensor[B, N, 4]``, corners (x1, y1, x2, y2).
         scores: ``Tensor[B, N]``, positive where ``valid``.
         labels: ``Tensor[B, N]``, integers below ``classes``.
-        valid: ``Tensor[B, N]``, bool; other boxes neither survive nor suppress.
-        iou_threshold: Largest overlap at which both boxes survive.
+        valid: ``Tensor[B, N]``, bool; other boxes are neither kept nor remove any.
+        iou_threshold: Largest overlap at which both boxes are kept.
         classes: Number of classes.
-        most: Boxes that are kept of a class, at most; the operator's only.
+        max_per_class: Largest number of boxes of a class; only ONNX's operator heeds it.
 
     Returns:
         ``Tensor[B, N]``, bool.
@@ -117,7 +119,7 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, *_: object) 
 
 
 def onnx_translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
-    """Return what PyTorch's exporter writes for the operators of this module."""
+    """Return what PyTorch's exporter calls to write the custom operator of this module."""
     return {torch.ops.adapt.greedy_nms_keep.default: _onnx_greedy_nms_keep}
 
 
@@ -128,12 +130,14 @@ def _onnx_greedy_nms_keep(
     valid: Any,
     iou_threshold: float,
     classes: int,
-    most: int,
+    max_per_class: int,
 ) -> Any:
-    """Score every box for its own class only, and mark what NonMaxSuppression returns.
+    """Write :func:`greedy_nms_keep`, whose parameters these are, in ONNX operators.
 
-    The operator's result ``int64[n, 3]`` (image, class, box) is the only tensor whose shape depends
-    on the data. Shifting the boxes of each class apart instead would cost precision.
+    NonMaxSuppression suppresses within each class, given the score of every box for every class;
+    a box scores 0 for all classes but its own. The usual alternative, boxes of each class shifted
+    to a place of their own, costs precision. The result ``int64[n, 3]`` (image, class, box) is the
+    only tensor whose shape depends on the data.
     """
     import onnxscript
 
@@ -144,12 +148,12 @@ def _onnx_greedy_nms_keep(
 
     zero = op.Constant(value_float=0.0)
     alive = op.Where(valid, scores, zero)
-    names = op.Reshape(numbers(*range(classes)), numbers(1, classes, 1))
-    own = op.Equal(op.Unsqueeze(labels, numbers(1)), names)
-    per_class = op.Where(own, op.Unsqueeze(alive, numbers(1)), zero)
-    iou, least = op.Constant(value_floats=[iou_threshold]), op.Constant(value_floats=[0.0])
-    chosen = op.NonMaxSuppression(boxes, per_class, numbers(most), iou, least)
-    rows = op.Gather(chosen, numbers(0, 2), axis=1)
-    ones = op.Expand(op.Constant(value_float=1.0), op.Shape(rows, start=0, end=1))
-    marked = op.ScatterND(op.Mul(alive, zero), rows, ones)
+    class_index = op.Reshape(numbers(*range(classes)), numbers(1, classes, 1))
+    is_own_class = op.Equal(op.Unsqueeze(labels, numbers(1)), class_index)
+    class_scores = op.Where(is_own_class, op.Unsqueeze(alive, numbers(1)), zero)
+    iou, min_score = op.Constant(value_floats=[iou_threshold]), op.Constant(value_floats=[0.0])
+    kept = op.NonMaxSuppression(boxes, class_scores, numbers(max_per_class), iou, min_score)
+    image_and_box = op.Gather(kept, numbers(0, 2), axis=1)
+    ones = op.Expand(op.Constant(value_float=1.0), op.Shape(image_and_box, start=0, end=1))
+    marked = op.ScatterND(op.Mul(alive, zero), image_and_box, ones)
     return op.Greater(marked, op.Constant(value_float=0.5))

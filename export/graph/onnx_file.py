@@ -1,10 +1,11 @@
-"""How is a network written as one ONNX file that says what it is?"""
+"""How is a PyTorch module written as an ONNX file with a description inside, and read again?"""
 
 import ast
 import copy
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,31 @@ _DAMAGED = "is not a readable ONNX file, it may be truncated; write it again wit
 OPSET = 20  # TensorRT 10.0 reads 9 to 20; fp16 and int8 need 19
 
 
+@dataclass(frozen=True)
+class GraphSignature:
+    """The tensors of an ONNX graph that have names to rely on.
+
+    Attributes:
+        inputs: An example of every input by name; the shapes and data types become the graph's.
+        outputs: Names of the graph's outputs, the first that the network returns.
+        inner: Names of what the network returns after these: tensors inside of the graph, which
+            are no outputs of it.
+        max_batch: If given, the first axis of every input is free, from 1 to this; that of the
+            examples must then be at least 2.
+    """
+
+    inputs: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    inner: Sequence[str] = ()
+    max_batch: int | None = None
+
+
 def write_onnx(
     network: nn.Module,
-    example: Sequence[Tensor],
-    names: tuple[Sequence[str], Sequence[str]],
+    signature: GraphSignature,
     description: Mapping[str, Any],
     path: Path,
     opset: int = OPSET,
-    *,
-    inner: Sequence[str] = (),
-    most_images: int | None = None,
 ) -> Path:
     """Write a network as a checked ONNX file; same network, same bytes.
 
@@ -40,14 +56,10 @@ def write_onnx(
 
     Args:
         network: Any module; it is neither changed nor switched to evaluation mode.
-        example: One tensor per input; their shapes become the file's.
-        names: Input names and output names.
+        signature: Names and shapes of the inputs, names of the outputs.
         description: JSON content from :func:`adapt.artifacts.header`.
         path: File to write.
         opset: ONNX operator set.
-        inner: Names of further outputs of the network: these become named tensors within the graph.
-        most_images: If given, the first axis of every input is free from 1 to this; the example's
-            must be at least 2.
 
     Returns:
         ``path``.
@@ -55,41 +67,61 @@ def write_onnx(
     Raises:
         AdaptError: If the file cannot be written.
     """
-    make_folder(path.parent)  # before the seconds of the exporter
-    model = trace(fused(network), example, (names[0], [*names[1], *inner]), opset, most_images)
-    _hide_outputs(model.graph, inner)
+    make_folder(path.parent)  # an unwritable folder must not cost the seconds of the exporter
+    model = _trace(fused(network), signature, opset)
+    _hide_outputs(model.graph, signature.inner)
     _name_nodes(model.graph)
-    _strip(model)
+    _strip_notes(model)
     return save_onnx(model, description, path)
 
 
+def _trace(network: nn.Module, signature: GraphSignature, opset: int) -> onnx.ModelProto:
+    """Run PyTorch's exporter; all that the network returns is an output, inner tensors too."""
+    batch = signature.max_batch and torch.export.Dim("batch", min=1, max=signature.max_batch)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            tuple(signature.inputs.values()),
+            input_names=list(signature.inputs),
+            output_names=[*signature.outputs, *signature.inner],
+            opset_version=opset,
+            dynamic_shapes=tuple({0: batch} for _ in signature.inputs) if batch else None,
+            custom_translation_table=dict(onnx_translations()),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
 def _hide_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
-    """Make outputs inner tensors that keep their name and shape."""
+    """Turn outputs into inner tensors, which keep their names and shapes."""
     for output in [output for output in graph.output if output.name in names]:
         graph.value_info.append(output)
         graph.output.remove(output)
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy that also outputs tensors that :func:`write_onnx` wrote as ``inner``."""
+    """Return a copy in which the inner tensors of a :class:`GraphSignature` are outputs too."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    known = {output.name for output in copied.graph.output}
-    found = [v for v in copied.graph.value_info if v.name in names and v.name not in known]
-    copied.graph.output.extend(found)
+    outputs = {output.name for output in copied.graph.output}
+    inner = [v for v in copied.graph.value_info if v.name in names and v.name not in outputs]
+    copied.graph.output.extend(inner)
     return copied
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Name every node after the module it comes from, as errors and profiles will show it."""
-    taken: Counter[str] = Counter()
+    """Name every node after the module it comes from: errors and profiles show these names."""
+    uses: Counter[str] = Counter()
     for node in graph.node:
         notes = {note.key: note.value for note in node.metadata_props}
         scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
         module = scopes[-2] if len(scopes) > 1 else ""
         name = f"{module}/{node.op_type}" if module else node.op_type
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        uses[name] += 1
+        node.name = name if uses[name] == 1 else f"{name}_{uses[name]}"
 
 
 def save_onnx(model: onnx.ModelProto, description: Mapping[str, Any], path: Path) -> Path:
@@ -145,18 +177,16 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def fused(network: nn.Module) -> nn.Module:
-    """Return a copy on the CPU, in evaluation mode, with BatchNorms folded into convolutions.
-
-    The exporter would fold them too, but wrongly for bfloat16.
-    """
+    """Return a copy on the CPU, in evaluation mode, with BatchNorms folded into convolutions."""
+    # The exporter would fold them too, but wrongly for bfloat16.
     network = copy.deepcopy(network).cpu().eval()
     for module in network.modules():
         if isinstance(module, nn.Sequential):
-            _fuse_pairs(module)
+            _fold_batch_norms(module)
     return network
 
 
-def _fuse_pairs(layers: nn.Sequential) -> None:
+def _fold_batch_norms(layers: nn.Sequential) -> None:
     for index in range(len(layers) - 1):
         conv, norm = layers[index], layers[index + 1]
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -164,38 +194,10 @@ def _fuse_pairs(layers: nn.Sequential) -> None:
             layers[index + 1] = nn.Identity()
 
 
-def trace(
-    network: nn.Module,
-    example: Sequence[Tensor],
-    names: tuple[Sequence[str], Sequence[str]],
-    opset: int,
-    most_images: int | None = None,
-) -> onnx.ModelProto:
-    """Run PyTorch's exporter."""
-    dynamic = most_images and torch.export.Dim("batch", min=1, max=most_images)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            network,
-            tuple(example),
-            input_names=list(names[0]),
-            output_names=list(names[1]),
-            opset_version=opset,
-            dynamic_shapes=tuple({0: dynamic} for _ in example) if dynamic else None,
-            custom_translation_table=dict(onnx_translations()),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    return program.model_proto
-
-
-def _strip(model: onnx.ModelProto) -> None:
+def _strip_notes(model: onnx.ModelProto) -> None:
     """Remove the exporter's notes: they name files of the machine that wrote the model."""
     graph = model.graph
-    for noted in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
-        noted.ClearField("metadata_props")
-        noted.ClearField("doc_string")
-    for initializer in graph.initializer:
-        initializer.ClearField("metadata_props")
-        initializer.ClearField("doc_string")
+    values = (*graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for part in (model, graph, *graph.node, *values):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")

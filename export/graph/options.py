@@ -1,4 +1,4 @@
-"""How may a detector be written as ONNX, and what does the file take and give?"""
+"""Which options does an ONNX export have, and which inputs and outputs has its graph?"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +12,7 @@ from export.graph.precision import FloatPrecision
 
 DETECTIONS = ("num_detections", "boxes", "scores", "classes")
 RAW_HEADS = ("cls_logits", "bbox_regression")
+REST_INPUTS = ("lateral3", "lateral4", "lateral5", "p6")  # of the detector without its backbone
 
 Pixels = Literal["float32", "uint8"]
 
@@ -21,12 +22,12 @@ class GraphOptions:
     """How a detector is written as ONNX.
 
     Attributes:
-        tail: ``tensor-nms`` and ``onnx-nms`` end in detections, the first runs everywhere and can
-            be captured in a CUDA graph, the second is faster on ONNX Runtime; ``none`` ends in
-            logits and box deltas.
-        precision: Of backbone, pyramid and heads; all after them is fp32.
+        tail: How the graph ends. ``tensor-nms`` gives detections, runs everywhere and can be
+            captured in a CUDA graph; ``onnx-nms`` gives detections and is faster on ONNX Runtime;
+            ``none`` gives the raw heads: logits and box deltas.
+        precision: Of backbone, pyramid and heads; everything after them is fp32.
         batch: Images per inference.
-        dynamic: Whether it may also be fewer, down to one.
+        dynamic: Whether fewer images, down to one, are accepted too.
         pixels: Type of the images: float32 in [0, 1], or uint8, a quarter of the bytes to copy.
         opset: ONNX operator set.
 
@@ -68,11 +69,11 @@ class GraphOptions:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an artifact takes as images.
+    """The input ``images`` of an exported detector.
 
     Attributes:
-        shape: (B, 3, H, W); with a dynamic batch, B is the most.
-        dynamic: Whether fewer images fit too.
+        shape: (B, 3, H, W); with a dynamic batch, B is the largest.
+        dynamic: Whether fewer images are accepted too.
         pixels: ``float32`` in [0, 1] or ``uint8``.
     """
 
@@ -82,13 +83,13 @@ class ImageInput:
 
     @classmethod
     def of(cls, info: DetectorInfo, content: Mapping[str, Any]) -> "ImageInput":
-        """Read a file's header."""
+        """Read it from a file's header."""
         size = info.input
         shape = (content["batch"], 3, size.height, size.width)
         return cls(shape, content["dynamic"], content["pixels"])
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether images of this shape can be run."""
+        """Whether images of this shape are accepted."""
         return shape == self.shape or (
             self.dynamic and shape[1:] == self.shape[1:] and 1 <= shape[0] <= self.shape[0]
         )
