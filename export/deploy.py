@@ -1,4 +1,4 @@
-"""Which files does a trained detector become for deployment?"""
+"""How does a trained detector become the files to deploy: ONNX, parity report, TensorRT engine?"""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from export.engine.builder import BuildOptions
 from export.graph.detector import export_detector, read_onnx_info
 from export.graph.options import GraphOptions, ImageInput, Pixels
 from export.quantize import Quantizer
-from export.run.parity import ParityReport, Tolerances, verify_export
+from export.run.parity import NamedImages, ParityReport, Tolerances, verify_export
 from export.run.runner import Array, batch_of_one, in_type
 
 CALIBRATION_IMAGES = 64
@@ -31,20 +31,21 @@ VERIFY_IMAGES = 8
 
 @dataclass(frozen=True)
 class Deployment:
-    """What to make of a detector.
+    """Which files to write for a detector, and how.
 
     Attributes:
         tail: How the graph ends; by default ``tensor-nms`` for an engine, ``onnx-nms`` without.
         precision: ``fp32``, ``fp16`` (what follows the heads stays fp32) or ``int8``.
         batch: Images per inference.
-        dynamic: Whether it may also be fewer, down to one.
+        dynamic: Whether fewer images, down to one, are accepted too.
         pixels: Type of the images, ``float32`` in [0, 1] or ``uint8``.
         nms_candidates: Candidates that reach non-maximum suppression; the detector's own by
             default.
-        calibration: Images, folders of them, or data sets, whose train split is used; int8 needs
-            them. 64 of them, evenly spaced, are used.
+        calibration: Images for int8 to calibrate on, folders of them, or data sets, whose train
+            split is used. 64 of them, evenly spaced, are used.
         verify: Images or folders of them on which raw heads and detections are compared with those
-            of the same graph in fp32 PyTorch; the result is written beside the file.
+            of the same graph in fp32 PyTorch; the result is written beside the ONNX file. 8 of
+            them, evenly spaced, are used.
         engine: How to build a TensorRT engine; None builds none.
 
     Raises:
@@ -79,17 +80,22 @@ class Deployment:
             pixels=self.pixels,
         )
 
+    @property
+    def steps(self) -> int:
+        """Number of files that are written and reported as progress: ONNX, parity, engine."""
+        return 1 + bool(self.verify) + bool(self.engine)
+
 
 def deploy(
-    detector: Path, onnx_path: Path, wanted: Deployment, *, progress: Progress = silent
+    detector: Path, onnx_path: Path, deployment: Deployment, *, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Export a detector to ONNX, and build a TensorRT engine from it if asked.
+    """Export a detector to ONNX; verify it and build a TensorRT engine from it if asked.
 
     Args:
         detector: File that ``adapt finetune`` wrote.
         onnx_path: ONNX file to write; the engine gets the same name with ``.plan``.
-        wanted: What to write.
-        progress: Told after every file.
+        deployment: Which files to write, and how.
+        progress: Called with (done, total) after every file.
 
     Returns:
         The files and what is known of them.
@@ -99,17 +105,16 @@ def deploy(
             else than PyTorch, or TensorRT is missing or refuses the network. Then nothing is
             written.
     """
-    check_possible(wanted)
+    check_possible(deployment)
     with staged(onnx_path) as path:
-        steps = 1 + bool(wanted.verify) + bool(wanted.engine)
-        write_graph(detector, path, wanted)
-        progress(1, steps)
-        return finish(detector, path, wanted, onnx_path, progress=progress)
+        write_graph(detector, path, deployment)
+        progress(1, deployment.steps)
+        return finish(detector, path, deployment, onnx_path, progress=progress)
 
 
 @contextmanager
 def staged(onnx_path: Path) -> Iterator[Path]:
-    """Yield where to write an ONNX file and those beside it; they appear when all are complete."""
+    """Yield a path in a temporary folder; its files move beside ``onnx_path`` if nothing fails."""
     make_folder(onnx_path.parent)
     with tempfile.TemporaryDirectory(dir=onnx_path.parent, prefix=".export-") as folder:
         yield Path(folder, onnx_path.name)
@@ -117,46 +122,48 @@ def staged(onnx_path: Path) -> Iterator[Path]:
             file.replace(onnx_path.parent / file.name)
 
 
-def write_graph(detector: Path, path: Path, wanted: Deployment) -> None:
-    """Write the ONNX file.
+def write_graph(detector: Path, path: Path, deployment: Deployment) -> None:
+    """Write the ONNX file of a deployment; int8 calibrated.
 
     Raises:
         AdaptError: If the detector or a calibration image cannot be read.
     """
-    if wanted.precision == "int8":
-        with quantizer(detector, wanted) as int8:
+    if deployment.precision == "int8":
+        with quantizer(detector, deployment) as int8:
             int8.write(path)
     else:
-        _write_float(detector, path, wanted)
+        _write_float(detector, path, deployment)
 
 
 @contextmanager
-def quantizer(detector: Path, wanted: Deployment) -> Iterator[Quantizer]:
-    """Yield what writes int8 files of a detector, calibrated.
+def quantizer(detector: Path, deployment: Deployment) -> Iterator[Quantizer]:
+    """Calibrate a detector and yield what writes int8 files of it.
 
     Raises:
         AdaptError: If the detector or an image cannot be read.
     """
     size = load_detector(detector)[1].input.fixed()
-    most = max(CALIBRATION_IMAGES, wanted.batch)
-    pixels, _ = fitted_images(_training_images(wanted.calibration), size, most)
-    batches = [in_type(batch, wanted.pixels) for batch in _in_batches(pixels, wanted)]
+    limit = max(CALIBRATION_IMAGES, deployment.batch)
+    images = fitted_images(_training_images(deployment.calibration), size, limit)
+    batches = [
+        in_type(batch, deployment.pixels) for batch in _in_batches(images.pixels, deployment)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder, "fp32.onnx")
-        _write_float(detector, fp32, wanted)
+        _write_float(detector, fp32, deployment)
         yield Quantizer(fp32, batches)
 
 
-def _write_float(detector: Path, path: Path, wanted: Deployment) -> None:
-    model, info = _load(detector, wanted)
+def _write_float(detector: Path, path: Path, deployment: Deployment) -> None:
+    model, info = _load(detector, deployment)
     provenance = {"detector_sha256": file_hash(detector)}
-    export_detector(model, info, path, wanted.graph, provenance=provenance)
+    export_detector(model, info, path, deployment.graph, provenance=provenance)
 
 
-def _load(detector: Path, wanted: Deployment) -> tuple[RetinaNet, DetectorInfo]:
+def _load(detector: Path, deployment: Deployment) -> tuple[RetinaNet, DetectorInfo]:
     model, info = load_detector(detector)
-    if wanted.nms_candidates:
-        fewer = replace(info.detector, nms_candidates=wanted.nms_candidates)
+    if deployment.nms_candidates:
+        fewer = replace(info.detector, nms_candidates=deployment.nms_candidates)
         info = replace(info, detector=fewer)
     return model, info
 
@@ -164,24 +171,23 @@ def _load(detector: Path, wanted: Deployment) -> tuple[RetinaNet, DetectorInfo]:
 def finish(
     detector: Path,
     path: Path,
-    wanted: Deployment,
+    deployment: Deployment,
     onnx_path: Path,
     *,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Verify an ONNX file and build its engine, as asked.
+    """Verify an ONNX file and build its engine, as far as the deployment has them.
 
     Args:
-        detector: The detector it was made from.
-        path: Where the file is; the others are written beside it.
-        wanted: What to do.
-        onnx_path: Where it will be.
-        progress: Told after every file.
+        detector: The detector file it was made from.
+        path: Where the ONNX file is now; parity report and engine are written beside it.
+        deployment: Which files to write, and how.
+        onnx_path: Where the ONNX file will be.
+        progress: Called with (done, total) after every file.
 
     Returns:
         The files and what is known of them.
     """
-    steps = 1 + bool(wanted.verify) + bool(wanted.engine)
     info, content = read_onnx_info(path)
     summary: dict[str, Any] = {
         "onnx": str(onnx_path),
@@ -190,35 +196,35 @@ def finish(
         "size_mb": path.stat().st_size / 1e6,
         "input": f"{content['pixels']} {ImageInput.of(info, content)}",
     }
-    if wanted.verify:
-        parity = {"onnx_sha256": file_hash(path), **_verify(detector, path, wanted).to_dict()}
+    if deployment.verify:
+        parity = {"onnx_sha256": file_hash(path), **_verify(detector, path, deployment).to_dict()}
         summary["parity"] = parity
         write_json(path.with_name(path.name + ".parity.json"), parity)
-        progress(2, steps)
-    if wanted.engine:
+        progress(2, deployment.steps)
+    if deployment.engine:
         plan = path.with_suffix(".plan")
-        report = build_engine(path, plan, wanted.engine, name=str(onnx_path))
+        report = build_engine(path, plan, deployment.engine, name=str(onnx_path))
         summary |= {"engine": str(onnx_path.with_suffix(".plan")), **report.to_dict()}
-        progress(steps, steps)
+        progress(deployment.steps, deployment.steps)
     return summary
 
 
-def check_possible(wanted: Deployment) -> None:
-    """Check before the work that all values fit, and that TensorRT is there and has a chance.
+def check_possible(deployment: Deployment) -> None:
+    """Check before the work that the engine fits the graph and that its TensorRT is installed.
 
     Raises:
-        AdaptError: If it is not installed, or lacks what the graph needs.
+        AdaptError: If not, or if that TensorRT lacks an operator of the graph.
     """
-    graph = wanted.graph
-    if wanted.engine is None:
+    graph = deployment.graph
+    if deployment.engine is None:
         return
-    tuned = wanted.engine.tuned_batch
+    tuned = deployment.engine.tuned_batch
     if tuned and not (graph.dynamic and tuned <= graph.batch):
         raise AdaptError(
             f"an engine tuned for {tuned} images must take a dynamic batch; pass --dynamic and "
             f"--batch {max(tuned, 2)} or more"
         )
-    trt = load_tensorrt(wanted.engine.flavour)
+    trt = load_tensorrt(deployment.engine.flavour)
     if graph.tail == "onnx-nms" and trt.__name__ == "tensorrt_rtx":
         raise AdaptError(
             "TensorRT-RTX has no NonMaxSuppression; export with --tail tensor-nms for it"
@@ -227,61 +233,61 @@ def check_possible(wanted: Deployment) -> None:
 
 def _training_images(paths: Sequence[Path]) -> list[Path]:
     """Return the images of the train splits of data sets, and those of other folders and files."""
-    found: list[Path] = []
+    images: list[Path] = []
     for path in paths:
         if has_split(path, "train"):
-            found += [image.path for image in load_split(path, "train").images]
+            images += [image.path for image in load_split(path, "train").images]
         else:
-            found += find_images([path])
-    return found
+            images += find_images([path])
+    return images
 
 
-def fitted_images(paths: Sequence[Path], size: InputSize, most: int) -> tuple[Array, list[str]]:
-    """Return evenly spaced images as uint8 ``[N, 3, H, W]``, and their files.
+def fitted_images(paths: Sequence[Path], size: InputSize, limit: int) -> NamedImages:
+    """Read images, at most ``limit`` and evenly spaced, and fit them to a detector's input.
 
     Raises:
         AdaptError: If one cannot be read.
     """
-    number = min(most, len(paths))
+    number = min(limit, len(paths))
     chosen = [paths[round(i * (len(paths) - 1) / max(number - 1, 1))] for i in range(number)]
     pixels = [batch_of_one(fit(open_image(path), size)[0]) for path in chosen]
-    return np.concatenate(pixels), [str(path) for path in chosen]
+    return NamedImages(np.concatenate(pixels), [str(path) for path in chosen])
 
 
-def _in_batches(images: Array, wanted: Deployment) -> list[Array]:
-    """Split images into batches; what does not fill one is left out unless it may be smaller."""
-    batch = wanted.batch
-    batches = [images[start : start + batch] for start in range(0, len(images), batch)]
-    whole = [images for images in batches if wanted.dynamic or len(images) == batch]
-    if not whole:
-        raise AdaptError(f"{len(images)} images do not fill a batch of {batch}; pass more")
-    return whole
+def _in_batches(images: Array, deployment: Deployment) -> list[Array]:
+    """Split images into batches; a last one that is not full is left out of a fixed batch."""
+    size = deployment.batch
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
+    accepted = [batch for batch in batches if deployment.dynamic or len(batch) == size]
+    if not accepted:
+        raise AdaptError(f"{len(images)} images do not fill a batch of {size}; pass more")
+    return accepted
 
 
-def _verify(detector: Path, path: Path, wanted: Deployment) -> ParityReport:
-    """Compare with PyTorch.
+def _verify(detector: Path, path: Path, deployment: Deployment) -> ParityReport:
+    """Compare an ONNX file with PyTorch.
 
     Raises:
-        AdaptError: If an fp32 export is not the same.
+        AdaptError: If an fp32 export does not compute the same.
     """
-    model, info = _load(detector, wanted)
-    most = max(VERIFY_IMAGES, wanted.batch)
-    images, names = fitted_images(find_images(wanted.verify), info.input.fixed(), most)
-    whole = sum(map(len, _in_batches(images, wanted)))
+    model, info = _load(detector, deployment)
+    limit = max(VERIFY_IMAGES, deployment.batch)
+    images = fitted_images(find_images(deployment.verify), info.input.fixed(), limit)
+    in_batches = sum(map(len, _in_batches(images.pixels, deployment)))
     report = verify_export(
         model,
         info,
         path,
-        images[:whole],
-        names=names[:whole],
-        tolerances=Tolerances.of(wanted.precision),
+        NamedImages(images.pixels[:in_batches], images.names[:in_batches]),
+        tolerances=Tolerances.of(deployment.precision),
         same_candidates=True,
     )
-    if wanted.precision == "fp32" and not report.passed:
-        found = report.match
-        told = f"{found.missing} detections are missing and {found.extra} new, " if found else ""
+    # Lower precisions differ as they must; how much is in the report.
+    if deployment.precision == "fp32" and not report.passed:
+        match = report.match
+        counts = f"{match.missing} detections are missing and {match.extra} new, " if match else ""
         raise AdaptError(
-            f"{path.name} does not compute what PyTorch computes: {told}the raw heads differ by "
+            f"{path.name} does not compute what PyTorch computes: {counts}the raw heads differ by "
             f"{max(report.heads.values()):.2g}, worst in {report.worst.get('image', 'all')}; "
             "report this with the versions that `adapt doctor` prints"
         )

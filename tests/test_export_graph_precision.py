@@ -14,7 +14,7 @@ from export.graph.onnx_file import fused
 from export.graph.options import GraphOptions
 from export.graph.precision import with_qdq
 from export.run.onnx_session import ort_session
-from export.run.parity import Tolerances, verify_export
+from export.run.parity import NamedImages, Tolerances, verify_export
 from export.run.runner import unit
 
 RESIDUAL = MBConvUnit(8, 8, 5, 6, 1, True, 15, 20)
@@ -197,7 +197,11 @@ def test_half_heads_give_nearly_the_same_in_float32():
 
 def test_fp16_detections_nearly_equal_torchvisions(half_detector):
     report = verify_export(
-        small_detector(), INFO, half_detector, images(4), tolerances=Tolerances.of("fp16")
+        small_detector(),
+        INFO,
+        half_detector,
+        NamedImages(images(4)),
+        tolerances=Tolerances.of("fp16"),
     )
     assert report.match.matched > 200
     assert report.match.missing + report.match.extra < 0.05 * report.match.matched

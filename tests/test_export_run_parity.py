@@ -11,7 +11,13 @@ from torch import nn
 from adapt.errors import AdaptError
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
-from export.run.parity import Tolerances, match_detections, raw_head_differences, verify_export
+from export.run.parity import (
+    NamedImages,
+    Tolerances,
+    match_detections,
+    raw_head_differences,
+    verify_export,
+)
 from export.run.runner import ImageDetections
 
 TOLERANCES = {"score_tol": 0.01, "box_tol": 0.5}
@@ -84,21 +90,21 @@ def test_heads_that_are_no_numbers_never_pass(tmp_path):
     broken = copy.deepcopy(small_detector())
     nn.init.constant_(broken.head.regression_head.bbox_reg.bias, math.nan)
     path = export_detector(broken, INFO, tmp_path / "nan.onnx", GraphOptions("none"), provenance={})
-    report = verify_export(small_detector(), INFO, path, images(1))
+    report = verify_export(small_detector(), INFO, path, NamedImages(images(1)))
     assert report.heads["bbox_regression"] == math.inf
     assert not report.passed
 
 
 def test_raw_heads_alone_are_verified_without_detections(folder):
-    report = verify_export(small_detector(), INFO, exported(folder, "none"), images(2))
+    report = verify_export(small_detector(), INFO, exported(folder, "none"), NamedImages(images(2)))
     assert (report.passed, report.match, report.images) == (True, None, 2)
     strict = Tolerances(head=1e-9)
-    heads = small_detector(), INFO, exported(folder, "none"), images(2)
+    heads = small_detector(), INFO, exported(folder, "none"), NamedImages(images(2))
     assert not verify_export(*heads, tolerances=strict).passed
 
 
 def test_exported_detections_equal_torchvisions(folder):
-    report = verify_export(small_detector(), INFO, exported(folder), images(6))
+    report = verify_export(small_detector(), INFO, exported(folder), NamedImages(images(6)))
     assert report.passed
     assert report.match.matched > 300
     assert report.match.excused <= 2
@@ -111,18 +117,18 @@ def test_exported_detections_equal_torchvisions(folder):
 def test_export_of_other_weights_fails_parity(folder):
     other = INFO.build().eval()
     nn.init.constant_(other.head.classification_head.cls_logits.bias, 0.0)
-    assert not verify_export(other, INFO, exported(folder), images(1)).passed
+    assert not verify_export(other, INFO, exported(folder), NamedImages(images(1))).passed
 
 
 def test_a_file_that_is_no_export_is_explained(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"not onnx")
     with pytest.raises(AdaptError, match=r"x.onnx is not a readable ONNX file"):
-        verify_export(small_detector(), INFO, tmp_path / "x.onnx", images(1))
+        verify_export(small_detector(), INFO, tmp_path / "x.onnx", NamedImages(images(1)))
 
 
 def test_with_few_candidates_the_export_equals_its_own_modules_but_not_torchvision(tmp_path):
     info = replace(INFO, detector=replace(INFO.detector, nms_candidates=60))
     path = export_detector(small_detector(), info, tmp_path / "few.onnx", provenance={})
-    arguments = small_detector(), info, path, images(2)
+    arguments = small_detector(), info, path, NamedImages(images(2))
     assert not verify_export(*arguments).passed
     assert verify_export(*arguments, same_candidates=True).passed

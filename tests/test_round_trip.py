@@ -15,7 +15,7 @@ from adapt.space import SearchSpace
 from export.engine.build import build_engine
 from export.engine.builder import BuildOptions
 from export.graph.detector import export_detector
-from export.run.parity import verify_export
+from export.run.parity import NamedImages, verify_export
 
 SPACE = SearchSpace.load("mobilenet_v2")
 SIZE = InputSize(64, 96)
@@ -27,7 +27,7 @@ FAST = 4  # the others need minutes
 def check(model, info, folder):
     """The export computes what torchvision computes, and becomes an engine."""
     path = export_detector(model, info, folder / "detector.onnx", provenance={})
-    report = verify_export(model, info, path, IMAGES)
+    report = verify_export(model, info, path, NamedImages(IMAGES))
     assert report.passed, report
     assert report.match.matched > 20
     if importlib.util.find_spec("tensorrt_rtx") is None:

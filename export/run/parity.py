@@ -1,15 +1,13 @@
-"""Do two artifacts detect the same?"""
+"""Do two artifacts of one detector compute the same detections, or the same raw heads?"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
 from adapt.data.images import fit, open_image
@@ -17,7 +15,7 @@ from adapt.detector.file import DetectorInfo
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.runtime import Precision
-from export.graph.detector import DeployedDetector, RawHeads, read_onnx_info
+from export.graph.detector import DeployedDetector, read_onnx_info
 from export.graph.onnx_file import load_onnx, with_outputs
 from export.graph.options import RAW_HEADS
 from export.run.onnx_session import ort_session
@@ -29,24 +27,26 @@ from export.run.runner import (
     batch_detections,
     batch_of_one,
     in_type,
+    torch_heads,
     unit,
 )
 
-# fp32 on both sides differs by about 1e-6 in scores and 1e-4 pixels; these leave a wide margin.
+# Two runtimes in fp32 differ by about 1e-6 in scores, 1e-4 pixels in boxes, and 1e-5 in logits and
+# box deltas; these tolerances leave a wide margin.
 SCORE_TOL = 1e-4
 BOX_TOL = 0.05
-HEAD_TOL = 1e-3  # of logits and box deltas, fp32 on both sides; about 1e-5 is seen
+HEAD_TOL = 1e-3
 
 
 @dataclass(frozen=True)
 class MatchReport:
-    """How the detections of two artifacts in the same images compare.
+    """How many detections two artifacts have in common in the same images.
 
     Attributes:
-        matched: Detections both have: same class, score and box within the tolerances.
-        excused: Detections only one has, whose score is within the tolerance of a cut-off.
-        missing: Other detections only the first has.
-        extra: Other detections only the second has.
+        matched: Detections of both: same class, score and box within the tolerances.
+        excused: Detections of one, whose score is within the tolerance of a cut-off.
+        missing: Other detections of the first alone.
+        extra: Other detections of the second alone.
         score_difference: Largest difference of matched scores.
         box_difference: Largest difference of matched box coordinates in pixels.
     """
@@ -60,7 +60,7 @@ class MatchReport:
 
     @property
     def same(self) -> bool:
-        """Whether every detection is matched or excused."""
+        """Whether all detections are matched or excused."""
         return self.missing == 0 and self.extra == 0
 
     def __add__(self, other: "MatchReport") -> "MatchReport":
@@ -86,8 +86,8 @@ def match_detections(
     """Match the detections of two artifacts in one image, whatever the order of near-equal scores.
 
     Args:
-        a: What the first artifact found.
-        b: What the second found.
+        a: Detections of the first artifact.
+        b: Detections of the second.
         score_tol: Largest difference of scores.
         box_tol: Largest difference of a box coordinate, in pixels.
         score_threshold: The detectors' threshold: a detection within ``score_tol`` above it may
@@ -96,26 +96,27 @@ def match_detections(
             ``score_tol`` of the lowest score may have been cut off on one side.
     """
     pairs = _pairs(a, b, score_tol, box_tol)
-    left_a = np.delete(a.scores, [i for i, _ in pairs])
-    left_b = np.delete(b.scores, [j for _, j in pairs])
+    in_a, in_b = np.array(pairs, dtype=int).reshape(-1, 2).T
+    unmatched_a, unmatched_b = np.delete(a.scores, in_a), np.delete(b.scores, in_b)
     cut_offs = [score_threshold]
     cut_offs += [x.scores.min() for x in (a, b) if detections and len(x.scores) >= detections]
-    missing, extra = (_beyond(left, max(cut_offs) + score_tol) for left in (left_a, left_b))
-    mine, theirs = np.array(pairs, dtype=int).reshape(-1, 2).T
+    missing, extra = (
+        int((scores > max(cut_offs) + score_tol).sum()) for scores in (unmatched_a, unmatched_b)
+    )
     return MatchReport(
         matched=len(pairs),
-        excused=len(left_a) + len(left_b) - missing - extra,
+        excused=len(unmatched_a) + len(unmatched_b) - missing - extra,
         missing=missing,
         extra=extra,
-        score_difference=_largest(a.scores[mine] - b.scores[theirs]),
-        box_difference=_largest(a.boxes[mine] - b.boxes[theirs]),
+        score_difference=_largest(a.scores[in_a] - b.scores[in_b]),
+        box_difference=_largest(a.boxes[in_a] - b.boxes[in_b]),
     )
 
 
 def _pairs(
     a: ImageDetections, b: ImageDetections, score_tol: float, box_tol: float
 ) -> list[tuple[int, int]]:
-    """Pair each detection of ``a``, best first, with the nearest free one of ``b``."""
+    """Pair each detection of ``a``, best first, with the nearest of ``b`` that has no pair yet."""
     distance = np.abs(a.boxes[:, None] - b.boxes[None]).max(2, initial=0)
     distance[a.labels[:, None] != b.labels[None]] = np.inf
     distance[np.abs(a.scores[:, None] - b.scores[None]) > score_tol] = np.inf
@@ -129,23 +130,19 @@ def _pairs(
 
 
 def _largest(difference: Array) -> float:
-    """Return the largest absolute difference; infinite if one is no number."""
+    """Return the largest absolute difference; infinite if one is NaN."""
     largest = float(np.abs(difference).max(initial=0))
     return math.inf if math.isnan(largest) else largest
 
 
-def _beyond(scores: Array, cut_off: float) -> int:
-    return int((scores > cut_off).sum())
-
-
 @dataclass(frozen=True)
 class Tolerances:
-    """What may differ between two artifacts that count as the same.
+    """How much two artifacts that count as the same may differ.
 
     Attributes:
         score: Largest difference of scores.
         box: Largest difference of a box coordinate, in pixels of the input.
-        head: Largest difference of class logits and of box deltas; None compares them only to tell.
+        head: Largest difference of class logits and of box deltas; None allows any.
     """
 
     score: float = SCORE_TOL
@@ -154,7 +151,7 @@ class Tolerances:
 
     @classmethod
     def of(cls, precision: Precision) -> "Tolerances":
-        """Return what an export of this precision may differ from fp32."""
+        """Return how much an export of this precision may differ from fp32 PyTorch."""
         match precision:
             case "fp32":
                 return cls()
@@ -170,10 +167,12 @@ class ParityReport:
 
     Attributes:
         images: Number of images compared.
-        tolerances: What may differ.
-        match: The comparison of detections, summed over the images; None for raw heads alone.
-        heads: Largest difference of class logits and of box deltas, where both were compared.
-        worst: The image that differs most, and its comparison.
+        tolerances: How much the two may differ.
+        match: The comparison of detections, summed over the images; None if only raw heads were
+            compared.
+        heads: Largest difference of class logits and of box deltas; empty if only detections were
+            compared.
+        worst: The image whose detections differ most, and their comparison.
     """
 
     images: int
@@ -194,17 +193,17 @@ class ParityReport:
         return {"passed": self.passed, **asdict(self)}
 
 
-class _Matches:
-    """Compares the detections of one image after the other."""
+class _MatchTotals:
+    """Compares the detections of one image after the other; keeps the sum and the worst image."""
 
     def __init__(self, info: DetectorInfo, tolerances: Tolerances) -> None:
         self._info, self._tolerances = info, tolerances
         self.total = MatchReport()
         self.worst: dict[str, Any] = {}
-        self._most = -1.0
+        self._worst_difference = -1.0
 
     def add(self, name: str, a: ImageDetections, b: ImageDetections) -> None:
-        """Compare what two artifacts found in an image."""
+        """Compare the detections of two artifacts in an image."""
         report = match_detections(
             a,
             b,
@@ -214,19 +213,32 @@ class _Matches:
             detections=self._info.detector.detections,
         )
         self.total += report
-        # What only one of them has weighs more than any difference within the tolerances.
-        badness = report.missing + report.extra + report.score_difference
-        if badness > self._most:
-            self.worst, self._most = {"image": name, **asdict(report)}, badness
+        # One unmatched detection outweighs any difference of scores: these lie in [0, 1].
+        difference = report.missing + report.extra + report.score_difference
+        if difference > self._worst_difference:
+            self._worst_difference = difference
+            self.worst = {"image": name, **asdict(report)}
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """Images to compare artifacts on.
+
+    Attributes:
+        pixels: uint8 ``[N, 3, H, W]``, fitted to the detector's input.
+        names: What they are called in a report, such as their files; their numbers if empty.
+    """
+
+    pixels: Array
+    names: Sequence[str] = ()
 
 
 def verify_export(
     model: RetinaNet,
     info: DetectorInfo,
     onnx_path: Path,
-    images: Array,
+    images: NamedImages,
     *,
-    names: Sequence[str] = (),
     tolerances: Tolerances | None = None,
     same_candidates: bool = False,
 ) -> ParityReport:
@@ -236,56 +248,58 @@ def verify_export(
         model: The detector that was exported; in evaluation mode.
         info: Its description.
         onnx_path: The export, with any tail; with tail ``none`` the raw heads alone are compared.
-        images: uint8 ``[N, 3, H, W]``, fitted to the export's input; unless the export's batch is
-            dynamic, N is a multiple of it.
-        names: What the images are called in the report; their numbers by default.
-        tolerances: What may differ; those of fp32 by default.
-        same_candidates: Compare with the deployed modules in PyTorch, which look at the best
-            ``nms_candidates`` only, instead of torchvision's own inference, which looks at all.
+        images: As many as fill whole batches of the export, unless its batch is dynamic.
+        tolerances: How much may differ; by default those of fp32.
+        same_candidates: Compare with :class:`export.graph.detector.DeployedDetector`, which
+            suppresses among the best ``nms_candidates`` as the export does, instead of
+            torchvision's own inference, which suppresses among all.
 
     Raises:
         AdaptError: If the file is not a detector that fits the images.
     """
     _, content = read_onnx_info(onnx_path)
     tolerances = tolerances or Tolerances()
-    names = names or [str(number) for number in range(len(images))]
-    step = content["batch"]
-    batches = [images[start : start + step] for start in range(0, len(images), step)]
+    number, step = len(images.pixels), content["batch"]
+    batches = [images.pixels[start : start + step] for start in range(0, number, step)]
     heads = raw_head_differences(model, onnx_path, batches)
     if content["tail"] == "none":
-        return ParityReport(len(images), tolerances, None, heads, {})
-    matches = _Matches(info, tolerances)
-    detect = _deployed(model, info) if same_candidates else partial(_eager, model)
-    name = iter(names)
+        return ParityReport(number, tolerances, None, heads, {})
+    totals = _MatchTotals(info, tolerances)
+    detect = _deployed(model, info) if same_candidates else _torchvision(model)
+    name = iter(images.names or map(str, range(number)))
     with OrtRunner("ort-cpu", onnx_path) as runner:
         for batch in batches:
             for a, b in zip(detect(unit(batch)), runner.infer(batch), strict=True):
-                matches.add(next(name), a, b)
-    return ParityReport(len(images), tolerances, matches.total, heads, matches.worst)
+                totals.add(next(name), a, b)
+    return ParityReport(number, tolerances, totals.total, heads, totals.worst)
 
 
-@torch.inference_mode()
-def _eager(model: RetinaNet, images: Array) -> list[ImageDetections]:
-    found: list[dict[str, Tensor]] = model(list(torch.from_numpy(images)))
-    names = ("boxes", "scores", "labels")
-    return [ImageDetections(*(image[name].numpy() for name in names)) for image in found]
-
-
-def _deployed(model: RetinaNet, info: DetectorInfo) -> Callable[[Array], list[ImageDetections]]:
-    network = DeployedDetector(model, info, "onnx-nms").eval()
+def _torchvision(model: RetinaNet) -> Callable[[Array], list[ImageDetections]]:
+    """Return torchvision's own inference on float32 ``[B, 3, H, W]`` in [0, 1]."""
 
     @torch.inference_mode()
     def detect(images: Array) -> list[ImageDetections]:
-        return batch_detections(*(found.numpy() for found in network(torch.from_numpy(images))))
+        detections = model(list(torch.from_numpy(images)))
+        return [ImageDetections.from_torchvision(image) for image in detections]
 
     return detect
 
 
-@torch.inference_mode()
+def _deployed(model: RetinaNet, info: DetectorInfo) -> Callable[[Array], list[ImageDetections]]:
+    """Return what the export computes, in PyTorch, on float32 ``[B, 3, H, W]`` in [0, 1]."""
+    network = DeployedDetector(model, info, "onnx-nms").eval()
+
+    @torch.inference_mode()
+    def detect(images: Array) -> list[ImageDetections]:
+        return batch_detections(*(output.numpy() for output in network(torch.from_numpy(images))))
+
+    return detect
+
+
 def raw_head_differences(
     model: RetinaNet, onnx_path: Path, batches: Sequence[Array]
 ) -> dict[str, float]:
-    """Return the largest difference of class logits and of box deltas.
+    """Return the largest difference of class logits and of box deltas from PyTorch's.
 
     Args:
         model: The detector that was exported.
@@ -298,21 +312,19 @@ def raw_head_differences(
     _, content = read_onnx_info(onnx_path)
     exposed = with_outputs(load_onnx(onnx_path), RAW_HEADS).SerializeToString()
     session = ort_session("ort-cpu", exposed, threads=1)
-    reference = RawHeads(model)
     differences = dict.fromkeys(RAW_HEADS, 0.0)
     for batch in batches:
-        expected = reference(torch.from_numpy(unit(batch)))
-        found = session.run(RAW_HEADS, {"images": in_type(batch, content["pixels"])})
-        here = dict(zip(RAW_HEADS, (head.numpy() for head in expected), strict=True))
-        _keep_largest(differences, here, dict(zip(RAW_HEADS, found, strict=True)))
+        heads = session.run(RAW_HEADS, {"images": in_type(batch, content["pixels"])})
+        exported = dict(zip(RAW_HEADS, heads, strict=True))
+        _keep_largest(differences, torch_heads(model, batch), exported)
     return differences
 
 
 def _keep_largest(
     differences: dict[str, float], a: Mapping[str, Array], b: Mapping[str, Array]
 ) -> None:
-    for name, most in differences.items():
-        differences[name] = max(most, _largest(a[name] - b[name]))
+    for name, largest in differences.items():
+        differences[name] = max(largest, _largest(a[name] - b[name]))
 
 
 def compare_artifacts(
@@ -323,19 +335,20 @@ def compare_artifacts(
     tolerances: Tolerances | None = None,
     progress: Progress = silent,
 ) -> ParityReport:
-    """Compare what two artifacts of one detector find in images.
+    """Compare the detections of two artifacts in images, or their raw heads.
 
-    Detections are compared, or the raw heads if one of the two ends in those.
+    The raw heads are compared if one of the two artifacts ends in them.
 
     Args:
         a: Runner of the artifact to compare with.
         b: Runner of the other one.
         images: Image files.
-        tolerances: What may differ; those of fp32 by default.
+        tolerances: How much may differ; by default those of fp32.
         progress: Called with (done, total) after every image.
 
     Raises:
-        AdaptError: If the two have other classes, inputs or ends, or an image cannot be read.
+        AdaptError: If classes or inputs of the two differ, if only one of them can give raw heads,
+            or if an image cannot be read.
     """
     if (a.info.classes, a.size) != (b.info.classes, b.size):
         raise AdaptError(
@@ -344,15 +357,15 @@ def compare_artifacts(
         )
     tolerances = tolerances or Tolerances()
     raw = "none" in (a.tail, b.tail)
-    matches, heads = _Matches(a.info, tolerances), dict.fromkeys(RAW_HEADS, 0.0)
+    totals, heads = _MatchTotals(a.info, tolerances), dict.fromkeys(RAW_HEADS, 0.0)
     for done, path in enumerate(images, start=1):
         pixels = batch_of_one(fit(open_image(path), a.size)[0])
         if raw:
             _keep_largest(heads, a.heads(pixels), b.heads(pixels))
         else:
-            (found,), (other,) = a.infer(pixels), b.infer(pixels)
-            matches.add(str(path), found, other)
+            (in_a,), (in_b,) = a.infer(pixels), b.infer(pixels)
+            totals.add(str(path), in_a, in_b)
         progress(done, len(images))
     if raw:
         return ParityReport(len(images), tolerances, None, heads, {})
-    return ParityReport(len(images), tolerances, matches.total, {}, matches.worst)
+    return ParityReport(len(images), tolerances, totals.total, {}, totals.worst)

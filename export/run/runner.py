@@ -1,7 +1,7 @@
-"""How does one artifact run on one runtime?"""
+"""Which runtime runs which detector file, and how does a file run there on images?"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.models.detection import RetinaNet
 
 from adapt.artifacts import check_header
 from adapt.data.images import InputSize
@@ -20,7 +21,7 @@ from export.graph.detector import RawHeads, read_onnx_info
 from export.graph.options import DETECTIONS, RAW_HEADS, ImageInput, Pixels
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 
-ARTIFACTS = {
+ARTIFACTS = {  # what the files of a runtime end in
     "torch": ".safetensors",
     "ort-cpu": ".onnx",
     "ort-cuda": ".onnx",
@@ -45,13 +46,18 @@ class ImageDetections(NamedTuple):
     scores: Array
     labels: Array
 
+    @classmethod
+    def from_torchvision(cls, detections: Mapping[str, Tensor]) -> "ImageDetections":
+        """Take over what torchvision's RetinaNet returns for one image."""
+        return cls(*(detections[name].numpy() for name in cls._fields))
+
 
 class Runner(ABC):
     """One artifact, ready to run on one runtime; a context manager.
 
     Attributes:
         info: The detector.
-        precision: Precision of the artifact.
+        precision: In which the artifact computes.
         tail: How its graph ends; None for PyTorch, which gives detections and raw heads.
     """
 
@@ -82,10 +88,10 @@ class Runner(ABC):
 
     @abstractmethod
     def bind(self, images: Array) -> Callable[[], None]:
-        """Return a call that runs inference on these images and nothing else, to be timed.
+        """Return a call to be timed: it runs inference on these images and nothing else.
 
-        The images are already where the runtime wants them, the call returns when the outputs are
-        complete, and nothing is copied back.
+        The images are on the runtime's device before; the call returns when the outputs are
+        complete, without copying them back.
 
         Raises:
             AdaptError: If the artifact takes images of another shape.
@@ -130,7 +136,7 @@ def usual_runtime(artifact: Path) -> str:
         AdaptError: If it is an engine that does not say what built it.
     """
     if artifact.suffix == ".plan":
-        return str(read_plan_info(artifact)["flavour"]).replace("_", "-")
+        return _engine_runtime(read_plan_info(artifact))
     return "torch" if artifact.suffix == ".safetensors" else "ort-cpu"
 
 
@@ -138,7 +144,7 @@ def check_artifact(runtime: str, artifact: Path) -> None:
     """Check that a runtime exists and runs files of this kind.
 
     Raises:
-        AdaptError: With the fix.
+        AdaptError: If not; says what to pass or choose instead.
     """
     if runtime not in ARTIFACTS:
         raise AdaptError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
@@ -152,10 +158,7 @@ def check_artifact(runtime: str, artifact: Path) -> None:
 
 
 class TorchRunner(Runner):
-    """Eager inference of torchvision's RetinaNet on the CPU, what most people do by default.
-
-    The number of threads belongs to the process: it is set on entry and restored on exit.
-    """
+    """Eager inference of torchvision's RetinaNet on the CPU, what most people do by default."""
 
     def __init__(self, artifact: Path, threads: int = 1) -> None:
         self._model, self.info = load_detector(artifact)
@@ -164,10 +167,11 @@ class TorchRunner(Runner):
 
     @property
     def size(self) -> InputSize:
-        """The detector's own protocol: eager inference takes images of any size."""
+        """How the detector was trained to see images: eager inference takes any size."""
         return self.info.input
 
     def __enter__(self) -> Self:
+        # PyTorch's number of threads belongs to the process, so it is restored on exit.
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         return self
@@ -177,13 +181,12 @@ class TorchRunner(Runner):
 
     def infer(self, images: Array) -> list[ImageDetections]:
         """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
-        return [_from_torch(found) for found in self._run(list(torch.from_numpy(unit(images))))]
+        detections = self._run(list(torch.from_numpy(unit(images))))
+        return [ImageDetections.from_torchvision(image) for image in detections]
 
-    @torch.inference_mode()
     def heads(self, images: Array) -> dict[str, Array]:
         """Return the raw heads; see :meth:`Runner.heads`."""
-        found = RawHeads(self._model)(torch.from_numpy(unit(images)))
-        return {name: head.numpy() for name, head in zip(RAW_HEADS, found, strict=True)}
+        return torch_heads(self._model, images)
 
     def bind(self, images: Array) -> Callable[[], None]:
         """Return the call to time; see :meth:`Runner.bind`."""
@@ -205,54 +208,81 @@ class TorchRunner(Runner):
 
     @torch.inference_mode()
     def _run(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        found: list[dict[str, Tensor]] = self._model(images)
-        return found
+        detections: list[dict[str, Tensor]] = self._model(images)
+        return detections
 
 
-def _from_torch(found: dict[str, Tensor]) -> ImageDetections:
-    return ImageDetections(*(found[name].numpy() for name in ("boxes", "scores", "labels")))
+@torch.inference_mode()
+def torch_heads(model: RetinaNet, images: Array) -> dict[str, Array]:
+    """Return the raw heads that PyTorch computes for uint8 images; see :meth:`Runner.heads`."""
+    heads = RawHeads(model)(torch.from_numpy(unit(images)))
+    return {name: head.numpy() for name, head in zip(RAW_HEADS, heads, strict=True)}
 
 
-class OrtRunner(Runner):
+class ExportedRunner(Runner):
+    """What an ONNX file and an engine share: a header that fixes input, precision and tail."""
+
+    def __init__(self, runtime: str, artifact: Path, header: dict[str, Any]) -> None:
+        self.info = DetectorInfo.from_dict(header)
+        self.precision, self.tail = header["precision"], header["tail"]
+        self._runtime = runtime
+        self._artifact = artifact
+        self._input = ImageInput.of(self.info, header)
+
+    @abstractmethod
+    def _outputs(self, images: Array, names: Sequence[str]) -> list[Array]:
+        """Return these outputs of the graph for images in the shape and type of its input."""
+
+    def infer(self, images: Array) -> list[ImageDetections]:
+        """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
+        if self.tail == "none":
+            raise AdaptError(
+                f"{self._artifact} ends in raw heads (tail 'none') and detects nothing by itself; "
+                "export it with tail 'tensor-nms' or 'onnx-nms'"
+            )
+        return batch_detections(*self._outputs(self._as_input(images), DETECTIONS))
+
+    def heads(self, images: Array) -> dict[str, Array]:
+        """Return the raw heads; see :meth:`Runner.heads`."""
+        if self.tail != "none":
+            raise AdaptError(f"{self._artifact} ends in detections; export it with tail 'none'")
+        heads = self._outputs(self._as_input(images), RAW_HEADS)
+        return dict(zip(RAW_HEADS, heads, strict=True))
+
+    def _as_input(self, images: Array) -> Array:
+        """Return uint8 images in the data type of the graph's input.
+
+        Raises:
+            AdaptError: If they have another shape.
+        """
+        if not self._input.fits(images.shape):
+            raise AdaptError(
+                f"{self._artifact} takes images of shape {self._input}, got "
+                f"{'x'.join(map(str, images.shape))}; export the detector with this batch and "
+                "input size"
+            )
+        return in_type(images, self._input.pixels)
+
+
+class OrtRunner(ExportedRunner):
     """ONNX Runtime with one execution provider."""
 
     def __init__(self, runtime: str, artifact: Path, threads: int = 1) -> None:
-        self.info, self._header = read_onnx_info(artifact)
-        self.precision, self.tail = self._header["precision"], self._header["tail"]
-        self._input = ImageInput.of(self.info, self._header)
-        self._runtime = runtime
-        self._artifact = artifact
+        _, header = read_onnx_info(artifact)
+        super().__init__(runtime, artifact, header)
         self._threads = threads
         self._session = ort_session(runtime, artifact.read_bytes(), threads)
 
     def __exit__(self, *_: object) -> None:
         self._session = None  # frees its memory
 
-    def infer(self, images: Array) -> list[ImageDetections]:
-        """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`.
-
-        Raises:
-            AdaptError: If the shape is not the file's or the file ends in raw heads.
-        """
-        check_tail(self._header, self._artifact, detects=True)
-        fed = feed(images, self._input, self._artifact)
-        return batch_detections(*self._session.run(DETECTIONS, {"images": fed}))
-
-    def heads(self, images: Array) -> dict[str, Array]:
-        """Return the raw heads; see :meth:`Runner.heads`."""
-        check_tail(self._header, self._artifact, detects=False)
-        fed = feed(images, self._input, self._artifact)
-        found = self._session.run(RAW_HEADS, {"images": fed})
-        return dict(zip(RAW_HEADS, found, strict=True))
+    def _outputs(self, images: Array, names: Sequence[str]) -> list[Array]:
+        outputs: list[Array] = self._session.run(names, {"images": images})
+        return outputs
 
     def bind(self, images: Array) -> Callable[[], None]:
-        """Return the call to time; see :meth:`Runner.bind`.
-
-        Raises:
-            AdaptError: If the shape is not the file's.
-        """
-        fed = feed(images, self._input, self._artifact)
-        return bound_call(self._session, {"images": fed}, self._runtime)
+        """Return the call to time; see :meth:`Runner.bind`."""
+        return bound_call(self._session, {"images": self._as_input(images)}, self._runtime)
 
     def describe(self) -> dict[str, Any]:
         """Return runtime, version, device and threads."""
@@ -267,45 +297,29 @@ class OrtRunner(Runner):
         }
 
 
-class EngineRunner(Runner):
-    """TensorRT or TensorRT-RTX; inference is one CUDA graph."""
+class EngineRunner(ExportedRunner):
+    """TensorRT or TensorRT-RTX; what is timed is the replay of one CUDA graph, where it can be."""
 
     def __init__(self, runtime: str, artifact: Path) -> None:
-        content = read_plan_info(artifact)
-        built_for = content["flavour"].replace("_", "-")
+        engine = read_plan_info(artifact)
+        built_for = _engine_runtime(engine)
         if built_for != runtime:
             raise AdaptError(
                 f"{artifact} was built for runtime {built_for}, not {runtime}; choose it or build "
                 "the engine again"
             )
-        self._header = check_header(content["onnx"], "onnx-detector", artifact)
-        self.info = DetectorInfo.from_dict(self._header)
-        self.precision, self.tail = self._header["precision"], self._header["tail"]
-        self._input = ImageInput.of(self.info, self._header)
-        self._runtime = runtime
-        self._artifact = artifact
-        self._version = content["tensorrt_version"]
+        super().__init__(runtime, artifact, check_header(engine["onnx"], "onnx-detector", artifact))
+        self._version = engine["tensorrt_version"]
         self._engine = EngineExecution.open(artifact)
 
-    def infer(self, images: Array) -> list[ImageDetections]:
-        """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
-        check_tail(self._header, self._artifact, detects=True)
-        found = self._run(images)
-        return batch_detections(*(found[name] for name in DETECTIONS))
-
-    def heads(self, images: Array) -> dict[str, Array]:
-        """Return the raw heads; see :meth:`Runner.heads`."""
-        check_tail(self._header, self._artifact, detects=False)
-        return self._run(images)
-
-    def _run(self, images: Array) -> dict[str, Array]:
-        self._engine.feed({"images": feed(images, self._input, self._artifact)})
+    def _outputs(self, images: Array, names: Sequence[str]) -> list[Array]:
+        self._engine.feed({"images": images})
         self._engine.run()
-        return {name: self._engine.buffers[name].cpu().numpy() for name in self._engine.outputs}
+        return [self._engine.buffers[name].cpu().numpy() for name in names]
 
     def bind(self, images: Array) -> Callable[[], None]:
         """Return the call to time; see :meth:`Runner.bind`."""
-        self._engine.feed({"images": feed(images, self._input, self._artifact)})
+        self._engine.feed({"images": self._as_input(images)})
         if self.tail == "onnx-nms":  # its shapes depend on the data, which no CUDA graph can hold
             return self._engine.run
         return self._engine.capture()
@@ -320,6 +334,11 @@ class EngineRunner(Runner):
         }
 
 
+def _engine_runtime(engine: Mapping[str, Any]) -> str:
+    """Return the runtime of an engine; TensorRT's packages have an underscore in their names."""
+    return str(engine["flavour"]).replace("_", "-")
+
+
 def batch_of_one(pixels: Tensor) -> Array:
     """Return uint8 ``Tensor[3, H, W]`` as uint8 ``[1, 3, H, W]``."""
     return pixels.numpy()[None]
@@ -330,44 +349,15 @@ def unit(images: Array) -> NDArray[np.float32]:
     return images.astype(np.float32) / np.float32(255)
 
 
-def feed(images: Array, wanted: ImageInput, artifact: Path) -> Array:
-    """Return uint8 images as a file takes them.
-
-    Raises:
-        AdaptError: If they have another shape.
-    """
-    if not wanted.fits(images.shape):
-        raise AdaptError(
-            f"{artifact} takes images of shape {wanted}, got {'x'.join(map(str, images.shape))}; "
-            "export the detector with this batch and input size"
-        )
-    return in_type(images, wanted.pixels)
-
-
 def in_type(images: Array, pixels: Pixels) -> Array:
     """Return uint8 images as they are, or as float32 in [0, 1]."""
     return images if pixels == "uint8" else unit(images)
 
 
-def check_tail(header: dict[str, Any], artifact: Path, *, detects: bool) -> None:
-    """Check that a file ends in detections, or in raw heads.
-
-    Raises:
-        AdaptError: If it does not.
-    """
-    if detects and header["tail"] == "none":
-        raise AdaptError(
-            f"{artifact} ends in raw heads (tail 'none') and detects nothing by itself; export it "
-            "with tail 'tensor-nms' or 'onnx-nms'"
-        )
-    if not detects and header["tail"] != "none":
-        raise AdaptError(f"{artifact} ends in detections; export it with tail 'none'")
-
-
 def batch_detections(
     number: Array, boxes: Array, scores: Array, classes: Array
 ) -> list[ImageDetections]:
-    """Cut the deployed graph's fixed-size outputs to what was found in each image."""
+    """Cut a graph's outputs, padded to a fixed size, to the detections of each image."""
     return [
         ImageDetections(boxes[i, :n], scores[i, :n], classes[i, :n].astype(np.int64))
         for i, n in enumerate(number[:, 0])
