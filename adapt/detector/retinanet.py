@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,15 +74,6 @@ class DetectorConfig(RetinaNetConfig):
     num_classes: int
 
 
-class TappedBackbone(Protocol):
-    """What a detector needs of a backbone: the tapped feature maps and their channels."""
-
-    tap_widths: Sequence[int]
-
-    def __call__(self, x: Tensor) -> "OrderedDict[str, Tensor]":
-        """Return the tapped feature maps, finest first."""
-
-
 class BackboneWithFPN(nn.Module):
     """Backbone ``body`` and feature pyramid ``fpn`` (P3 to P7), as torchvision names them."""
 
@@ -133,10 +124,15 @@ class NormalizeAndBatch(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
-    """Put ``body`` (a :class:`TappedBackbone`) into a RetinaNet.
+    """Return a RetinaNet around a backbone.
 
-    The detector takes a list of ``Tensor[3, H, W]`` in [0, 1], already resized; it normalises and,
-    when sizes differ, pads to a common multiple of 32. Labels are 0 to ``num_classes - 1``.
+    It takes a list of ``Tensor[3, H, W]`` in [0, 1], already resized; it normalises and, when sizes
+    differ, pads to a common multiple of 32. Labels are 0 to ``num_classes - 1``.
+
+    Args:
+        body: The backbone, such as :class:`adapt.network.backbone.Backbone`: it returns the tapped
+            feature maps, finest first, and has their channels as ``tap_widths``.
+        config: Everything else of the detector.
     """
     tap_widths: Sequence[int] = body.tap_widths  # type: ignore[assignment]
     backbone = BackboneWithFPN(body, tap_widths, config.fpn_width)

@@ -62,10 +62,6 @@ class Mapper:
         target.copy_(mapped)
         self.report.copied[name] = (target[into].numel(), target.numel())
 
-    def conv(self, name: str, source: nn.Conv2d, target: nn.Conv2d) -> None:
-        """Map the weight of a convolution."""
-        self.copy(f"{name}.weight", source.weight, target.weight)
-
     @torch.no_grad()
     def norm(self, name: str, source: nn.BatchNorm2d, target: nn.BatchNorm2d) -> None:
         """Map a BatchNorm, as far as the target has scale, shift and statistics.
@@ -91,7 +87,7 @@ class Mapper:
         # Paired from the end: an MBConv without expansion has no first convolution.
         convs = zip(reversed(_convs(source)), reversed(_convs(target)), strict=False)
         for (_, from_conv), (layer, to_conv) in convs:
-            self.conv(f"{name}.{layer}", from_conv, to_conv)
+            self.copy(f"{name}.{layer}.weight", from_conv.weight, to_conv.weight)
         norms = zip(reversed(_norms(source)), reversed(_norms(target)), strict=False)
         for (_, from_norm), (layer, to_norm) in norms:
             self.norm(f"{name}.{layer}", from_norm, to_norm)
