@@ -320,10 +320,10 @@ class CostTable:
         Raises:
             AdaptError: With both conditions and the command that measures the right ones.
         """
-        own = self.conditions
-        measured = [str(own), f" at {own.height}x{own.width}", f" ({own.device})"]
+        table = self.conditions
+        measured = [str(table), f" at {table.height}x{table.width}", f" ({table.device})"]
         needed = [f"{runtime} {precision} batch {batch}", f" at {size.height}x{size.width}"]
-        needed.append(f" ({device or own.device})")
+        needed.append(f" ({device or table.device})")
         differing = [part for part in range(3) if measured[part] != needed[part]]
         if differing:
             shown = differing[-1] + 1
