@@ -1,9 +1,9 @@
-"""How does ONNX become a TensorRT engine?
+"""How does an ONNX file become a TensorRT engine file, and what is recorded of the build?
 
-Every name used of TensorRT is the same in TensorRT 10, TensorRT 11 and TensorRT-RTX; the network
-is strongly typed, so the precision of the engine is that of the ONNX file. NVIDIA's Polygraphy
-configures and builds; reading the model, with the reasons of a failure, and checking what was
-built is ours.
+An engine file has the suffix ``.plan``: TensorRT calls a serialised engine a plan. Every name used
+of TensorRT is the same in TensorRT 10, TensorRT 11 and TensorRT-RTX. The network is strongly typed,
+so the precision of the engine is that of the ONNX file. This module parses the model, explains
+failures and checks what was built; :mod:`export.engine.builder` configures and builds.
 """
 
 import functools
@@ -39,8 +39,8 @@ class EngineReport:
         outputs: Name to shape and data type.
         profile: With a dynamic batch, smallest, tuned and largest shape by input.
         layers: Share of the layers by data type.
-        layers_of: ``engine`` as its inspector tells, or ``network``: what TensorRT was given, where
-            no GPU is at hand to load the engine.
+        layers_of: Whose layers: ``engine``, as its inspector tells, or ``network``, as TensorRT
+            parsed it, where no GPU can load the engine.
         workspace_mb: See :class:`BuildOptions`.
         level: See :class:`BuildOptions`.
         timing_cache_sha256: Hash of the timing cache after the build.
@@ -93,8 +93,8 @@ def build_engine(
 
     Args:
         onnx_path: File that ``adapt export`` wrote.
-        plan_path: Engine to write.
-        options: How.
+        plan_path: Engine file to write.
+        options: By default those of the first TensorRT that is installed.
         name: What the ONNX file is called in errors; its path by default.
 
     Returns:
@@ -105,7 +105,7 @@ def build_engine(
             the engine lacks the precision of the file, or a file cannot be read or written.
     """
     options = options or BuildOptions()
-    make_folder(plan_path.parent)  # before the minutes of the builder
+    make_folder(plan_path.parent)  # an unwritable folder must not cost the minutes of the builder
     description = description_of(load_onnx(onnx_path)) or {}
     precision = description.get("precision", "unknown")
     trt = load_tensorrt(options.flavour)
@@ -116,7 +116,6 @@ def build_engine(
     inspected = engine_layers(trt, built.plan, logger_of(trt))
     layers = inspected or built.layers
     check_precision(layers, precision, name)
-    cache = options.timing_cache if trt.__name__ == "tensorrt" else None
     report = EngineReport(
         flavour=trt.__name__,
         tensorrt_version=trt.__version__,
@@ -130,7 +129,7 @@ def build_engine(
         layers_of="engine" if inspected else "network",
         workspace_mb=options.workspace_mb,
         level=options.level,
-        timing_cache_sha256=file_hash(cache) if cache and cache.is_file() else None,
+        timing_cache_sha256=_timing_cache_hash(trt, options),
         build_seconds=round(seconds, 3),
         size_bytes=len(built.plan),
         warnings=built.warnings,
@@ -139,6 +138,11 @@ def build_engine(
         temporary.write_bytes(built.plan)
         write_json(sidecar_path(plan_path), header("engine", **report.to_dict(), onnx=description))
     return report
+
+
+def _timing_cache_hash(trt: Any, options: BuildOptions) -> str | None:
+    cache = options.timing_cache if trt.__name__ == "tensorrt" else None
+    return file_hash(cache) if cache and cache.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> 
     Args:
         model: A serialised ONNX model.
         name: What the model is called in errors.
-        options: How.
+        options: By default those of the first TensorRT that is installed.
 
     Raises:
         AdaptError: If TensorRT is missing or refuses the network, with TensorRT's own reasons.
@@ -189,8 +193,8 @@ def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> 
     profile = _profile(network, model, options)
     plan = build(trt, builder, network, profile, options)
     if plan is None:
-        concerned = _concerned(logger.errors, model)
-        raise _refused(trt, f"does not build {name}", logger.errors, concerned)
+        remedy = _build_remedy(logger.errors, model)
+        raise _refused(trt, f"does not build {name}", logger.errors, remedy)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     return BuiltPlan(
@@ -208,7 +212,7 @@ def load_tensorrt(flavour: str | None = None) -> Any:
     """Import TensorRT, or else TensorRT-RTX.
 
     Args:
-        flavour: The only one that will do.
+        flavour: ``tensorrt`` or ``tensorrt_rtx``, if only this one will do.
 
     Raises:
         AdaptError: If it is not installed.
@@ -223,10 +227,10 @@ def load_tensorrt(flavour: str | None = None) -> Any:
 
 
 def check_builder(flavour: str) -> None:
-    """Check that a kind of TensorRT can build here.
+    """Check that a kind of TensorRT is installed and starts here.
 
     Raises:
-        AdaptError: If it is not installed or does not start.
+        AdaptError: If not.
     """
     trt = load_tensorrt(flavour)
     _builder(trt, logger_of(trt))
@@ -262,24 +266,20 @@ def _profile(network: Any, model: bytes, options: BuildOptions) -> dict[str, lis
         return {}
     import onnx
 
-    most = (description_of(onnx.load_from_string(model)) or {}).get("batch")
-    if most is None or any(-1 in shape[1:] for shape in free.values()):
+    largest = (description_of(onnx.load_from_string(model)) or {}).get("batch")
+    if largest is None or any(-1 in shape[1:] for shape in free.values()):
         raise AdaptError(
             f"inputs {', '.join(free)} have free sizes other than the batch of `adapt export`; "
             "export with fixed sizes"
         )
-    tuned = options.tuned_batch or most
-    if not 1 <= tuned <= most:
-        raise AdaptError(f"the engine is tuned for 1 to {most} images, got {tuned}")
-    return {name: [(n, *shape[1:]) for n in (1, tuned, most)] for name, shape in free.items()}
+    tuned = options.tuned_batch or largest
+    if not 1 <= tuned <= largest:
+        raise AdaptError(f"the engine is tuned for 1 to {largest} images, got {tuned}")
+    return {name: [(n, *shape[1:]) for n in (1, tuned, largest)] for name, shape in free.items()}
 
 
 def _target(trt: Any) -> str:
-    """Return the GPU that is built for.
-
-    TensorRT builds for the GPU it runs on. TensorRT-RTX also builds without one; then the engine
-    is for compute capability 8.0 (A100).
-    """
+    """Return the GPU that engines are built for: the one here, or an A100 without one."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return "SM80" if trt.__name__ == "tensorrt_rtx" else "unknown"
@@ -290,36 +290,38 @@ def _shapes(tensors: Sequence[Any]) -> dict[str, str]:
 
 
 def _refused(trt: Any, what: str, reasons: Sequence[str], remedy: str) -> AdaptError:
-    told = "; ".join(dict.fromkeys(reason.strip() for reason in reasons)) or "it gave no reason"
-    return AdaptError(f"{trt.__name__} {trt.__version__} {what} ({told}); {remedy}")
+    unique = dict.fromkeys(reason.strip() for reason in reasons)
+    explanation = "; ".join(unique) or "it gave no reason"
+    return AdaptError(f"{trt.__name__} {trt.__version__} {what} ({explanation}); {remedy}")
 
 
-def _concerned(reasons: Sequence[str], model: bytes) -> str:
-    """Say which node of the model errors mention; nodes are named after their modules."""
+def _build_remedy(reasons: Sequence[str], model: bytes) -> str:
+    """Name the node of the model that TensorRT's errors mention, or say what else may help."""
     import onnx
 
-    told, nodes = "; ".join(reasons), onnx.load_from_string(model).graph.node
-    named = [node for node in nodes if node.name and node.name in told]
-    if not named:
+    text, nodes = "; ".join(reasons), onnx.load_from_string(model).graph.node
+    mentioned = [node for node in nodes if node.name and node.name in text]
+    if not mentioned:
         return "give it more memory, or update TensorRT"
-    node = max(named, key=lambda node: len(node.name))
+    # A name may begin as another does: a.0/Conv is in a.0/Conv_2. The longest is the one meant.
+    node = max(mentioned, key=lambda node: len(node.name))
     other = "; export with tail 'tensor-nms'" if node.op_type == "NonMaxSuppression" else ""
     return f"this concerns {node.name}{other}"
 
 
 @functools.cache
 def logger_of(trt: Any) -> Any:
-    """Return the one logger that TensorRT allows per process; it keeps errors and warnings."""
+    """Return the only logger that TensorRT allows in a process; it keeps errors and warnings."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps what explains a failure, prints nothing."""
+        """Keeps messages to explain a failure with, prints none."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.clear()
 
         def clear(self) -> None:
-            """Forget what an earlier build said."""
+            """Forget the messages of an earlier build."""
             self.errors: list[str] = []
             self.warnings: list[str] = []
 

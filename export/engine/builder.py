@@ -1,4 +1,4 @@
-"""How does NVIDIA's Polygraphy configure and build an engine?"""
+"""Which options does a TensorRT build have, and how does NVIDIA's Polygraphy carry them out?"""
 
 import importlib
 import sys
@@ -31,8 +31,8 @@ class BuildOptions:
         timing_cache: File of tactic timings that several builds share; made if there is none. What
             TensorRT timed once it does not time again, so equal layers get equal tactics. Unused by
             TensorRT-RTX, which chooses tactics when the engine runs.
-        tuned_batch: With a dynamic batch, the number of images the engine is tuned for; the most by
-            default.
+        tuned_batch: With a dynamic batch, the number of images the engine is tuned for; by default
+            the largest.
 
     Raises:
         AdaptError: If a value is out of range.
@@ -58,14 +58,14 @@ def build(
     profile: Mapping[str, list[Shape]],
     options: BuildOptions,
 ) -> bytes | None:
-    """Configure and build.
+    """Configure TensorRT's builder and build an engine.
 
     Args:
         trt: The TensorRT package.
         builder: Its builder.
-        network: The network of a model.
+        network: The parsed network.
         profile: Smallest, tuned and largest shape of every input whose batch is free.
-        options: How.
+        options: Workspace, level and timing cache.
 
     Returns:
         The serialised engine, or None if TensorRT refuses; the reasons are in its log.
@@ -76,30 +76,19 @@ def build(
     polygraphy = _polygraphy(trt)
     from polygraphy.exception import PolygraphyException
 
-    rtx = trt.__name__ == "tensorrt_rtx"
-    cache = str(options.timing_cache) if options.timing_cache and not rtx else None
-    shapes = polygraphy.Profile()
-    for name, (least, tuned, most) in profile.items():
-        shapes.add(name, least, tuned, most)
+    cache = str(options.timing_cache) if options.timing_cache and not _is_rtx(trt) else None
     settings: dict[str, Any] = {
-        "profiles": [shapes],
-        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,  # or the inspector knows nothing
+        "profiles": [_polygraphy_profile(polygraphy, profile)],
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,  # or the inspector tells no types
         "load_timing_cache": cache,
         "builder_optimization_level": options.level,
     }
     if options.workspace_mb:
         settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_mb << 20}
-    if rtx:
-        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-
-        on_gpu = torch.cuda.is_available()
-        target = {"use_gpu": True} if on_gpu else {"compute_capabilities": [(8, 0)]}
-        create = CreateConfigRTX(**settings, **target)
-    else:
-        create = polygraphy.CreateConfig(**settings)
+    create_config = _config_loader(trt, polygraphy, settings)
 
     def configure(*network: Any) -> Any:
-        config = create(*network)
+        config = create_config(*network)
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 has the mantissa of fp16
         return config
 
@@ -113,13 +102,37 @@ def build(
             return None
 
 
+def _polygraphy_profile(polygraphy: Any, shapes: Mapping[str, list[Shape]]) -> Any:
+    profile = polygraphy.Profile()
+    for name, (smallest, tuned, largest) in shapes.items():
+        profile.add(name, smallest, tuned, largest)
+    return profile
+
+
+def _config_loader(trt: Any, polygraphy: Any, settings: Mapping[str, Any]) -> Any:
+    """Return what creates the builder's configuration, by Polygraphy's class for this TensorRT."""
+    if not _is_rtx(trt):
+        return polygraphy.CreateConfig(**settings)
+    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+    # TensorRT-RTX builds without a GPU too, if it is told for which one: an A100.
+    on_gpu = torch.cuda.is_available()
+    target = {"use_gpu": True} if on_gpu else {"compute_capabilities": [(8, 0)]}
+    return CreateConfigRTX(**settings, **target)
+
+
+def _is_rtx(trt: Any) -> bool:
+    return bool(trt.__name__ == "tensorrt_rtx")
+
+
 def _polygraphy(trt: Any) -> Any:
-    """Import Polygraphy for a kind of TensorRT; which one, it decides once per process."""
+    """Import Polygraphy, which works for one kind of TensorRT in all of a process."""
     try:
         from polygraphy import config as choice
     except ImportError as error:
         raise AdaptError(f"Polygraphy is not installed; {INSTALL[trt.__name__]}") from error
-    rtx = trt.__name__ == "tensorrt_rtx"
+    # Polygraphy reads its choice when the backend is imported, and never again.
+    rtx = _is_rtx(trt)
     if rtx != choice.USE_TENSORRT_RTX and "polygraphy.backend.trt" in sys.modules:
         raise AdaptError(
             "one process builds engines for one kind of TensorRT only; run the command once for "
@@ -135,6 +148,6 @@ def _silent() -> Iterator[None]:
     from polygraphy.logger import G_LOGGER
 
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), warnings.catch_warnings():
-        # It sets a timing cache always, which TensorRT-RTX deprecates.
+        # Polygraphy always sets a timing cache, which TensorRT-RTX deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         yield

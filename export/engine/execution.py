@@ -1,7 +1,7 @@
-"""How does a TensorRT engine run on a GPU?
+"""How is a TensorRT engine loaded and run on a GPU?
 
-PyTorch owns the GPU's memory and streams. Every TensorRT name is checked against the API lists of
-TensorRT 10, 11 and RTX; no GPU was at hand to run this file.
+PyTorch allocates the GPU's memory and streams. Every TensorRT name is checked against the API lists
+of TensorRT 10, 11 and RTX; no GPU was at hand to run this file.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ def read_plan_info(path: Path) -> dict[str, Any]:
 
 
 class EngineExecution:
-    """A loaded engine and its buffers.
+    """A loaded engine with an execution context and buffers of its inputs and outputs.
 
     Args:
         trt: The TensorRT package that built it.
@@ -47,8 +47,8 @@ class EngineExecution:
         name: What the engine is called in errors.
 
     Attributes:
-        buffers: Input and output tensors on the GPU, by name; of a free batch the largest, until
-            :meth:`feed` brings fewer images.
+        buffers: Input and output tensors on the GPU by name. A free batch has its largest size
+            until :meth:`feed` brings fewer images.
         outputs: Names of the outputs.
         stream: The CUDA stream it runs on.
     """
@@ -60,10 +60,10 @@ class EngineExecution:
         self._check(self._context is not None, "gets no memory to run in")
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        takes = {n: self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
-        self.outputs = [name for name, is_input in takes.items() if not is_input]
+        inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        self.outputs = [name for name in names if name not in inputs]
         self.buffers: dict[str, Tensor] = {}
-        self._allocate({n: self._largest(n) for n, is_input in takes.items() if is_input})
+        self._allocate({name: self._largest_shape(name) for name in inputs})
 
     @classmethod
     def open(cls, path: Path) -> "EngineExecution":
@@ -83,14 +83,15 @@ class EngineExecution:
         check_fits(info, path, trt.__version__, torch.cuda.get_device_name(), _capability())
         return cls(trt, path.read_bytes(), f"engine {path}")
 
-    def _largest(self, name: str) -> tuple[int, ...]:
+    def _largest_shape(self, name: str) -> tuple[int, ...]:
         shape = tuple(self._engine.get_tensor_shape(name))
         if -1 not in shape:
             return shape
-        return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
+        _, _, largest = self._engine.get_tensor_profile_shape(name, 0)
+        return tuple(largest)
 
     def _allocate(self, inputs: Mapping[str, tuple[int, ...]]) -> None:
-        """Make buffers for these shapes of the inputs."""
+        """Make buffers for inputs of these shapes, and for the outputs that follow from them."""
         for name, shape in inputs.items():
             accepted = self._context.set_input_shape(name, shape)
             self._check(accepted, f"does not take {name} of shape {shape}")
@@ -101,7 +102,7 @@ class EngineExecution:
             self._context.set_tensor_address(name, self.buffers[name].data_ptr())
 
     def feed(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Copy all inputs to the GPU; their shapes must be within the engine's."""
+        """Copy all inputs to the GPU; of a free batch, any size up to the largest will do."""
         shapes = {name: array.shape for name, array in inputs.items()}
         if any(self.buffers[name].shape != shape for name, shape in shapes.items()):
             self._allocate(shapes)
@@ -117,24 +118,22 @@ class EngineExecution:
         torch.cuda.synchronize()
 
     def run(self) -> None:
-        """Run on the inputs last fed and wait for the outputs."""
+        """Run on the content of the input buffers and wait for the outputs."""
         self._enqueue()
         self.stream.synchronize()
 
     def replay(self) -> Callable[[], None]:
-        """Return the run as a replay of one CUDA graph, free of launch overhead.
-
-        The replay keeps the engine and the buffers it was captured with alive.
-        """
+        """Return a call that launches the run as one CUDA graph, and does not wait for it."""
         self.run()  # TensorRT allocates on the first run, which a graph cannot hold
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             self._enqueue()
-        kept = graph, self, dict(self.buffers)  # a CUDA graph holds addresses only
-        return lambda: kept[0].replay()
+        # A CUDA graph holds addresses only: the call keeps engine and buffers alive.
+        kept_alive = graph, self, dict(self.buffers)
+        return lambda: kept_alive[0].replay()
 
     def capture(self) -> Callable[[], None]:
-        """Return :meth:`run` as a replay of its CUDA graph."""
+        """Return a call that launches the run as one CUDA graph and waits for the outputs."""
         replay = self.replay()
 
         def call() -> None:
@@ -147,8 +146,7 @@ class EngineExecution:
         self._check(self._context.execute_async_v3(self.stream.cuda_stream), "does not run")
 
     def _check(self, done: bool, problem: str) -> None:
-        """Turn what TensorRT returns instead of raising into an error."""
-        if not done:
+        if not done:  # TensorRT does not raise
             reasons = "; ".join(self._logger.errors) or "it gave no reason"
             raise AdaptError(f"{self._name} {problem} ({reasons}); build it again here")
 
@@ -160,7 +158,7 @@ def _capability() -> str:
 def check_fits(
     info: Mapping[str, Any], path: Path, version: str, device: str, capability: str
 ) -> None:
-    """Check that an engine was built for what is here.
+    """Check that an engine was built by the TensorRT and for the GPU of this machine.
 
     Args:
         info: The engine's description.
@@ -172,16 +170,16 @@ def check_fits(
     Raises:
         AdaptError: If it was not.
     """
-    again = "build it again here with `adapt export --trt`"
+    remedy = "build it again here with `adapt export --trt`"
     if info["tensorrt_version"] != version:
         raise AdaptError(
             f"engine {path} was built with {info['flavour']} {info['tensorrt_version']}, {version} "
-            f"is installed; {again}"
+            f"is installed; {remedy}"
         )
     if info["target"] not in (device, capability):
         raise AdaptError(
             f"engine {path} was built for {info['target']}, this GPU is {device} ({capability}); "
-            f"{again}"
+            f"{remedy}"
         )
 
 

@@ -10,9 +10,10 @@ import torch
 
 from adapt.errors import AdaptError
 
-# The lowest precision that a layer reads or writes is the one it was asked to compute in.
+# A layer counts as the first of these that any of its inputs and outputs has: a convolution that
+# reads int8 and writes fp32 computes in int8.
 ORDER = ("int8", "fp16", "fp32", "other")
-_KINDS = {
+_PATTERNS = {  # in the names that TensorRT's network and inspector give to data types
     "int8": re.compile(r"\bint8\b", re.IGNORECASE),
     "fp16": re.compile(r"\b(half|fp16|float16)\b", re.IGNORECASE),
     "fp32": re.compile(r"\b(float|fp32|float32)\b", re.IGNORECASE),
@@ -20,15 +21,16 @@ _KINDS = {
 
 
 def network_layers(network: Any) -> dict[str, float]:
-    """Return the share of layers by data type of what TensorRT was given.
+    """Return the share of layers by data type of a parsed network.
 
-    The network is strongly typed: TensorRT may fuse layers, not change their types.
+    They are those of the engine: in a strongly typed network, TensorRT may fuse layers but not
+    change their types.
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    return _shares(map(_layer_types, layers))
+    return _shares(map(_network_types, layers))
 
 
-def _layer_types(layer: Any) -> list[str]:
+def _network_types(layer: Any) -> list[str]:
     tensors = [layer.get_input(i) for i in range(layer.num_inputs)]
     tensors += [layer.get_output(i) for i in range(layer.num_outputs)]
     return [tensor.dtype.name for tensor in tensors if tensor is not None]
@@ -38,7 +40,7 @@ def engine_layers(trt: Any, plan: bytes, logger: Any) -> dict[str, float] | None
     """Return the share of layers by data type of a built engine, as its inspector tells.
 
     Returns:
-        None without a GPU, where no engine can be loaded, and where the inspector tells no types.
+        None if there is no GPU to load the engine, or if the inspector tells no types.
 
     Raises:
         AdaptError: If the engine does not load on the GPU it was built on.
@@ -54,23 +56,20 @@ def engine_layers(trt: Any, plan: bytes, logger: Any) -> dict[str, float] | None
 
 
 def inspected_layers(text: str) -> dict[str, float] | None:
-    """Read an inspector's JSON; TensorRT 11 splits the field ``Format/Datatype`` of 10 in two.
-
-    Returns:
-        The share of layers by data type, or None if the text tells of none.
-    """
+    """Return the share of layers by data type in an inspector's JSON; None if it tells no types."""
     try:
         content = json.loads(text)
     except ValueError:
         return None
     layers = content.get("Layers") if isinstance(content, Mapping) else None
     detailed = [layer for layer in layers or () if isinstance(layer, Mapping)]
-    shares = _shares(_tensor_types(layer) for layer in detailed)
+    shares = _shares(_inspected_types(layer) for layer in detailed)
     return shares if set(shares) - {"other"} else None
 
 
-def _tensor_types(described: Mapping[str, Any]) -> list[str]:
-    tensors = [*(described.get("Inputs") or ()), *(described.get("Outputs") or ())]
+def _inspected_types(entry: Mapping[str, Any]) -> list[str]:
+    tensors = [*(entry.get("Inputs") or ()), *(entry.get("Outputs") or ())]
+    # TensorRT 11 splits the field Format/Datatype of TensorRT 10 in two.
     names = ("DataType", "Datatype", "Format/Datatype", "Format")
     return [
         next((str(tensor[name]) for name in names if name in tensor), "")
@@ -80,22 +79,22 @@ def _tensor_types(described: Mapping[str, Any]) -> list[str]:
 
 
 def _shares(layers: Iterable[Iterable[str]]) -> dict[str, float]:
-    found = Counter(min(map(_kind, types), key=ORDER.index, default="other") for types in layers)
-    total = found.total()
-    return {kind: found[kind] / total for kind in ORDER if found[kind]}
+    counts = Counter(min(map(_kind, types), key=ORDER.index, default="other") for types in layers)
+    total = counts.total()
+    return {kind: counts[kind] / total for kind in ORDER if counts[kind]}
 
 
 def _kind(text: str) -> str:
-    return next((kind for kind, pattern in _KINDS.items() if pattern.search(text)), "other")
+    return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(text)), "other")
 
 
 def check_precision(layers: Mapping[str, float], precision: str, name: str) -> None:
-    """Check that an engine computes in the precision that was asked for.
+    """Check that layers of an engine compute in the precision of its ONNX file.
 
     Args:
         layers: Share of layers by data type.
-        precision: What was asked for; ``unknown`` asks for nothing.
-        name: The file, for the error.
+        precision: Precision of the ONNX file, or ``unknown``, which every engine has.
+        name: The ONNX file, for the error.
 
     Raises:
         AdaptError: If no layer does.
