@@ -1,4 +1,4 @@
-"""How does an fp32 detector become an int8 one? (calibrated on images)"""
+"""How is an exported detector quantised to int8: scales from images, sensitive layers left out?"""
 
 import tempfile
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ SENSITIVITY_BATCHES = 4
 
 
 class Quantizer:
-    """Writes int8 versions of one fp32 detector.
+    """Calibrates an fp32 ONNX file once and writes int8 versions of it.
 
     Args:
-        source: An fp32 detector that :func:`export.graph.detector.export_detector` wrote.
-        images: Calibration batches as the file takes them, ``[B, 3, H, W]``.
+        source: An fp32 file that :func:`export.graph.detector.export_detector` wrote.
+        images: Calibration batches ``[B, 3, H, W]`` in shape and type of the file's input.
 
     Raises:
         AdaptError: If the source is no exported detector.
@@ -37,7 +37,7 @@ class Quantizer:
         self._scales = calibrate(source, images)
 
     def write(self, path: Path, kept: Sequence[str] = ()) -> Path:
-        """Write the int8 version.
+        """Write an int8 version.
 
         Args:
             path: File to write.
@@ -62,13 +62,13 @@ class Quantizer:
     def most_sensitive(
         self, batches: int = SENSITIVITY_BATCHES, progress: Progress = silent
     ) -> list[str]:
-        """Return the weights of all convolutions, those first that should not be quantised.
+        """Return the weights of all convolutions, the most sensitive to quantisation first.
 
-        Each is quantised alone, with the activations that it reads; what counts is how much that
-        changes the raw heads, relative to how much these vary.
+        Each convolution is quantised alone, weights and input. Its sensitivity is the error of the
+        raw heads that this causes, relative to their variance.
 
         Args:
-            batches: Calibration batches to compare on.
+            batches: Number of calibration batches to compare on.
             progress: Called with (done, total) after every weight.
         """
         exposed = with_outputs(self._model, RAW_HEADS)
@@ -88,47 +88,48 @@ class Quantizer:
         return [session.run(RAW_HEADS, {"images": x}) for x in self._images[:batches]]
 
 
-def _error(expected: list[list[Array]], found: list[list[Array]]) -> float:
-    """Return the squared error of both heads, each relative to its own variance."""
+def _error(expected: list[list[Array]], quantised: list[list[Array]]) -> float:
+    """Return the sum over both heads of squared error by variance; a list is a batch's heads."""
     total = 0.0
-    for a, b in zip(zip(*expected, strict=True), zip(*found, strict=True), strict=True):
+    for a, b in zip(zip(*expected, strict=True), zip(*quantised, strict=True), strict=True):
         total += float(np.square(np.stack(a) - np.stack(b)).mean() / np.var(np.stack(a)))
     return total
 
 
 def _store_weights_as_integers(model: onnx.ModelProto) -> None:
-    """Do now what the QuantizeLinear of every weight would do when the file is loaded."""
+    """Replace the QuantizeLinear of every weight by its result, a quarter of the bytes."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    pairs = [
+    weight_quantisers = [
         n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in constants
     ]
-    for node in pairs:
-        weight, step = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
-        steps = step.reshape(-1, *[1] * (weight.ndim - 1))
-        integers = np.clip(np.round(weight / steps), -LARGEST, LARGEST).astype(np.int8)
+    for node in weight_quantisers:
+        weight, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
+        by_channel = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        integers = np.clip(np.round(weight / by_channel), -LARGEST, LARGEST).astype(np.int8)
         constants[node.input[0]].CopyFrom(numpy_helper.from_array(integers, node.output[0]))
         model.graph.node.remove(node)
 
 
 def calibrate(source: Path, images: Sequence[Array]) -> dict[str, float]:
-    """Return what one step of int8 is worth, for every tensor that a convolution reads or writes.
+    """Return the scale of every tensor that a convolution reads or writes.
 
-    The range is symmetric and holds the largest value that any of the images leads to.
+    It is the value that one step of int8 stands for. The range of int8 is symmetric and holds the
+    largest value that occurs in any of the images.
 
     Args:
-        source: An fp32 detector.
-        images: Calibration batches.
+        source: An fp32 ONNX file.
+        images: Calibration batches ``[B, 3, H, W]``.
     """
     from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Feeds one batch after the other."""
+        """Gives ONNX Runtime one batch after the other."""
 
-        left = iter(images)
+        batches = iter(images)
 
         def get_next(self) -> dict[str, Array] | None:
             """Called by ONNX Runtime."""
-            batch = next(self.left, None)
+            batch = next(self.batches, None)
             return None if batch is None else {"images": batch}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -137,4 +138,5 @@ def calibrate(source: Path, images: Sequence[Array]) -> dict[str, float]:
         calibrator.collect_data(Reader())
         ranges: Any = calibrator.compute_data()
     largest = {name: float(np.abs(ranges[name].range_value).max()) for name in ranges.keys()}  # noqa: SIM118
+    # A tensor that is always 0 gets some scale: dividing by 0 would give NaN.
     return {name: value / LARGEST or 1.0 for name, value in largest.items()}

@@ -1,1 +1,1 @@
-"""How does the graph become a TensorRT engine, and run?"""
+"""How does an ONNX file become a TensorRT engine, and how does that run?"""

@@ -1,1 +1,1 @@
-"""Which ONNX graph is deployed?"""
+"""How does a trained detector become an ONNX file?"""

@@ -1,1 +1,1 @@
-"""What does a deployed detector compute?"""
+"""How do exported detectors run on images, and do all runtimes detect the same?"""

@@ -1,4 +1,4 @@
-"""How does ONNX Runtime open a model on one provider, and on no other?"""
+"""How does ONNX Runtime run a model on the execution provider that was asked for, and no other?"""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,15 @@ Array = NDArray[Any]
 
 
 def ort_session(runtime: str, model: bytes, threads: int) -> Any:
-    """Return an ONNX Runtime session that really runs on the asked provider.
+    """Return an ONNX Runtime session on the runtime's execution provider.
 
     Args:
         runtime: ``ort-cpu`` or ``ort-cuda``.
         model: A serialised ONNX model.
-        threads: Threads of one operator; operators run one after another.
+        threads: CPU threads of one operator; operators run one after another.
 
     Raises:
-        AdaptError: If ONNX Runtime or the provider is not installed.
+        AdaptError: If ONNX Runtime is not installed, or the provider does not load.
     """
     ort = _onnxruntime()
     provider = PROVIDERS[runtime]
@@ -44,7 +44,7 @@ def ort_session(runtime: str, model: bytes, threads: int) -> Any:
 
 
 def bound_call(session: Any, inputs: dict[str, Array], runtime: str) -> Callable[[], None]:
-    """Return a call that runs a session on inputs that are already on its device."""
+    """Return a call that runs a session on these inputs, which are copied to its device before."""
     ort = _onnxruntime()
     device = "cuda" if runtime == "ort-cuda" else "cpu"
     binding = session.io_binding()

@@ -1,10 +1,11 @@
-"""What does a detector find in my images?"""
+"""How are a detector's detections in images drawn, and written as JSON?"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes
@@ -54,13 +55,12 @@ def predict(
     }
     for number, path in enumerate(images, start=1):
         image = open_image(path)
-        boxes, scores, labels = _detect(runner, image, score_threshold)
+        detections = _detect(runner, image, score_threshold)
         content["images"].append(
             {"id": number, "file_name": str(path), "width": image.width, "height": image.height}
         )
-        content["annotations"] += _annotations(number, boxes, scores, labels)
-        captions = [f"{classes[n]} {s:.2f}" for n, s in zip(labels, scores, strict=True)]
-        drawn = _draw(pil_to_tensor(image), boxes, labels, captions)
+        content["annotations"] += _annotations(number, *detections)
+        drawn = _draw(pil_to_tensor(image), *detections, classes)
         with atomic_path(out / f"{number:04d}_{path.stem}.jpg") as temporary:
             to_pil_image(drawn).save(temporary, format="JPEG", quality=90)
         progress(number, len(images))
@@ -69,7 +69,7 @@ def predict(
 
 
 def _detect(
-    runner: Runner, image: Any, score_threshold: float
+    runner: Runner, image: Image, score_threshold: float
 ) -> tuple[Tensor, list[float], list[int]]:
     """Return boxes ``Tensor[n, 4]`` in pixels of the image, scores and labels."""
     pixels, factors = fit(image, runner.size)
@@ -82,11 +82,11 @@ def _detect(
 
 
 def _annotations(
-    image: int, boxes: Tensor, scores: list[float], labels: list[int]
+    image_id: int, boxes: Tensor, scores: list[float], labels: list[int]
 ) -> list[dict[str, Any]]:
     return [
         {
-            "image_id": image,
+            "image_id": image_id,
             "category_id": label + 1,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": score,
@@ -95,9 +95,16 @@ def _annotations(
     ]
 
 
-def _draw(pixels: Tensor, boxes: Tensor, labels: list[int], captions: list[str]) -> Tensor:
-    if not captions:
+def _draw(
+    pixels: Tensor,
+    boxes: Tensor,
+    scores: list[float],
+    labels: list[int],
+    classes: Sequence[str],
+) -> Tensor:
+    if not labels:
         return pixels
+    captions = [f"{classes[n]} {score:.2f}" for n, score in zip(labels, scores, strict=True)]
     width = max(1, round(min(pixels.shape[-2:]) / 200))
     colours = [COLOURS[label % len(COLOURS)] for label in labels]
     drawn: Tensor = draw_bounding_boxes(pixels, boxes, captions, colours, width=width)
