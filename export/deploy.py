@@ -1,4 +1,4 @@
-"""How does a trained detector become the files to deploy: ONNX, parity report, TensorRT engine?"""
+"""What does `adapt export` do, from a trained detector to ONNX file, parity report and engine?"""
 
 import tempfile
 from collections.abc import Iterator, Sequence

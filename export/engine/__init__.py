@@ -1,1 +1,1 @@
-"""How does an ONNX file become a TensorRT engine, and how does that run?"""
+"""How are engines of TensorRT and TensorRT-RTX built, checked and run?"""

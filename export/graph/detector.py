@@ -1,4 +1,4 @@
-"""What does the deployed graph compute from images to detections, and how is it exported?"""
+"""What does a deployed graph compute, from images to detections, and how is it exported?"""
 
 # B images, A anchors, K classes, C candidates for NMS, D detections, F channels of the pyramid
 

@@ -1,4 +1,4 @@
-"""How does a deployed graph suppress overlapping boxes (NMS), by tensor operations or an operator?
+"""How does a deployed graph suppress overlapping boxes, with and without NonMaxSuppression?
 
 Both ways return a mask over the candidates, so that the rest of the graph has fixed shapes.
 """
