@@ -133,9 +133,17 @@ def check_header(content: Any, kind: str, path: Path) -> dict[str, Any]:
     if str(content.get("version")) != "1":
         raise AdaptError(
             f"{path} has {kind} format version {content.get('version')!r}, this adapt reads "
-            "version 1; write it again with this version of adapt"
+            f"version 1; open it with the adapt that wrote it ({adapt_of(content)}), or write it "
+            "again with this one"
         )
     return dict(content)
+
+
+def adapt_of(content: Mapping[str, Any]) -> str:
+    """Return the version of ``adapt`` that wrote an artifact, by its header."""
+    made_with = content.get("made_with")
+    found = made_with.get("adapt-detector") if isinstance(made_with, Mapping) else None
+    return str(found or "unknown")
 
 
 def content_hash(content: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from adapt.artifacts import atomic_path, check_header, header
+from adapt.artifacts import adapt_of, atomic_path, check_header, header
 from adapt.errors import AdaptError
 
 
@@ -110,8 +110,8 @@ def resume(path: Path, kind: str, parts: Mapping[str, Stateful], identity: str) 
     content = read_checkpoint(path, kind)
     if content["identity"] != identity:
         raise AdaptError(
-            f"{path} belongs to another run (its recipe, data or cost table differ); choose "
-            "another --out, or delete it to start over"
+            f"{path} belongs to another run (by adapt {adapt_of(content)}; its recipe, data or "
+            "cost table differ); choose another --out, or delete it to start over"
         )
     restore(content, parts)
     return int(content["step"])
