@@ -17,8 +17,9 @@ from adapt.detector.file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.runtime import Precision, Tail
-from export.engine.build import build_engine, load_tensorrt
-from export.engine.builder import BuildOptions
+from export.engine.build import build_engine
+from export.engine.configure import BuildOptions
+from export.engine.installed import load_tensorrt
 from export.graph.detector import export_detector, read_onnx_info
 from export.graph.options import GraphOptions, ImageInput, Pixels
 from export.quantize import Quantizer

@@ -14,7 +14,7 @@ from adapt.detector.retinanet import DetectorConfig
 from adapt.space import SearchSpace
 from bench.latency.unit_graphs import detector_model, unit_model
 from export.engine.build import build_plan
-from export.engine.builder import BuildOptions
+from export.engine.configure import BuildOptions
 from export.graph.precision import PRECISIONS
 
 pytestmark = [

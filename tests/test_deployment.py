@@ -11,7 +11,7 @@ from adapt.data.coco import CocoSplit, load_split
 from adapt.network.weights import find_local_weights
 from bench.networks.measure import evaluate_artifact
 from export.deploy import Deployment, deploy
-from export.engine.builder import BuildOptions
+from export.engine.configure import BuildOptions
 from search.recipe.recipe import Recipe
 from search.train.finetune import run_finetune
 

@@ -193,6 +193,21 @@ def test_files_of_the_repository_exist(page: str) -> None:
             assert list(ROOT.glob(name.rstrip("/."))), name
 
 
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"`([A-Za-z_]+)`", TEXTS["CONTRIBUTING.md"])))
+)
+def test_name_in_the_code_exists(name: str) -> None:
+    assert any(re.search(rf"\b{name}\b", source) for source in sources()), name
+
+
+@functools.cache
+def sources() -> tuple[str, ...]:
+    paths = [ROOT / "pyproject.toml", ROOT / "cli.py"]
+    for package in ("adapt", "search", "export", "bench"):
+        paths += [*ROOT.glob(f"{package}/**/*.py"), *ROOT.glob(f"{package}/**/*.toml")]
+    return tuple(path.read_text(encoding="utf-8") for path in paths)
+
+
 @pytest.mark.parametrize("page", FILES)
 def test_module_that_makes_a_figure_exists(page: str) -> None:
     for module in re.findall(r"python -m ([\w.]+)", TEXTS[page]):

@@ -17,7 +17,7 @@ from adapt.detector.file import save_detector
 from adapt.errors import AdaptError
 from export.deploy import Deployment, _in_batches, _training_images, deploy, quantizer
 from export.engine.build import build_engine
-from export.engine.builder import BuildOptions
+from export.engine.configure import BuildOptions
 from export.graph.detector import read_onnx_info
 from export.run.parity import Tolerances, compare_artifacts, raw_head_differences
 from export.run.predict import predict

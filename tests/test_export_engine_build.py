@@ -10,14 +10,16 @@ from export_parts import INFO, SIZE, exported, small_detector
 from onnx import TensorProto, helper
 
 import export.engine.build
-import export.engine.builder
+import export.engine.configure
 import export.engine.execution
+import export.engine.installed
 import export.engine.layers
 from adapt.artifacts import file_hash
 from adapt.errors import AdaptError
-from export.engine.build import build_engine, trt_flavours
-from export.engine.builder import BuildOptions
+from export.engine.build import build_engine
+from export.engine.configure import BuildOptions
 from export.engine.execution import check_fits
+from export.engine.installed import trt_flavours
 from export.engine.layers import check_precision, inspected_layers
 from export.graph.detector import export_detector, export_rest
 from export.graph.onnx_file import description_of, save_onnx
@@ -28,7 +30,8 @@ NAMES = json.loads((HERE / "data" / "tensorrt_api_names.json").read_text())
 LISTS = HERE.parents[1] / "shared" / "facts" / "tensorrt_api"
 MODULES = (
     export.engine.build,
-    export.engine.builder,
+    export.engine.configure,
+    export.engine.installed,
     export.engine.layers,
     export.engine.execution,
 )

@@ -6,8 +6,9 @@ import torch
 from export_parts import INFO, exported, images, saved, small_detector
 
 from adapt.errors import AdaptError
-from export.engine.build import build_engine, trt_flavours
-from export.engine.builder import BuildOptions
+from export.engine.build import build_engine
+from export.engine.configure import BuildOptions
+from export.engine.installed import trt_flavours
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
 from export.quantize import Quantizer

@@ -13,7 +13,7 @@ from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import DetectorConfig, build_retinanet
 from adapt.space import SearchSpace
 from export.engine.build import build_engine
-from export.engine.builder import BuildOptions
+from export.engine.configure import BuildOptions
 from export.graph.detector import export_detector
 from export.run.parity import NamedImages, verify_export
 

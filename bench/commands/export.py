@@ -11,7 +11,7 @@ from adapt.errors import AdaptError
 from adapt.runtime import Precision, Tail
 
 if TYPE_CHECKING:
-    from export.engine.builder import BuildOptions
+    from export.engine.configure import BuildOptions
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class EngineOptions:
         Raises:
             AdaptError: If there are options of an engine that nobody asked for.
         """
-        from export.engine.builder import BuildOptions
+        from export.engine.configure import BuildOptions
 
         options = BuildOptions(
             flavour=self.flavour and self.flavour.replace("-", "_"),

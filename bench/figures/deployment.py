@@ -30,8 +30,9 @@ from adapt.detector.retinanet import DetectorConfig
 from adapt.runtime import Tail
 from bench.latency.provenance import device_description
 from bench.latency.timing import Protocol, measure, wall_timer
-from export.engine.build import build_engine, trt_flavours
-from export.engine.builder import BuildOptions
+from export.engine.build import build_engine
+from export.engine.configure import BuildOptions
+from export.engine.installed import trt_flavours
 from export.graph.detector import RawHeads, export_detector
 from export.graph.onnx_file import OPSET
 from export.graph.options import GraphOptions

@@ -30,8 +30,9 @@ from bench.latency.provenance import (
 from bench.latency.timing import PROTOCOL, Call, Timer, wall_timer
 from bench.latency.torch_units import detector_call, unit_call
 from bench.latency.unit_graphs import detector_model, random_inputs, unit_model
-from export.engine.build import build_plan, load_tensorrt
-from export.engine.builder import BuildOptions
+from export.engine.build import build_plan
+from export.engine.configure import BuildOptions
+from export.engine.installed import load_tensorrt
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 
 # Larger than a core's caches: a small one does not notice that others use up the memory bandwidth.

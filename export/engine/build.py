@@ -3,11 +3,9 @@
 An engine file has the suffix ``.plan``: TensorRT calls a serialised engine a plan. Every name used
 of TensorRT is the same in TensorRT 10, TensorRT 11 and TensorRT-RTX. The network is strongly typed,
 so the precision of the engine is that of the ONNX file. This module parses the model, explains
-failures and checks what was built; :mod:`export.engine.builder` configures and builds.
+failures and checks what was built; :mod:`export.engine.configure` configures and builds.
 """
 
-import functools
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,11 +16,10 @@ import torch
 
 from adapt.artifacts import atomic_path, file_hash, header, make_folder, write_json
 from adapt.errors import AdaptError
-from export.engine.builder import INSTALL, BuildOptions, Shape, build
+from export.engine.configure import BuildOptions, Shape, build
+from export.engine.installed import load_tensorrt, logger_of, new_builder, refused
 from export.engine.layers import check_precision, engine_layers, network_layers
 from export.graph.onnx_file import description_of, load_onnx
-
-FLAVOURS = ("tensorrt", "tensorrt_rtx")  # in order of preference
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,6 @@ class EngineReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         return asdict(self)
-
-
-def trt_flavours() -> dict[str, str]:
-    """Return the installed kinds of TensorRT and their versions, preferred first."""
-    modules = {name: _import(name) for name in FLAVOURS}
-    return {name: module.__version__ for name, module in modules.items() if module is not None}
 
 
 def sidecar_path(plan_path: Path) -> Path:
@@ -187,14 +178,14 @@ def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> 
             raise AdaptError(f"timing cache {options.timing_cache} is a folder; name a file")
     logger = logger_of(trt)
     logger.clear()
-    builder = _builder(trt, logger)
+    builder = new_builder(trt)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, model, name)
     profile = _profile(network, model, options)
     plan = build(trt, builder, network, profile, options)
     if plan is None:
         remedy = _build_remedy(logger.errors, model)
-        raise _refused(trt, f"does not build {name}", logger.errors, remedy)
+        raise refused(trt, f"does not build {name}", logger.errors, remedy)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     return BuiltPlan(
@@ -208,54 +199,12 @@ def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> 
     )
 
 
-def load_tensorrt(flavour: str | None = None) -> Any:
-    """Import TensorRT, or else TensorRT-RTX.
-
-    Args:
-        flavour: ``tensorrt`` or ``tensorrt_rtx``, if only this one will do.
-
-    Raises:
-        AdaptError: If it is not installed.
-    """
-    for name in FLAVOURS if flavour is None else (flavour,):
-        module = _import(name)
-        if module is not None:
-            return module
-    if flavour is not None:
-        raise AdaptError(f"{flavour} is not installed; {INSTALL[flavour]}")
-    raise AdaptError(f"no TensorRT is installed; {' or '.join(INSTALL.values())}")
-
-
-def check_builder(flavour: str) -> None:
-    """Check that a kind of TensorRT is installed and starts here.
-
-    Raises:
-        AdaptError: If not.
-    """
-    trt = load_tensorrt(flavour)
-    _builder(trt, logger_of(trt))
-
-
-def _import(name: str) -> Any | None:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError):  # OSError: the package is there, its libraries are not
-        return None
-
-
-def _builder(trt: Any, logger: Any) -> Any:
-    try:
-        return trt.Builder(logger)
-    except (RuntimeError, TypeError) as error:  # TypeError: the C++ constructor returned nothing
-        raise _refused(trt, "does not start", logger.errors, "it needs an NVIDIA GPU") from error
-
-
 def _parse(trt: Any, network: Any, model: bytes, name: str) -> None:
     parser = trt.OnnxParser(network, logger_of(trt))
     if not parser.parse(model):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         reasons = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors]
-        raise _refused(trt, f"does not read {name}", reasons, "export it again, or update TensorRT")
+        raise refused(trt, f"does not read {name}", reasons, "export it again, or update TensorRT")
 
 
 def _profile(network: Any, model: bytes, options: BuildOptions) -> dict[str, list[Shape]]:
@@ -289,12 +238,6 @@ def _shapes(tensors: Sequence[Any]) -> dict[str, str]:
     return {tensor.name: f"{tensor.dtype.name.lower()}{list(tensor.shape)}" for tensor in tensors}
 
 
-def _refused(trt: Any, what: str, reasons: Sequence[str], remedy: str) -> AdaptError:
-    unique = dict.fromkeys(reason.strip() for reason in reasons)
-    explanation = "; ".join(unique) or "it gave no reason"
-    return AdaptError(f"{trt.__name__} {trt.__version__} {what} ({explanation}); {remedy}")
-
-
 def _build_remedy(reasons: Sequence[str], model: bytes) -> str:
     """Name the node of the model that TensorRT's errors mention, or say what else may help."""
     import onnx
@@ -307,29 +250,3 @@ def _build_remedy(reasons: Sequence[str], model: bytes) -> str:
     node = max(mentioned, key=lambda node: len(node.name))
     other = "; export with tail 'tensor-nms'" if node.op_type == "NonMaxSuppression" else ""
     return f"this concerns {node.name}{other}"
-
-
-@functools.cache
-def logger_of(trt: Any) -> Any:
-    """Return the only logger that TensorRT allows in a process; it keeps errors and warnings."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps messages to explain a failure with, prints none."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.clear()
-
-        def clear(self) -> None:
-            """Forget the messages of an earlier build."""
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            """Called by TensorRT."""
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                self.warnings.append(message)
-
-    return Logger()

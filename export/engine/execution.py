@@ -14,7 +14,8 @@ from torch import Tensor
 
 from adapt.artifacts import check_header, read_json
 from adapt.errors import AdaptError
-from export.engine.build import load_tensorrt, logger_of, sidecar_path
+from export.engine.build import sidecar_path
+from export.engine.installed import load_tensorrt, logger_of
 
 DTYPES = {
     "float": torch.float32,

@@ -12,11 +12,8 @@ from typing import Any
 import torch
 
 from adapt.errors import AdaptError
+from export.engine.installed import INSTALL
 
-INSTALL = {
-    "tensorrt": "run `pip install 'adapt-detector[trt]'` (needs an NVIDIA GPU)",
-    "tensorrt_rtx": "run `pip install 'adapt-detector[trt-rtx]'` (builds engines without a GPU)",
-}
 Shape = tuple[int, ...]
 
 
