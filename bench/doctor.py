@@ -9,9 +9,10 @@ import torch
 from adapt.errors import AdaptError
 from adapt.network.weights import PUBLISHED, find_local_weights
 from bench.latency.backend import ANCHOR
+from bench.latency.onnx_units import unit_model
 from bench.latency.provenance import device_description
-from bench.latency.unit_graphs import unit_model
-from export.engine.installed import INSTALL, check_builder, trt_flavours
+from export.engine.installed import check_builder, trt_flavours
+from export.engine.installed import INSTALL
 from export.run.onnx_session import PROVIDERS, ort_session
 from export.run.runner import RUNTIMES
 

@@ -25,7 +25,7 @@ from adapt.errors import AdaptError
 from adapt.network.weights import find_weights
 from adapt.progress import Progress, Stage, ignore, silent_stage
 from adapt.runtime import usual_tail
-from bench.costs.of_recipe import certify_recipe, profile_recipe, recipe_backend
+from bench.costs.recipe_table import certify_recipe, profile_recipe, recipe_backend
 from bench.latency.backend import conditions
 from bench.latency.timing import Protocol
 from bench.networks.measure import DETECTOR_PROTOCOL, BenchResult, compare

@@ -8,7 +8,7 @@ from export_parts import INFO, exported, images, small_detector, tensors
 from onnx import numpy_helper
 
 from adapt.cost.units import MBConvUnit, Stem
-from bench.latency.unit_graphs import random_inputs, unit_model
+from bench.latency.onnx_units import random_inputs, unit_model
 from export.graph.detector import RawHeads, export_detector, read_onnx_info
 from export.graph.onnx_file import fused
 from export.graph.options import GraphOptions

@@ -9,7 +9,7 @@ from adapt.architecture import Choices
 from adapt.artifacts import make_folder
 from adapt.errors import AdaptError
 from adapt.progress import Stage, silent_stage
-from bench.acceptance.refine_report import SLACK, Tried, write_front
+from bench.acceptance.front import SLACK, Tried, write_front
 from bench.acceptance.stopwatch import Stopwatch, as_certified
 from bench.acceptance.verify import approached
 from bench.latency.workers import Measurement

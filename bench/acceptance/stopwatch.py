@@ -11,7 +11,7 @@ from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from bench.costs import certify
-from bench.costs.of_recipe import recipe_backend
+from bench.costs.recipe_table import recipe_backend
 from bench.latency.backend import Backend, WholeDetector, conditions
 from bench.latency.timing import Latency
 from bench.latency.workers import Failure, Measurement, Workers

@@ -86,7 +86,7 @@ def profile_command(
     Example: `adapt profile recipes/bccd-cpu.toml --out runs/costs.sqlite`
     """
     from adapt.progress import console_stage
-    from bench.costs.of_recipe import profile_recipe, selection_summary
+    from bench.costs.recipe_table import profile_recipe, selection_summary
 
     wanted = device.apply(recipe.load())
     classes, chosen = wanted.num_classes(), part.part()
@@ -153,7 +153,7 @@ def costs_certify_command(
     """
     from adapt.cost.table import CostTable
     from adapt.progress import console_stage
-    from bench.costs.of_recipe import certify_recipe
+    from bench.costs.recipe_table import certify_recipe
 
     with CostTable.open(table) as opened:
         device = opened.conditions.device_options()

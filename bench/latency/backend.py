@@ -19,6 +19,7 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.runtime import Precision, Tail, usual_tail
+from bench.latency.onnx_units import detector_model, random_inputs, unit_model
 from bench.latency.provenance import (
     DeviceState,
     Machine,
@@ -29,10 +30,9 @@ from bench.latency.provenance import (
 )
 from bench.latency.timing import PROTOCOL, Call, Timer, wall_timer
 from bench.latency.torch_units import detector_call, unit_call
-from bench.latency.unit_graphs import detector_model, random_inputs, unit_model
 from export.engine.build import build_plan
-from export.engine.configure import BuildOptions
 from export.engine.installed import load_tensorrt
+from export.engine.configure import BuildOptions
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 
 # Larger than a core's caches: a small one does not notice that others use up the memory bandwidth.

@@ -1,6 +1,6 @@
 """Which PyTorch module measures a unit, or a whole detector, run eagerly?
 
-The counterpart of :mod:`bench.latency.unit_graphs`: units stand between two light convolutions,
+The counterpart of :mod:`bench.latency.onnx_units`: units stand between two light convolutions,
 and the rest of the detector is torchvision's own code, pre-processing included.
 """
 
@@ -27,7 +27,7 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, build_retinanet, top_down
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv, stem
-from bench.latency.unit_graphs import LIGHT
+from bench.latency.onnx_units import LIGHT
 
 
 def unit_call(

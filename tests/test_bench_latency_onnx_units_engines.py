@@ -12,7 +12,7 @@ from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Stem, rest_unit
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.space import SearchSpace
-from bench.latency.unit_graphs import detector_model, unit_model
+from bench.latency.onnx_units import detector_model, unit_model
 from export.engine.build import build_plan
 from export.engine.configure import BuildOptions
 from export.graph.precision import PRECISIONS

@@ -16,7 +16,7 @@ from adapt.detector.retinanet import IMAGE_MEAN, IMAGE_STD, DetectorConfig, buil
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv, stem
-from bench.latency.unit_graphs import detector_model, random_inputs, unit_model
+from bench.latency.onnx_units import detector_model, random_inputs, unit_model
 from export.graph.detector import RestOfDetector, export_detector
 from export.graph.options import DETECTIONS, REST_INPUTS, GraphOptions
 from export.graph.precision import PRECISIONS
