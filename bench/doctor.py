@@ -8,9 +8,9 @@ import torch
 
 from adapt.errors import AdaptError
 from adapt.network.weights import PUBLISHED, find_local_weights
-from bench.latency.backend import ANCHOR
 from bench.latency.onnx_units import unit_model
 from bench.latency.provenance import device_description
+from bench.latency.subject import ANCHOR
 from export.engine.installed import check_builder, trt_flavours
 from export.engine.installed import INSTALL
 from export.run.onnx_session import PROVIDERS, ort_session

@@ -31,8 +31,8 @@ from adapt.cost.units import (
     madds,
     unit_key,
 )
-from bench.latency.backend import Subject, WholeDetector
 from bench.latency.provenance import DeviceState, Machine
+from bench.latency.subject import Subject, WholeDetector
 from bench.latency.timing import Timer
 
 PEAK = 2e9  # multiply-adds per ms

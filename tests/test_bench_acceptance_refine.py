@@ -14,7 +14,7 @@ from adapt.errors import AdaptError
 from bench.acceptance.refine import Refinement, candidates, refine_front
 from bench.acceptance.stopwatch import Stopwatch
 from bench.costs.profiler import profile
-from bench.latency.backend import WholeDetector
+from bench.latency.subject import WholeDetector
 from bench.latency.timing import Latency, Protocol
 from bench.latency.workers import Measurement
 from cli import app

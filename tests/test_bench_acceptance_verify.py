@@ -17,7 +17,7 @@ from adapt.errors import AdaptError
 from bench.acceptance.approach import BELOW, Approach
 from bench.acceptance.verify import MEASUREMENTS, derive_verified
 from bench.costs.profiler import profile
-from bench.latency.backend import WholeDetector
+from bench.latency.subject import WholeDetector
 from bench.latency.timing import Protocol
 from bench.latency.workers import Measurement
 from cli import app

@@ -12,10 +12,10 @@ from bench.latency.backend import (
     OrtBackend,
     TensorRTBackend,
     TorchBackend,
-    WholeDetector,
     conditions,
     open_backend,
 )
+from bench.latency.subject import WholeDetector
 
 SUBJECTS = [
     Stem(8, 64, 64),

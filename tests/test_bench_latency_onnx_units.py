@@ -17,6 +17,7 @@ from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv, stem
 from bench.latency.onnx_units import detector_model, random_inputs, unit_model
+from bench.latency.subject import WholeDetector
 from export.graph.detector import RestOfDetector, export_detector
 from export.graph.options import DETECTIONS, REST_INPUTS, GraphOptions
 from export.graph.precision import PRECISIONS
@@ -33,6 +34,7 @@ DETECTOR = DetectorConfig(
 )
 SIZE = InputSize(64, 96)
 NETWORK = random_architecture(tiny(), seed=0)
+WHOLE = WholeDetector(NETWORK, DETECTOR, SIZE)
 REST = rest_unit(DETECTOR, SIZE)
 MBCONVS = [
     MBConvUnit(8, 16, 3, 6, 2, False, 15, 20),
@@ -236,7 +238,7 @@ def exported_and_composed(request, tmp_path_factory):
             nn.init.normal_(parameter)
     precision, tail = request.param
     export_detector(model, info, path, GraphOptions(tail, precision), provenance={})
-    composed = detector_model(NETWORK, DETECTOR, SIZE, precision=precision, tail=tail)
+    composed = detector_model(WHOLE, precision=precision, tail=tail)
     return onnx.load(path), onnx.load_from_string(composed)
 
 
@@ -277,7 +279,7 @@ def test_composed_detector_has_the_inputs_and_outputs_of_the_export(exported_and
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_composed_detector_is_valid_onnx_and_runs(precision):
-    model = detector_model(NETWORK, DETECTOR, SIZE, precision=precision)
+    model = detector_model(WHOLE, precision=precision)
     onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
     images = random_inputs(model)
     assert {name: (x.shape, x.dtype) for name, x in images.items()} == {

@@ -13,6 +13,7 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.space import SearchSpace
 from bench.latency.onnx_units import detector_model, unit_model
+from bench.latency.subject import WholeDetector
 from export.engine.build import build_plan
 from export.engine.configure import BuildOptions
 from export.graph.precision import PRECISIONS
@@ -96,7 +97,8 @@ def test_the_rest_of_the_detector_builds(precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_whole_detectors_build(precision):
     network = random_architecture(SPACE, seed=0)
-    built = build(detector_model(network, DETECTOR, SMALL, precision=precision), "detector")
+    whole = WholeDetector(network, DETECTOR, SMALL)
+    built = build(detector_model(whole, precision=precision), "detector")
     assert built.inputs == {"images": "float[1, 3, 64, 96]"}
     assert built.outputs["scores"].startswith("float")
 

@@ -6,7 +6,7 @@ from simulated_device import Simulated, true_ms
 
 from adapt.cost.units import Boundary, Lateral, unit_key
 from adapt.errors import AdaptError
-from bench.latency.backend import ANCHOR
+from bench.latency.subject import ANCHOR
 from bench.latency.timing import Latency, Protocol
 from bench.latency.workers import Failure, Measurement, Workers
 

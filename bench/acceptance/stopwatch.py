@@ -12,7 +12,8 @@ from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from bench.costs import certify
 from bench.costs.recipe_table import recipe_backend
-from bench.latency.backend import Backend, WholeDetector, conditions
+from bench.latency.backend import Backend, conditions
+from bench.latency.subject import WholeDetector
 from bench.latency.timing import Latency
 from bench.latency.workers import Failure, Measurement, Workers
 from search.derive.finished import FinishedSearch

@@ -13,7 +13,7 @@ from adapt.cost.table import CostTable, predict_latency
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
-from bench.latency.backend import WholeDetector
+from bench.latency.subject import WholeDetector
 from bench.latency.timing import Latency, Protocol
 from bench.latency.workers import Failure, Measurement, Workers
 

@@ -1,1 +1,1 @@
-"""How is one latency measured? (what is run, on what, in which process, how often)"""
+"""How is the latency of a unit or a detector measured? (graph, runtime, process, protocol)"""

@@ -1,6 +1,7 @@
-"""On what are units and detectors measured? One runtime in one precision on one device.
+"""How does each runtime build a unit or a detector, and time it? (one backend per library)
 
-A backend is a small value that travels to other processes; what it builds and loads lives there.
+A backend is one runtime in one precision on one device. It is a small value that can be sent to
+other processes; what it builds and loads lives there.
 """
 
 from collections.abc import Hashable
@@ -12,14 +13,11 @@ from typing import Any, Protocol
 
 import torch
 
-from adapt.architecture import Architecture
 from adapt.cost.table import Conditions
-from adapt.cost.units import MBConvUnit, Measurable
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
-from adapt.runtime import Precision, Tail, usual_tail
-from bench.latency.onnx_units import detector_model, random_inputs, unit_model
+from adapt.runtime import Precision, usual_tail
+from bench.latency.onnx_units import onnx_model, random_inputs
 from bench.latency.provenance import (
     DeviceState,
     Machine,
@@ -28,42 +26,29 @@ from bench.latency.provenance import (
     gpu_machine,
     gpu_state,
 )
+from bench.latency.subject import ANCHOR, Subject
 from bench.latency.timing import PROTOCOL, Call, Timer, wall_timer
-from bench.latency.torch_units import detector_call, unit_call
+from bench.latency.torch_units import torch_call
 from export.engine.build import build_plan
 from export.engine.installed import load_tensorrt
 from export.engine.configure import BuildOptions
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 
-# Larger than a core's caches: a small one does not notice that others use up the memory bandwidth.
-ANCHOR = MBConvUnit(24, 24, 3, 6, 1, True, 64, 80)
 INTERVAL_MS = 1.0  # between two CUDA events, whose resolution is 0.5 us
-REPLAYS = (10, 50)  # least and most runs in one such interval
-
-
-@dataclass(frozen=True)
-class WholeDetector:
-    """A detector with random weights, to be measured as a whole."""
-
-    network: Architecture
-    detector: DetectorConfig
-    size: InputSize
-
-
-Subject = Measurable | WholeDetector
+REPLAYS = (10, 50)  # fewest and most runs in one such interval
 Built = Any  # what a backend builds in one process and loads in another: bytes, or the subject
 
 
 class Backend(Hashable, Protocol):
-    """Where subjects are built and timed.
+    """Builds subjects and times them on one runtime.
 
     Attributes:
         runtime: Name of the runtime on the command line.
         precision: Precision of weights and feature maps.
         batch: Images per call.
         threads: Threads of a CPU runtime.
-        isolated: Whether builds and measurements may crash or hang, as on a GPU, and run in
-            processes of their own.
+        isolated: Whether builds and measurements run in processes of their own, because they may
+            crash or hang, as on a GPU.
     """
 
     @property
@@ -87,7 +72,7 @@ class Backend(Hashable, Protocol):
         """Return the device and what influences it."""
 
     def build(self, subject: Subject) -> Built:
-        """Do the work that needs no exclusive device; the result is picklable."""
+        """Do the work during which others may use the device; the result is picklable."""
 
     def load(self, built: Built) -> Timer:
         """Make what was built ready to be timed on the device."""
@@ -97,7 +82,7 @@ class Backend(Hashable, Protocol):
 
 
 def conditions(backend: Backend, size: InputSize) -> Conditions:
-    """Return under which conditions a backend measures on this machine.
+    """Return the conditions under which a backend measures on this machine.
 
     Raises:
         AdaptError: If it cannot, or the input is no letterbox.
@@ -179,7 +164,7 @@ class OrtBackend:
 
     def check(self) -> None:
         """Open a session; see :meth:`Backend.check`."""
-        ort_session(self.runtime, unit_model(ANCHOR), max(self.threads, 1))
+        ort_session(self.runtime, onnx_model(ANCHOR), max(self.threads, 1))
 
     def version(self) -> str:
         """Return the version of ONNX Runtime."""
@@ -196,7 +181,8 @@ class OrtBackend:
 
     def build(self, subject: Subject) -> bytes:
         """Return the ONNX model."""
-        return onnx_model(subject, self.precision, self.batch, usual_tail(self.runtime))
+        tail = usual_tail(self.runtime)
+        return onnx_model(subject, batch=self.batch, precision=self.precision, tail=tail)
 
     def load(self, built: bytes) -> Timer:
         """Open a session, as the runner of deployed detectors does."""
@@ -244,7 +230,8 @@ class TensorRTBackend:
 
     def build(self, subject: Subject) -> bytes:
         """Return the serialised engine."""
-        model = onnx_model(subject, self.precision, self.batch, usual_tail(self.runtime))
+        tail = usual_tail(self.runtime)
+        model = onnx_model(subject, batch=self.batch, precision=self.precision, tail=tail)
         options = BuildOptions(flavour=self.flavour, timing_cache=self.timing_cache)
         return build_plan(model, str(subject), options).plan
 
@@ -297,37 +284,24 @@ class TorchBackend:
         return cpu_machine() if self.device.type == "cpu" else _current_gpu()
 
     def build(self, subject: Subject) -> Subject:
-        """Return the subject: modules are made where they run."""
+        """Return the subject itself: :meth:`load` makes the module in the process that runs it."""
         return subject
 
     def load(self, built: Subject) -> Timer:
         """Make a module with random weights and a random input."""
         dtype = torch.half if self.precision == "fp16" else torch.float32
-        if isinstance(built, WholeDetector):
-            call = detector_call(
-                built.network, built.detector, built.size, self.batch, self.device, dtype
-            )
-        else:
-            call = unit_call(built, self.batch, self.device, dtype)
+        call = torch_call(built, self.batch, self.device, dtype)
         if self.device.type == "cuda":
             return cuda_timer(call, torch.cuda.current_stream())
-        return wall_timer(_with_threads(call, self.threads))
+        return wall_timer(_on_threads(call, self.threads))
 
     def state(self) -> DeviceState:
         """Return the state of the processor or the GPU."""
         return cpu_state() if self.device.type == "cpu" else gpu_state()
 
 
-def onnx_model(subject: Subject, precision: Precision, batch: int, tail: Tail) -> bytes:
-    """Return the serialised ONNX model of a subject, with random weights."""
-    if isinstance(subject, WholeDetector):
-        whole = subject.network, subject.detector, subject.size
-        return detector_model(*whole, batch=batch, precision=precision, tail=tail)
-    return unit_model(subject, batch=batch, precision=precision, tail=tail)
-
-
 def cuda_timer(enqueue: Call, stream: Any) -> Timer:
-    """Return a timer of work on a CUDA stream: the mean of enough runs between two events."""
+    """Return a timer of work on a CUDA stream: the mean of several runs between two events."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
 
     def run(times: int) -> float:
@@ -339,9 +313,9 @@ def cuda_timer(enqueue: Call, stream: Any) -> Timer:
         end.synchronize()
         return float(start.elapsed_time(end)) / times
 
-    least, most = REPLAYS
-    run(least)  # the first runs allocate and load kernels
-    times = min(most, max(least, round(INTERVAL_MS / max(run(least), 1e-6))))
+    fewest, most = REPLAYS
+    run(fewest)  # the first runs allocate and load kernels
+    times = min(most, max(fewest, round(INTERVAL_MS / max(run(fewest), 1e-6))))
     return lambda: run(times)
 
 
@@ -349,12 +323,12 @@ def _current_gpu() -> Machine:
     return gpu_machine(torch.cuda.get_device_name())
 
 
-def _with_threads(call: Call, threads: int) -> Call:
-    """Return the call with so many threads; PyTorch's setting belongs to the process."""
+def _on_threads(call: Call, threads: int) -> Call:
+    """Return a call that computes with this many CPU threads."""
 
     def run() -> None:
-        before = torch.get_num_threads()
-        if before != threads:
+        # Checked at every call: the number belongs to the process, and others set it too.
+        if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         call()
 

@@ -1,15 +1,16 @@
-"""Which ONNX graph measures a unit, or a whole detector?
+"""Which ONNX graph is run to measure a unit, or a whole detector?
 
-Written with ``onnx.helper`` in milliseconds what ``torch.onnx`` writes in seconds, node by node as
-the exporter does: BatchNorm folded into the convolution, ReLU6 as Clip.
+The graphs equal those of ``torch.onnx`` node by node (BatchNorm is folded into the convolution,
+ReLU6 is a Clip), but ``onnx.helper`` writes them in milliseconds where the exporter takes seconds.
 
-A unit stands between two light convolutions. Alone, its input and output would be in the plain
-layout of the graph's ends, and a runtime that blocks channels (ONNX Runtime) or packs them
-(TensorRT) would pay for conversions that no network contains. What the two cost is measured too
-(:class:`adapt.cost.units.Boundary`) and subtracted when a table is read.
+A unit is measured between two light convolutions of few channels. By itself it would read and write
+the plain layout that the ends of a graph have, and a runtime that blocks channels (ONNX Runtime) or
+packs them (TensorRT) would add layout conversions that no network contains. The two light
+convolutions are measured without a unit too (:class:`adapt.cost.units.Boundary`), and their latency
+is subtracted when a cost table is read.
 
-In fp16, light convolutions and their inputs are half too, images and detections never; in int8 all
-inputs and outputs are float32.
+In fp16 the light convolutions and their inputs are float16 too; images and detections are float32.
+In int8 all inputs and outputs are float32.
 """
 
 import functools
@@ -24,7 +25,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from adapt.architecture import Architecture
 from adapt.cost.units import (
     P6,
     Boundary,
@@ -41,14 +41,35 @@ from adapt.cost.units import (
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import IMAGE_MEAN, IMAGE_STD, DetectorConfig
 from adapt.runtime import Precision, Tail
+from bench.latency.subject import Subject, WholeDetector
 from export.graph.detector import export_rest
 from export.graph.onnx_file import OPSET
 from export.graph.options import DETECTIONS, REST_INPUTS
 from export.graph.precision import FloatPrecision, with_qdq
 
 IR_VERSION = 10
-LIGHT = 4  # channels outside of the two light convolutions
+LIGHT = 4  # input channels of the first light convolution, output channels of the second
 Array = NDArray[Any]
+
+
+def onnx_model(
+    subject: Subject,
+    *,
+    batch: int = 1,
+    precision: Precision = "fp32",
+    tail: Tail = "tensor-nms",
+) -> bytes:
+    """Return the serialised model that measures a unit or a detector, with random weights.
+
+    Args:
+        subject: What to measure.
+        batch: Images per inference.
+        precision: Of all layers up to the detector's heads; what follows them is fp32.
+        tail: How a detector ends.
+    """
+    if isinstance(subject, WholeDetector):
+        return detector_model(subject, batch=batch, precision=precision, tail=tail)
+    return unit_model(subject, batch=batch, precision=precision, tail=tail)
 
 
 def unit_model(
@@ -68,7 +89,7 @@ def unit_model(
     Args:
         unit: What to measure.
         batch: Images per inference.
-        precision: Of the unit and the light convolutions; all after a detector's heads is fp32.
+        precision: Of the unit and the light convolutions; what follows a detector's heads is fp32.
         tail: How the rest of a detector ends.
         seed: Seed of the weights.
 
@@ -93,9 +114,7 @@ def unit_model(
 
 
 def detector_model(
-    network: Architecture,
-    detector: DetectorConfig,
-    size: InputSize,
+    whole: WholeDetector,
     *,
     batch: int = 1,
     precision: Precision = "fp32",
@@ -104,14 +123,11 @@ def detector_model(
 ) -> bytes:
     """Return the serialised model of a whole detector with random weights.
 
-    The graph that ``adapt export`` writes, without the seconds that its exporter takes: from
-    float32 images ``Tensor[batch, 3, H, W]`` to detections, see
-    :class:`export.graph.detector.Postprocess`.
+    It computes what the graph of ``adapt export`` does: from float32 images
+    ``Tensor[batch, 3, H, W]`` to detections, see :class:`export.graph.detector.Postprocess`.
 
     Args:
-        network: Architecture of the backbone.
-        detector: The detector around it.
-        size: Letterbox of the input.
+        whole: What to measure.
         batch: Images per inference.
         precision: Of backbone, pyramid and heads; all after them is fp32.
         tail: How the graph ends, ``tensor-nms`` or ``onnx-nms``.
@@ -120,21 +136,22 @@ def detector_model(
     Raises:
         AdaptError: If the input size is no multiple of 32.
     """
+    network, detector, size = whole.network, whole.detector, whole.size
     graph = _Graph(batch, precision, seed)
     graph.image_input(size.height, size.width)
     units = list(detector_units(network, detector, size))
-    ends: list[str] = []
     depths = [2]  # units up to the end of each block, stem and first block included
     for shapes in network.layers():
         depths.append(depths[-1] + len(shapes))
-    for unit in units[: depths[-1]]:
+    backbone, pyramid = units[: depths[-1]], units[depths[-1] : -1]
+    outputs: list[str] = []  # name of the feature map after each unit of the backbone
+    for unit in backbone:
         _append(graph, unit)
-        ends.append(graph.last)
-    tapped = [ends[depths[tap] - 1] for tap in network.taps]
-    for name, unit, end in zip(
-        REST_INPUTS, units[depths[-1] : -1], [*tapped, tapped[-1]], strict=True
-    ):
-        graph.last = end
+        outputs.append(graph.last)
+    tapped = [outputs[depths[tap] - 1] for tap in network.taps]
+    # The laterals of P3 to P5 and the convolution of P6; the last two read the same feature map.
+    for name, unit, read in zip(REST_INPUTS, pyramid, [*tapped, tapped[-1]], strict=True):
+        graph.last = read
         _append(graph, unit, output=name)
     return _serialised(_with_rest(graph, rest_unit(detector, size), tail), precision)
 
@@ -145,12 +162,12 @@ def _serialised(model: onnx.ModelProto, precision: Precision) -> bytes:
 
 
 class _Graph:
-    """Layers under construction; ``last`` is the name of the current end."""
+    """A graph under construction; layers are appended to ``last``, the newest feature map."""
 
     def __init__(self, batch: int, precision: Precision, seed: int) -> None:
         self.last = ""
         self.batch = batch
-        # int8 is made from the finished fp32 graph.
+        # An int8 graph is made from the finished fp32 one, see _serialised.
         self.precision: FloatPrecision = "fp16" if precision == "fp16" else "fp32"
         self._dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self._shapes: dict[str, tuple[int, int, int]] = {}  # (C, H, W) of every feature map
@@ -229,7 +246,7 @@ class _Graph:
         return helper.make_tensor_value_info(name, kind, [self.batch, *self._shapes[name]])
 
     def _random_constant(self, name: str, shape: tuple[int, ...], std: float) -> str:
-        # Uniform values: normal ones would take most of the time it takes to write a graph.
+        # Uniform, not normal: drawing normal values would take longer than all the rest here.
         values = self._random.random(shape, dtype=np.float32) - np.float32(0.5)
         return self._constant(name, (values * np.float32(math.sqrt(12) * std)).astype(self._dtype))
 
@@ -285,29 +302,30 @@ def _rest_levels(unit: Rest) -> list[tuple[int, int]]:
     return pyramid_sizes(unit.height, unit.width)[: len(REST_INPUTS)]
 
 
-def _with_rest(front: _Graph, unit: Rest, tail: Tail) -> onnx.ModelProto:
-    """Return a model that continues ``front`` with the rest of the detector."""
-    rest = _rest(unit, front.batch, front.precision, tail)
+def _with_rest(graph: _Graph, unit: Rest, tail: Tail) -> onnx.ModelProto:
+    """Return a model that continues a graph with the rest of the detector."""
+    rest = _rest(unit, graph.batch, graph.precision, tail)
     joined = onnx.compose.merge_models(
-        front.model(list(REST_INPUTS)),
+        graph.model(list(REST_INPUTS)),
         onnx.load_from_string(rest),
         io_map=[(name, name) for name in REST_INPUTS],
         outputs=list(DETECTIONS),
     )
-    joined.ClearField("metadata_props")  # they describe the rest alone
-    del joined.opset_import[1:]  # the same one from both
+    joined.ClearField("metadata_props")  # they describe the rest only
+    del joined.opset_import[1:]  # merging lists the same one twice
     return joined
 
 
-@functools.lru_cache(maxsize=4)  # exporting takes seconds, and whole detectors share their rest
+# Exporting takes seconds, and all detectors of a search have the same rest.
+@functools.lru_cache(maxsize=4)
 def _rest(unit: Rest, batch: int, precision: FloatPrecision, tail: Tail) -> bytes:
     fields = asdict(unit)
     size = InputSize(fields.pop("height"), fields.pop("width"))
     detector = DetectorConfig(**fields)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rest.onnx")
-        how: dict[str, Any] = {"batch": batch, "precision": precision, "tail": tail}
-        return export_rest(detector, size, path, **how).read_bytes()
+        options: dict[str, Any] = {"batch": batch, "precision": precision, "tail": tail}
+        return export_rest(detector, size, path, **options).read_bytes()
 
 
 def random_inputs(model: bytes, *, seed: int = 0) -> dict[str, Array]:

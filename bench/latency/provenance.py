@@ -1,4 +1,4 @@
-"""What of this machine influences a latency? (processor, GPU, driver, clocks)"""
+"""What about this machine can change a latency? (processor, GPU, driver, clocks, throttling)"""
 
 import hashlib
 import os
@@ -13,10 +13,12 @@ import torch
 
 from adapt.machine import processor_name
 
+_CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
+
 
 @dataclass(frozen=True)
 class DeviceState:
-    """How a device is right now; None where the machine does not tell.
+    """Readings of a device at one moment; None where the machine has no such sensor.
 
     Attributes:
         clock_mhz: Clock of the GPU's multiprocessors, or of the first core.
@@ -54,12 +56,12 @@ class Machine:
 
 
 def cpu_machine() -> Machine:
-    """Return this machine as it matters to a runtime on the processor."""
+    """Return what a latency on this processor depends on."""
     return Machine(processor_name(), usable_cores(), _first_line(f"{_CPUFREQ}/scaling_governor"))
 
 
 def gpu_machine(name: str) -> Machine:
-    """Return this machine as it matters to a runtime on the current GPU, called ``name``."""
+    """Return what a latency on the current GPU depends on; ``name`` is its model name."""
     gpu = gpu_description()
     return Machine(
         device=name,
@@ -72,7 +74,7 @@ def gpu_machine(name: str) -> Machine:
 
 
 def device_description() -> dict[str, Any]:
-    """Return all that is known of this machine, changing values such as its load included."""
+    """Return all that is known of this machine, including what changes, such as its load."""
     description = {
         "device": processor_name(),
         "cores": os.cpu_count(),
@@ -93,18 +95,16 @@ def usable_cores() -> int:
 
 
 def gpu_description() -> dict[str, Any]:
-    """Return name, driver, clocks and limits of the current GPU; empty if there is none.
-
-    The UUID is hashed: it tells two GPUs apart without naming them.
-    """
+    """Return name, driver, clocks and limits of the current GPU; empty if there is none."""
     with _nvml() as nvml:
         if nvml is None:
             return {}
         gpu = _handle(nvml)
         version = nvml.nvmlSystemGetCudaDriverVersion()
         uuid = str(nvml.nvmlDeviceGetUUID(gpu))
-        found = {
+        description = {
             "name": nvml.nvmlDeviceGetName(gpu),
+            # Reports are published: a hash tells GPUs apart and identifies none.
             "uuid_hash": hashlib.sha256(uuid.encode()).hexdigest()[:16],
             "driver": nvml.nvmlSystemGetDriverVersion(),
             "cuda": f"{version // 1000}.{version % 1000 // 10}",
@@ -116,12 +116,12 @@ def gpu_description() -> dict[str, Any]:
         ):
             value = _read(nvml, function, gpu, *arguments)
             if value is not None:
-                found[name] = value
-        return found
+                description[name] = value
+        return description
 
 
 def cpu_state() -> DeviceState:
-    """Return clock and temperature of the processor, where the machine tells them."""
+    """Return clock and temperature of the processor, where the machine has sensors for them."""
     clock = _first_line(f"{_CPUFREQ}/scaling_cur_freq")
     temperature = _first_line("/sys/class/thermal/thermal_zone0/temp")
     return DeviceState(
@@ -137,7 +137,7 @@ def gpu_state() -> DeviceState:
             return UNKNOWN_STATE
         gpu = _handle(nvml)
         reasons = _read(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
-        # Idle clocks and clocks that the user locked are no throttling.
+        # Of all the reasons that NVML knows; idle clocks and locked clocks are no throttling.
         slowed = {
             "power cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
             "hardware slowdown": nvml.nvmlClocksThrottleReasonHwSlowdown,
@@ -150,9 +150,6 @@ def gpu_state() -> DeviceState:
             ),
             throttled=", ".join(name for name, bit in slowed.items() if reasons & bit),
         )
-
-
-_CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
 
 
 @contextmanager
@@ -172,7 +169,8 @@ def _nvml() -> Iterator[Any]:
 
 
 def _handle(nvml: Any) -> Any:
-    """Return the GPU that PyTorch computes on: NVML does not know CUDA_VISIBLE_DEVICES."""
+    """Return NVML's handle of the GPU that PyTorch computes on."""
+    # By UUID, since NVML numbers GPUs without regard to CUDA_VISIBLE_DEVICES.
     if torch.cuda.is_available():
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
         return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
@@ -180,7 +178,7 @@ def _handle(nvml: Any) -> Any:
 
 
 def _read(nvml: Any, function: Any, *arguments: Any) -> Any:
-    """Return what NVML reads, or None if this GPU or driver does not tell."""
+    """Return what NVML reads, or None if this GPU or driver does not support it."""
     try:
         return function(*arguments)
     except nvml.NVMLError:

@@ -1,8 +1,9 @@
-"""How is a latency measured so that it can be trusted?
+"""How often is something timed, and how is a slow machine noticed? (rounds, anchor, statistics)
 
 All candidates are timed in rounds, each round in another random order, so that a slow spell of the
-machine meets everyone. An anchor whose latency is known is timed beside every sample: when the
-anchor is slow, the machine is, and the sample is taken again.
+machine does not hit one candidate alone. An anchor, a call whose cost never changes, is timed
+beside every sample: while it takes longer than at its best, the machine is slow, and the sample is
+taken again.
 """
 
 import random
@@ -16,7 +17,7 @@ from adapt.progress import Progress, silent
 from bench.latency.provenance import UNKNOWN_STATE, DeviceState
 
 PROTOCOL = 2  # raise when a change makes old and new measurements incomparable
-WARM_UP = 3  # the first calls allocate memory: page faults made them twice as slow
+WARM_UP = 3  # untimed calls: the first ones allocate memory, and page faults double their time
 RELIABLE = 0.1  # share of the median by which the medians of the rounds may differ
 Call = Callable[[], object]
 Timer = Callable[[], float]  # runs once and returns milliseconds
@@ -37,10 +38,12 @@ class Latency:
         p50_range_ms: Smallest and largest median of a round.
         samples: Timed calls.
         rounds: Rounds the calls are spread over.
-        drifted: Rounds whose calls count although the anchor stayed slow or the device throttled.
+        drifted: Rounds in which the machine was slow until the retries were used up; their calls
+            count nevertheless.
         state: Clock, temperature and throttling of the device after the last sample.
-        anchor_ms: Lowest best of the anchor by which a round did not count as drifted; infinite
-            without such a round. If the anchor proves to be faster later, the machine was slow.
+        anchor_ms: The anchor's fastest call when the last round without drift was judged by it;
+            infinite if every round drifted. If the anchor is faster in a later measurement, the
+            machine was slow in this one, unnoticed.
     """
 
     min_ms: float
@@ -108,10 +111,10 @@ class Protocol:
 
     Attributes:
         rounds: Rounds over all candidates.
-        round_ms: Calls of a candidate in one round go on for this long, at least two.
-        drift: A round counts as drifted when the anchor exceeds its best by this share.
-        retries: How often a drifted round is taken again.
-        warm_up_ms: The anchor runs for this long first, so that clocks have settled.
+        round_ms: How long a candidate is called in one round; it is called twice at least.
+        drift: The machine counts as slow when the anchor exceeds its best by this share.
+        retries: How often a sample is taken again because the machine was slow.
+        warm_up_ms: How long the anchor runs first, so that clocks have settled.
     """
 
     rounds: int = 5
@@ -129,35 +132,37 @@ class Protocol:
 class Anchor:
     """A call that always costs the same on an undisturbed machine.
 
-    Keep one anchor for a whole measurement: ``best_ms`` is what it is compared with.
+    One anchor serves a whole measurement, since it is compared with its own fastest call.
 
     Attributes:
         timer: Times the call.
-        calls: Most calls per check. On a shared machine slow spells of a few milliseconds come all
-            the time; only a spell that outlasts these calls is a slow machine.
-        best_ms: Fastest call so far, in an earlier measurement under the same conditions too.
+        calls: Most calls per check.
+        best_ms: Fastest call so far, those of earlier measurements under the same conditions
+            included.
     """
 
     timer: Timer
+    # A shared machine has slow spells of a few milliseconds all the time. Only one that outlasts
+    # these calls disturbs a sample.
     calls: int = 12
-    best_ms: float = field(default=float("inf"))
+    best_ms: float = float("inf")
 
     def slow(self, drift: float) -> bool:
-        """Return whether every call now exceeds the best by more than the share ``drift``."""
+        """Return whether every call exceeds the best by more than the share ``drift``."""
         for _ in range(self.calls):
-            now_ms = self.timer()
-            self.best_ms = min(self.best_ms, now_ms)
-            if now_ms <= self.best_ms * (1 + drift):
+            call_ms = self.timer()
+            self.best_ms = min(self.best_ms, call_ms)
+            if call_ms <= self.best_ms * (1 + drift):
                 return False
         return True
 
     def warm_up(self, milliseconds: float) -> None:
-        """Run the anchor for so long."""
-        spent = 0.0
-        while spent < milliseconds:
-            taken = self.timer()
-            self.best_ms = min(self.best_ms, taken)
-            spent += taken
+        """Run the anchor for this long."""
+        spent_ms = 0.0
+        while spent_ms < milliseconds:
+            call_ms = self.timer()
+            self.best_ms = min(self.best_ms, call_ms)
+            spent_ms += call_ms
 
 
 @dataclass
@@ -213,9 +218,9 @@ def measure(
     if anchor is not None:
         anchor.warm_up(protocol.warm_up_ms)
     for done, name in enumerate(_schedule(list(candidates), protocol.rounds, seed), start=1):
-        _sample_round(candidates[name], protocol, anchor, state, samples[name])
+        _add_round(samples[name], candidates[name], protocol, anchor, state)
         progress(done, protocol.rounds * len(candidates))
-    return {name: found.latency() for name, found in samples.items()}
+    return {name: taken.latency() for name, taken in samples.items()}
 
 
 def _schedule(names: list[str], rounds: int, seed: int) -> list[str]:
@@ -223,29 +228,30 @@ def _schedule(names: list[str], rounds: int, seed: int) -> list[str]:
     return [name for _ in range(rounds) for name in orders.sample(names, len(names))]
 
 
-def _sample_round(
+def _add_round(
+    samples: _Samples,
     timer: Timer,
     protocol: Protocol,
     anchor: Anchor | None,
     state: Callable[[], DeviceState],
-    into: _Samples,
 ) -> None:
+    """Sample a candidate for one round, again if the machine was slow meanwhile."""
     for _ in range(1 + protocol.retries):
-        taken = _repeat(timer, protocol.round_ms)
+        calls_ms = _repeat(timer, protocol.round_ms)
         slow = anchor is not None and anchor.slow(protocol.drift)
-        into.state = state()
-        drifted = slow or bool(into.state.throttled)
+        samples.state = state()
+        drifted = slow or bool(samples.state.throttled)
         if not drifted:
             break
-    into.rounds.append(taken)
-    into.drifted += drifted
+    samples.rounds.append(calls_ms)
+    samples.drifted += drifted
     if anchor is not None and not drifted:
-        into.anchor_ms = min(into.anchor_ms, anchor.best_ms)
+        samples.anchor_ms = min(samples.anchor_ms, anchor.best_ms)
 
 
-def _repeat(timer: Timer, budget_ms: float) -> list[float]:
-    timer()  # does not count: its data had left the caches
-    taken: list[float] = []
-    while len(taken) < 2 or sum(taken) < budget_ms:
-        taken.append(timer())
-    return taken
+def _repeat(timer: Timer, duration_ms: float) -> list[float]:
+    timer()  # not counted: other candidates ran since, and its data had left the caches
+    calls_ms: list[float] = []
+    while len(calls_ms) < 2 or sum(calls_ms) < duration_ms:
+        calls_ms.append(timer())
+    return calls_ms

@@ -1,18 +1,18 @@
-"""Which PyTorch module measures a unit, or a whole detector, run eagerly?
+"""Which PyTorch module is run to measure a unit, or a whole detector, eagerly?
 
-The counterpart of :mod:`bench.latency.onnx_units`: units stand between two light convolutions,
-and the rest of the detector is torchvision's own code, pre-processing included.
+The counterpart of :mod:`bench.latency.onnx_units`, where the two light convolutions around a unit
+are explained. The rest of a detector is torchvision's own code, pre-processing included.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import Architecture, mobilenet_v2
+from adapt.architecture import mobilenet_v2
 from adapt.cost.units import (
     P6,
     Boundary,
@@ -23,42 +23,33 @@ from adapt.cost.units import (
     Stem,
     pyramid_sizes,
 )
-from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, build_retinanet, top_down
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv, stem
 from bench.latency.onnx_units import LIGHT
+from bench.latency.subject import Subject, WholeDetector
+from bench.latency.timing import Call
 
 
-def unit_call(
-    unit: Measurable, batch: int, device: torch.device, dtype: torch.dtype
-) -> Callable[[], None]:
-    """Return a call that runs a unit with random weights on a random input."""
-    if isinstance(unit, Rest):
-        return _detect(_rest(unit), unit.height, unit.width, batch, device, dtype)
-    layers = _layers(unit)
-    network = nn.Sequential(*layers).eval().to(device, dtype)
-    channels = 3 if isinstance(unit, Stem) else LIGHT
-    images = torch.randn(batch, channels, unit.height, unit.width, device=device, dtype=dtype)
+def torch_call(subject: Subject, batch: int, device: torch.device, dtype: torch.dtype) -> Call:
+    """Return a call that runs a unit or a detector, with random weights, on a random input."""
+    here: dict[str, Any] = {"device": device, "dtype": dtype}
+    if isinstance(subject, WholeDetector):
+        size = subject.size
+        detector = build_retinanet(Backbone(subject.network), subject.detector)
+        return _detect(detector, torch.rand(batch, 3, size.height, size.width, **here))
+    height, width = subject.height, subject.width
+    if isinstance(subject, Rest):
+        return _detect(_rest(subject), torch.rand(batch, 3, height, width, **here))
+    network = nn.Sequential(*_layers(subject)).eval().to(device, dtype)
+    channels = 3 if isinstance(subject, Stem) else LIGHT
+    inputs = torch.randn(batch, channels, height, width, **here)
 
     @torch.inference_mode()
     def call() -> None:
-        network(images)
+        network(inputs)
 
     return call
-
-
-def detector_call(
-    network: Architecture,
-    detector: DetectorConfig,
-    size: InputSize,
-    batch: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Callable[[], None]:
-    """Return a call that runs a whole detector with random weights on random images."""
-    model = build_retinanet(Backbone(network), detector)
-    return _detect(model, size.height, size.width, batch, device, dtype)
 
 
 def _layers(unit: Measurable) -> list[nn.Module]:
@@ -83,7 +74,7 @@ def _light(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 class _LightPyramid(nn.Module):
-    """A backbone without cost: light convolutions make what the laterals and P6 would."""
+    """A backbone that costs next to nothing: its maps stand for those of the laterals and P6."""
 
     def __init__(self, fpn: nn.Module, unit: Rest) -> None:
         super().__init__()
@@ -92,7 +83,7 @@ class _LightPyramid(nn.Module):
         self.levels = pyramid_sizes(unit.height, unit.width)[:4]
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        """Return P3 to P7; of the images only batch, type and device count."""
+        """Return P3 to P7 from constant inputs of the images' batch, type and device."""
         maps = [
             light(images.new_ones(len(images), LIGHT, *level))
             for light, level in zip(self.light, self.levels, strict=True)
@@ -109,19 +100,12 @@ def _rest(unit: Rest) -> RetinaNet:
     return model
 
 
-def _detect(
-    model: RetinaNet,
-    height: int,
-    width: int,
-    batch: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Callable[[], None]:
-    model = model.eval().to(device, dtype)
-    images = list(torch.rand(batch, 3, height, width, device=device, dtype=dtype))
+def _detect(model: RetinaNet, images: Tensor) -> Call:
+    model = model.eval().to(images.device, images.dtype)
+    listed = list(images)  # as torchvision's detectors take them
 
     @torch.inference_mode()
     def call() -> None:
-        model(images)
+        model(listed)
 
     return call

@@ -1,13 +1,13 @@
-"""In which process is something built or timed?
+"""In which process is a unit or a detector built and timed, and what if that process dies?
 
-On a CPU in this one. GPU builds and measurements can crash, hang, or leave a CUDA error behind
-that fails whatever follows, so they run in processes of their own: several that build, one that
-measures, never both at once. What a process dies of costs that one subject, not the profile.
+On a CPU: in this process. On a GPU: several processes build, then one measures, never both at once.
+There a build or a measurement can crash, hang, or leave a CUDA error behind that fails whatever
+runs next in its process. Such a failure costs one subject, not the whole profile.
 """
 
 import functools
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -18,7 +18,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from bench.latency.backend import ANCHOR, Backend, Built, Subject
+from bench.latency.backend import Backend, Built
+from bench.latency.subject import ANCHOR, Subject
 from bench.latency.timing import Anchor, Latency, Protocol, Timer, measure
 
 BUILD_SECONDS = 600.0  # an engine of one operation takes 2 to 15 s
@@ -34,7 +35,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Measured:
-    """Latencies of a chunk, and the anchor's best."""
+    """Latencies of subjects that were measured together, and the anchor's fastest call."""
 
     latencies: dict[str, Latency]
     anchor_ms: float
@@ -45,9 +46,9 @@ class Measurement:
     """How latencies are measured.
 
     Attributes:
-        backend: On what.
+        backend: Where.
         protocol: How much of each subject.
-        seed: Seed of the order.
+        seed: Seed of the order in which subjects are measured.
         build_jobs: Processes that build at once; only isolated backends have any.
         build_seconds: Time limit of one build.
         measure_seconds: Time limit of the measurement of one subject.
@@ -98,25 +99,49 @@ class Workers:
 
         Args:
             subjects: What to build and time, by name.
-            progress: Told after every build, and after every sample that this process takes.
+            progress: Called with (done, total) after every build, and after every sample that
+                this process takes.
 
         Raises:
             AdaptError: If the anchor cannot be built, so nothing can be measured.
         """
         total = len(subjects) * (1 + self.how.protocol.rounds)
-        outcomes = {}
-        for name, outcome in self._build(subjects):
-            outcomes[name] = outcome
-            progress(len(outcomes), total)
-        failed = {name: found for name, found in outcomes.items() if isinstance(found, Failure)}
-        built = {name: found for name, found in outcomes.items() if name not in failed}
+        builds = {}
+        for name, build in self._build(subjects):
+            builds[name] = build
+            progress(len(builds), total)
+        failed = {name: build for name, build in builds.items() if isinstance(build, Failure)}
+        built = {name: build for name, build in builds.items() if name not in failed}
 
-        def measured(done: int, _: int, note: str = "", /) -> None:
+        def sampled(done: int, _: int, note: str = "", /) -> None:
             progress(len(subjects) + done, total, note)
 
-        found = self._measure(built, measured) if built else {}
+        measured = self._measure(built, sampled) if built else {}
         progress(total, total)
-        return {**failed, **found}
+        return {**failed, **measured}
+
+    def latencies(
+        self, subjects: Sequence[Subject], *, name: str, fix: str, progress: Progress = silent
+    ) -> list[Latency]:
+        """Build and time subjects of which none may fail.
+
+        Args:
+            subjects: What to build and time.
+            name: What the message of an error calls one of them.
+            fix: What the message tells the user to do.
+            progress: As in :meth:`run`.
+
+        Raises:
+            AdaptError: If one cannot be built or measured.
+        """
+        outcomes = self.run({str(i): s for i, s in enumerate(subjects)}, progress=progress)
+        latencies = []
+        for number in range(len(subjects)):
+            outcome = outcomes[str(number)]
+            if isinstance(outcome, Failure):
+                raise AdaptError(f"{name} could not be measured: {outcome.reason}; {fix}")
+            latencies.append(outcome)
+        return latencies
 
     def _build(self, subjects: Mapping[str, Subject]) -> Iterator[tuple[str, Built | Failure]]:
         build, seconds = self.how.backend.build, self.how.build_seconds
@@ -137,22 +162,25 @@ class Workers:
     def _measure(
         self, built: Mapping[str, Built], progress: Progress
     ) -> dict[str, Latency | Failure]:
-        seconds = self.how.measure_seconds * (1 + len(built))
+        seconds = self.how.measure_seconds * (1 + len(built))  # and the anchor
         arguments: list[Any] = [self.how, self._anchor, self.anchor_ms, dict(built)]
         if not self._isolated:
-            arguments.append(progress)  # no call crosses processes
+            arguments.append(progress)  # a function of this process: another cannot call it
         try:
-            found = self._call("measure", seconds, _measure_chunk, *arguments)
+            measured = self._call("measure", seconds, _measure_together, *arguments)
         except AdaptError as error:
             if not self._isolated:
                 raise
             self._restart("measure")  # a CUDA error would fail all that follows
             if len(built) == 1:
                 return dict.fromkeys(built, Failure(str(error)))
-            alone = [self._measure({name: one}, progress) for name, one in built.items()]
-            return {name: result for results in alone for name, result in results.items()}
-        self.anchor_ms = found.anchor_ms
-        return dict(found.latencies)
+            # One of them is to blame: each by itself, so that only that one fails.
+            outcomes: dict[str, Latency | Failure] = {}
+            for name, subject in built.items():
+                outcomes |= self._measure({name: subject}, progress)
+            return outcomes
+        self.anchor_ms = measured.anchor_ms
+        return dict(measured.latencies)
 
     def _call(self, pool: str, seconds: float, work: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function, in a process of its own if the backend is isolated."""
@@ -178,20 +206,19 @@ class Workers:
 
 
 def _context() -> BaseContext:
-    """Return how processes start: CUDA does not survive the fork of a process that used it.
-
-    A server that has imported everything and never touches CUDA forks in milliseconds, where a
-    process of its own imports PyTorch for seconds; Windows has no such server.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    """Return how processes start."""
+    # Not by fork: CUDA does not work in a fork of a process that has used it.
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
+    # A server that has imported PyTorch and never touches CUDA: its forks take milliseconds, where
+    # a spawned process imports for seconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
 def _outcome(future: "Future[Any]") -> Any:
-    """Return the result of a call in another process, or what became of it."""
+    """Return the result of a call in another process, or why there is none."""
     try:
         return future.result()
     except TimeoutError as error:
@@ -202,7 +229,7 @@ def _outcome(future: "Future[Any]") -> Any:
         return Failure(str(error).partition("\n")[0])
 
 
-def _measure_chunk(
+def _measure_together(
     how: Measurement,
     anchor: Built,
     anchor_ms: float,
@@ -210,17 +237,17 @@ def _measure_chunk(
     progress: Progress = silent,
 ) -> Measured:
     backend = how.backend
-    timers = {name: backend.load(one) for name, one in built.items()}
-    reference = Anchor(_anchor_timer(backend, anchor), best_ms=anchor_ms)
+    timers = {name: backend.load(subject) for name, subject in built.items()}
+    timed_anchor = Anchor(_anchor_timer(backend, anchor), best_ms=anchor_ms)
     latencies = measure(
         timers,
         how.protocol,
-        anchor=reference,
+        anchor=timed_anchor,
         seed=how.seed,
         state=backend.state,
         progress=progress,
     )
-    return Measured(latencies, reference.best_ms)
+    return Measured(latencies, timed_anchor.best_ms)
 
 
 @functools.lru_cache(maxsize=1)

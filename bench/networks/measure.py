@@ -18,8 +18,9 @@ from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import count_parameters
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from bench.latency.backend import ANCHOR, OrtBackend
+from bench.latency.backend import OrtBackend
 from bench.latency.provenance import device_description
+from bench.latency.subject import ANCHOR
 from bench.latency.timing import Anchor, Latency, Protocol, Timer, measure, wall_timer
 from export.run.runner import (
     ARTIFACTS,
