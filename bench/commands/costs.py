@@ -23,7 +23,7 @@ costs_app = typer.Typer(no_args_is_help=True, help="Look at and join cost tables
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """What is measured on."""
+    """The runtime, in which precision and with how many images and threads, that is measured."""
 
     runtime: Annotated[
         Runtime | None, typer.Option("--runtime", help="Runtime, not the recipe's.")
@@ -86,16 +86,15 @@ def profile_command(
     Example: `adapt profile recipes/bccd-cpu.toml --out runs/costs.sqlite`
     """
     from adapt.progress import console_stage
-    from bench.costs.recipe_table import profile_recipe, selection_summary
+    from bench.costs.recipe_table import RecipeTable
 
-    wanted = device.apply(recipe.load())
-    classes, chosen = wanted.num_classes(), part.part()
+    profiled = device.apply(recipe.load())
+    table = RecipeTable(profiled, profiled.num_classes(), out, build_jobs)
     if dry_run:
-        summary = selection_summary(wanted, classes, out, chosen, build_jobs)
-        show(summary, as_json=as_json, title="plan")
+        show(table.plan(part.part()), as_json=as_json, title="plan")
         return
     with console_stage("profile") as progress:
-        summary = profile_recipe(wanted, classes, out, chosen, build_jobs, progress=progress)
+        summary = table.profile(part.part(), progress=progress)
     show(summary, as_json=as_json, title="profile")
 
 
@@ -153,15 +152,15 @@ def costs_certify_command(
     """
     from adapt.cost.table import CostTable
     from adapt.progress import console_stage
-    from bench.costs.recipe_table import certify_recipe
+    from bench.costs.recipe_table import RecipeTable
 
     with CostTable.open(table) as opened:
         device = opened.conditions.device_options()
-    wanted = recipe.load().with_device(**device)
-    classes = wanted.num_classes()
+    on_device = recipe.load().with_device(**device)
+    measured = RecipeTable(on_device, on_device.num_classes(), table, build_jobs)
     with console_stage("certify") as progress:
-        found = certify_recipe(wanted, classes, table, detectors, build_jobs, progress=progress)
-    show(found, as_json=as_json, title="certificate")
+        certificate = measured.certify(detectors, progress=progress)
+    show(certificate, as_json=as_json, title="certificate")
 
 
 @costs_app.command("merge")

@@ -1,1 +1,1 @@
-"""How is a cost table measured and trusted?"""
+"""How is a cost table measured, shown, and checked against whole detectors?"""

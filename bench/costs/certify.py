@@ -1,4 +1,4 @@
-"""How far can a cost table be trusted to predict whole detectors?"""
+"""How well does a cost table predict the latency of whole detectors? (random ones are measured)"""
 
 import random
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
 from bench.latency.subject import WholeDetector
-from bench.latency.timing import Latency, Protocol
-from bench.latency.workers import Failure, Measurement, Workers
+from bench.latency.timing import Protocol
+from bench.latency.workers import Measurement, Workers
 
 DETECTORS = 30
-# Ten rounds over all detectors: two measurements of 24 detectors with four differed in their order
+# Ten rounds, not four: two measurements of 24 detectors in four rounds each differed in their order
 # (Kendall tau 0.97) as much as the best table differs from a measurement.
 WHOLE_PROTOCOL = Protocol(rounds=10, round_ms=100.0)
 
@@ -35,8 +35,8 @@ class Certificate:
         worst: Largest absolute error, as a share of the measured latency.
         scale: Slope of the least-squares line from predicted to measured latency.
         offset_ms: Its intercept.
-        mape_corrected: MAPE after this correction, each detector corrected by the line through the
-            others.
+        mape_corrected: MAPE after this correction, each detector corrected by the line that is
+            fitted to the others.
         drifted: Detectors that met a slow machine in most rounds.
         seed: Seed of the random detectors.
         predicted_ms: Prediction for each detector.
@@ -78,7 +78,7 @@ class Certificate:
             worst=float(np.abs(error).max()),
             scale=float(scale),
             offset_ms=float(offset),
-            mape_corrected=float(np.abs(_left_out(guess, truth) / truth - 1).mean()),
+            mape_corrected=float(np.abs(_corrected(guess, truth) / truth - 1).mean()),
             drifted=drifted,
             seed=seed,
             predicted_ms=tuple(guess.tolist()),
@@ -86,8 +86,8 @@ class Certificate:
         )
 
 
-def _left_out(guess: Any, truth: Any) -> Any:
-    """Return each prediction corrected by the line through all other detectors."""
+def _corrected(guess: Any, truth: Any) -> Any:
+    """Return each prediction corrected by the line that is fitted to all other detectors."""
     corrected = []
     for index in range(len(guess)):
         others = np.arange(len(guess)) != index
@@ -119,9 +119,9 @@ def certify(
     Args:
         table: A writable table of this machine and backend that covers the detectors.
         detectors: What the random detectors are drawn from.
-        how: What the table was measured on, and how much is measured of each detector; its seed
-            draws the detectors too.
-        number: How many, at least 4.
+        how: The backend of the table, and how much is measured of each detector; its seed draws
+            the detectors too.
+        number: How many detectors, at least 4.
         progress: Told after every round.
 
     Raises:
@@ -134,10 +134,13 @@ def certify(
     networks = [random_architecture(detectors.space, chance) for _ in range(number)]
     around = detectors.detector, detectors.size
     predicted = [predict_latency(table, network, *around) for network in networks]
-    subjects = {str(i): WholeDetector(network, *around) for i, network in enumerate(networks)}
     with Workers(how, anchor_ms=table.anchor_ms) as workers:
-        found = workers.run(subjects, progress=progress)
-    latencies = [_latency(found[name]) for name in subjects]
+        latencies = workers.latencies(
+            [WholeDetector(network, *around) for network in networks],
+            name="a whole detector",
+            fix="free memory or choose fewer with --detectors",
+            progress=progress,
+        )
     certificate = Certificate.of(
         predicted,
         [latency.min_ms for latency in latencies],
@@ -146,12 +149,3 @@ def certify(
     )
     table.store("certificate", certificate.to_dict())
     return certificate
-
-
-def _latency(found: Latency | Failure) -> Latency:
-    if isinstance(found, Failure):
-        raise AdaptError(
-            f"a whole detector could not be measured: {found.reason}; free memory or choose fewer "
-            "with --detectors"
-        )
-    return found

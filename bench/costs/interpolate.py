@@ -1,20 +1,27 @@
-"""Which operations need not be measured, and what do they cost?
+"""Which operations are inferred from others instead of measured, and how? (`profile --grid`)
 
-Latency is no smooth function of the widths: runtimes work in blocks of 4, 8, 16 or more channels,
-and a width that is no multiple takes another, often far slower path (on ONNX Runtime's CPU provider
-an MBConv with 50 input channels takes twice the time of one with 48). Interpolation between widths
-misses this. What holds is that an MBConv is a sum: expansion and depthwise convolution depend on
-the input width, the projection on both, and not on the kernel. So per resolution, stride and
-expansion
+Interpolation between widths does not work, since latency is no smooth function of them. Runtimes
+compute in blocks of 4, 8, 16 or more channels; a width that is no multiple takes another, often far
+slower path. On ONNX Runtime's CPU provider an MBConv with 50 input channels takes twice the time of
+one with 48.
+
+But an MBConv is a sum of convolutions. Expansion and depthwise convolution depend on the input
+width ``i`` and the kernel; the projection depends on ``i`` and the output width ``o``, not on the
+kernel. So for one resolution, stride and expansion
 
     latency(kernel, i, o) = latency(kernel, i, last) - (1 - share(o)) * rise(i),
-    rise(i) = latency(smallest kernel, i, last) - latency(smallest kernel, i, first),
+    rise(i) = latency(smallest kernel, i, last) - latency(smallest kernel, i, first).
 
-where first and last are the ends of the output widths, and share(o) is how much of its rise the row
-of a reference input width has made at o. Measured are, for every input width, each kernel at the
-last output width and the smallest kernel at the first, and two reference rows: the widest odd and
-the widest even multiple of the step between input widths, since alignment alternates. Operations
-with a residual have one width only, and are all measured.
+``first`` and ``last`` are the smallest and the largest output width. ``share(o)`` says which part
+of its rise a row reaches at ``o``; it is measured on a reference row, which is all output widths of
+one input width. Measured are
+
+* every kernel and input width at the last output width,
+* the smallest kernel and every input width at the first output width,
+* two reference rows, of the widest odd and the widest even multiple of the step between input
+  widths, since every other width is aligned to blocks.
+
+Operations with a residual have equal input and output widths; all of them are measured.
 """
 
 import math
@@ -36,9 +43,9 @@ class Design:
     """Which of the operations at one resolution, stride and expansion are measured.
 
     Attributes:
-        base: Smallest kernel, of which the rise and the rows are measured.
-        outputs: Output widths of the reference rows, both ends included.
-        rows: Reference input width of odd (1) and even (0) multiples of ``step``.
+        base: Smallest kernel, with which rises and reference rows are measured.
+        outputs: Output widths of the reference rows, first and last included.
+        rows: Input width of the reference row for odd (1) and even (0) multiples of ``step``.
         step: Distance between input widths.
     """
 
@@ -53,7 +60,7 @@ class Design:
 
         Args:
             units: Operations of one resolution, stride and expansion.
-            grid: Output widths are measured at multiples of this, and at the ends.
+            grid: Reference rows are measured at multiples of this, and at both ends.
         """
         inputs = sorted({unit.c_in for unit in units})
         outputs = sorted({unit.c_out for unit in units})
@@ -67,11 +74,11 @@ class Design:
         )
 
     def row(self, c_in: int) -> int:
-        """Return the reference input width of an input width."""
+        """Return the input width of the reference row for an input width."""
         return self.rows[c_in // self.step % 2]
 
     def needs(self, unit: MBConvUnit) -> list[MBConvUnit]:
-        """Return the operations from which the latency of one follows."""
+        """Return the operations from which the latency of one is inferred."""
         first, last = self.outputs[0], self.outputs[-1]
         row = replace(unit, kernel=self.base, c_in=self.row(unit.c_in))
         return [
@@ -82,13 +89,13 @@ class Design:
 
     def infer(self, unit: MBConvUnit, cost: Callable[[MBConvUnit], float]) -> float:
         """Return the latency of an operation, given those that it :meth:`needs`."""
-        own, first, last, *row = map(cost, self.needs(unit))
+        at_last, base_first, base_last, *row = map(cost, self.needs(unit))
         if row[-1] > row[0]:
             shares = (np.array(row) - row[0]) / (row[-1] - row[0])
-        else:
+        else:  # the projection is lost in the noise
             shares = np.linspace(0, 1, len(row))
         share = np.interp(unit.c_out, self.outputs, shares)
-        return float(own - (1 - share) * (last - first))
+        return float(at_last - (1 - share) * (base_last - base_first))
 
 
 def designs(units: Iterable[Unit], grid: int) -> dict[Hashable, Design]:
@@ -101,7 +108,7 @@ def designs(units: Iterable[Unit], grid: int) -> dict[Hashable, Design]:
 
 
 def measured_units(units: Sequence[Unit], grid: int) -> list[Unit]:
-    """Return the units that are measured, in order; the costs of the others follow from theirs.
+    """Return the units that are measured, in order; the others are inferred from them.
 
     Args:
         units: All units of a space.
@@ -109,17 +116,17 @@ def measured_units(units: Sequence[Unit], grid: int) -> list[Unit]:
     """
     if grid == 1:
         return list(units)
-    known, of_group = set(units), designs(units, grid)
-    chosen: set[Unit] = set()
+    existing, of_group = set(units), designs(units, grid)
+    measured: set[Unit] = set()
     for unit in units:
         design = of_group.get(_group(unit))
         if design is None or not isinstance(unit, MBConvUnit):
-            chosen.add(unit)
-        elif known.issuperset(design.needs(unit)):
-            chosen.update(design.needs(unit))
-        else:  # the widths of this group are no full grid
-            chosen.add(unit)
-    return [unit for unit in units if unit in chosen]
+            measured.add(unit)
+        elif existing.issuperset(design.needs(unit)):
+            measured.update(design.needs(unit))
+        else:  # not every input width meets every output width in this group
+            measured.add(unit)
+    return [unit for unit in units if unit in measured]
 
 
 def interpolate(
@@ -133,14 +140,14 @@ def interpolate(
         grid: As in :func:`measured_units`.
 
     Returns:
-        Their costs, with 0 samples in 0 rounds, which marks them as interpolated.
+        Their costs, with 0 samples in 0 rounds, which marks them as inferred.
 
     Raises:
-        AdaptError: If a unit that another one needs was not measured.
+        AdaptError: If a unit was not measured from which another one is inferred.
     """
     of_group = designs(units, grid)
     values = {name: {u: asdict(cost)[name] for u, cost in measured.items()} for name in STATISTICS}
-    found: dict[Unit, UnitCost] = {}
+    inferred: dict[Unit, UnitCost] = {}
     for unit in units:
         if unit in measured or not isinstance(unit, MBConvUnit):
             continue
@@ -152,9 +159,10 @@ def interpolate(
                 "run the same `adapt profile` again, or measure all with --grid 1"
             )
         low, *others = (design.infer(unit, values[name].__getitem__) for name in STATISTICS)
+        # Each statistic is inferred by itself, and noise could make a median less than a minimum.
         p10, p50, p90 = np.maximum.accumulate([low, *others])[1:].tolist()
-        found[unit] = UnitCost(low, p10, p50, p90, samples=0, rounds=0)
-    return found
+        inferred[unit] = UnitCost(low, p10, p50, p90, samples=0, rounds=0)
+    return inferred
 
 
 def _group(unit: Unit) -> Hashable:

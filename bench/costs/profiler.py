@@ -1,4 +1,4 @@
-"""How long does every unit of a search space take on a backend?"""
+"""How is every unit of a search space measured into a cost table?"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,15 @@ from bench.latency.provenance import device_description
 from bench.latency.timing import Latency, Protocol
 from bench.latency.workers import Failure, Measurement, Workers
 
-# A few thousand units take minutes. No immediate retries: a slow spell outlasts them, so units that
-# met one are measured again at the end.
+# A few thousand units take minutes. No retries within a round: a slow spell of the machine outlasts
+# them. Units that met one are measured again at the end.
 CPU_PROTOCOL = Protocol(rounds=3, round_ms=12.0, retries=0)
 # Fifty samples at least; each is the mean of ten or more runs of a CUDA graph.
 GPU_PROTOCOL = Protocol(rounds=5, round_ms=10.0, retries=2, warm_up_ms=200.0)
-CHUNK = 24  # units that are open at once, so that their rounds interleave
-CHUNK_SECONDS = 1.0  # about as much work as a kill may lose
-SPREAD = 0.1  # samples of a unit further apart than this are taken again on a GPU
-HELD_OUT = 60  # units that are inferred and measured too, to tell how well inference does
+CHUNK = 24  # most units that are measured together, in interleaved rounds
+CHUNK_SECONDS = 1.0  # of work between two writes to the table: what a kill may lose
+SPREAD = 0.1  # a unit whose samples are further apart is measured again on a GPU
+HELD_OUT = 60  # inferred units that are measured too, to tell the error of inference
 REPEATS = 4  # how often a unit that met a slow machine is measured again, at most
 ROW_BYTES = 200  # of a row in the SQLite file
 
@@ -42,7 +42,7 @@ class ProfileSummary:
         measured: Rows measured in this run: units and boundaries.
         inferred: Units whose cost was inferred in this run.
         drifted: Rows that met a slow machine in most rounds, and again whenever they were repeated.
-        failed: Why each unit that could not be measured could not, by its key.
+        failed: Why a unit could not be measured, by the unit's key.
         seconds: Duration of this run.
     """
 
@@ -61,13 +61,13 @@ def unit_protocol(backend: Backend) -> Protocol:
     return GPU_PROTOCOL if backend.isolated else CPU_PROTOCOL
 
 
-def estimate_seconds(chosen: Selection, how: Measurement, *, sample: int = 12) -> float:
-    """Return how long measuring will take, from measuring a few of the units for real.
+def estimate_seconds(selection: Selection, how: Measurement, *, sample: int = 12) -> float:
+    """Return how long measuring a selection will take, from measuring a few of its units.
 
     Raises:
         AdaptError: If the backend cannot measure on this machine.
     """
-    units = shuffled(chosen.to_measure, how.seed)[:sample]
+    units = shuffled(selection.to_measure, how.seed)[:sample]
     if not units:
         return 0.0
     how.backend.check()
@@ -76,7 +76,7 @@ def estimate_seconds(chosen: Selection, how: Measurement, *, sample: int = 12) -
         start = time.perf_counter()
         workers.run({unit_key(unit): unit for unit in units})
         each = (time.perf_counter() - start) / len(units)
-    return each * (len(chosen.to_measure) + min(HELD_OUT, len(chosen.to_infer)))
+    return each * (len(selection.to_measure) + min(HELD_OUT, len(selection.to_infer)))
 
 
 def profile(
@@ -96,8 +96,8 @@ def profile(
         detectors: The detectors whose units are measured, at a fixed input size.
         table_path: SQLite file; made if there is none.
         how: Where, how much and in which order.
-        part: Which of the units are measured here. Some of those that are inferred are measured
-            too, to tell how well.
+        part: Which of the units are measured here. Some that are inferred are measured too, to
+            tell the error of inference.
         progress: Called with rows done and wanted, repeated ones on top.
 
     Raises:
@@ -105,20 +105,20 @@ def profile(
             conditions or cannot be written.
     """
     start = time.perf_counter()
-    found = conditions(how.backend, detectors.size)
-    with _open_or_create(table_path, found) as table:
-        chosen = select(detectors, table, part)
+    here = conditions(how.backend, detectors.size)
+    with _open_or_create(table_path, here) as table:
+        selection = select(detectors, table, part)
         with Workers(how, anchor_ms=table.anchor_ms) as workers:
             run = _Run(table, workers, progress)
-            if chosen.to_measure or chosen.to_infer:
-                run.remember(part)
-            run.measure(chosen.to_measure, chosen.done)
-            inferred = run.infer(chosen, part.grid) if part.shard == WHOLE else 0
+            if selection.to_measure or selection.to_infer:
+                run.record(part)
+            run.measure(selection.to_measure, selection.done)
+            inferred = run.infer(selection, part.grid) if part.shard == WHOLE else 0
     return ProfileSummary(
         table=table_path,
-        conditions=found,
-        units=len(chosen.space),
-        measured=len(chosen.to_measure),
+        conditions=here,
+        units=len(selection.space),
+        measured=len(selection.to_measure),
         inferred=inferred,
         drifted=run.drifted,
         failed=run.failed,
@@ -126,12 +126,12 @@ def profile(
     )
 
 
-def _open_or_create(path: Path, found: Conditions) -> CostTable:
+def _open_or_create(path: Path, here: Conditions) -> CostTable:
     if not path.exists():
-        return CostTable.create(path, found)
+        return CostTable.create(path, here)
     table = CostTable.open(path, writable=True)
     try:
-        table.check_resumable(found)
+        table.check_resumable(here)
     except AdaptError:
         table.close()
         raise
@@ -140,14 +140,14 @@ def _open_or_create(path: Path, found: Conditions) -> CostTable:
 
 @dataclass
 class _Run:
-    """One measurement into a table.
+    """One run of :func:`profile`.
 
     Attributes:
-        table: The table.
-        workers: What measures.
-        progress: What is told.
+        table: The table that is written.
+        workers: Measure the units.
+        progress: Called with rows done and wanted.
         drifted: Rows that met a slow machine in their last measurement too.
-        failed: Why units have no row.
+        failed: Why a unit has no row, by the unit's key.
     """
 
     table: CostTable
@@ -156,7 +156,7 @@ class _Run:
     drifted: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
-    def remember(self, part: Part) -> None:
+    def record(self, part: Part) -> None:
         """Store on which machine, when and under which load this run begins."""
         described: dict[str, Any] = {
             "time": time.time(),
@@ -168,41 +168,41 @@ class _Run:
         self.table.store("runs", [*self.table.runs, described])
 
     def measure(self, units: Sequence[Measurable], done: int) -> None:
-        """Measure units, and then those again that met a slow machine.
-
-        Repeating at most doubles the work: a machine that stays slow is not worth more.
-        """
-        slow, left = self._once(units, done), len(units)
+        """Measure units, and those again that met a slow machine."""
+        slow = self._measure_once(units, done)
         done += len(units)
+        # Repetitions may double the work, not more: a machine can stay slow.
+        repeats_left = len(units)
         for _ in range(REPEATS):
-            left -= len(slow)
-            if not slow or left < 0:
+            repeats_left -= len(slow)
+            if not slow or repeats_left < 0:
                 break
-            again = slow
-            slow = self._once(again, done)
-            done += len(again)
+            repeated = slow
+            slow = self._measure_once(repeated, done)
+            done += len(repeated)
         self.drifted += len(slow)
 
-    def _once(self, units: Sequence[Measurable], done: int) -> list[Measurable]:
+    def _measure_once(self, units: Sequence[Measurable], done: int) -> list[Measurable]:
+        """Measure units into the table; return those that met a slow machine."""
         total, slow = done + len(units), []
-        anchor_ms: dict[Measurable, float] = {}  # its best, when each unit was measured
+        anchor_ms: dict[Measurable, float] = {}  # the anchor's best when a unit was measured
         for chunk in self._chunks(units):
-            found = self.workers.run({unit_key(unit): unit for unit in chunk})
+            outcomes = self.workers.run({unit_key(unit): unit for unit in chunk})
             rows: dict[Measurable, UnitCost] = {}
             for unit in chunk:
-                result = found[unit_key(unit)]
-                if isinstance(result, Failure):
-                    self.failed[unit_key(unit)] = result.reason
+                outcome = outcomes[unit_key(unit)]
+                if isinstance(outcome, Failure):
+                    self.failed[unit_key(unit)] = outcome.reason
                     continue
-                rows[unit] = _faster(self.table.find(unit), _row(result))
-                anchor_ms[unit] = result.anchor_ms
-                if self._unsteady(result):
+                rows[unit] = _faster(self.table.find(unit), _row(outcome))
+                anchor_ms[unit] = outcome.anchor_ms
+                if self._unsteady(outcome):
                     slow.append(unit)
             self.table.add(rows)
             self.table.store("anchor_ms", self.workers.anchor_ms)
             done += len(chunk)
             self.progress(done, total, f"{len(slow)} met a slow machine")
-        # A slow machine goes unnoticed until the anchor has seen a fast one.
+        # A machine that is slow from the start is noticed only once the anchor runs faster.
         limit = self.workers.anchor_ms * (1 + self.workers.how.protocol.drift)
         unnoticed = [unit for unit, best in anchor_ms.items() if best > limit]
         return list(dict.fromkeys([*slow, *unnoticed]))
@@ -222,28 +222,30 @@ class _Run:
         apart = self.workers.how.backend.isolated and latency.spread > SPREAD
         return apart or latency.mostly_drifted
 
-    def infer(self, chosen: Selection, grid: int) -> int:
-        """Fill in the units off the design, measure some of them to tell how well; count them."""
-        if not chosen.to_infer or self.failed:
+    def infer(self, selection: Selection, grid: int) -> int:
+        """Infer what is not measured, measuring some of it to tell the error; return how many."""
+        if not selection.to_infer or self.failed:
             return 0
         rows = self.table.rows()
-        known = {unit: rows[unit_key(unit)] for unit in chosen.on_design}
-        guesses = interpolate(known, chosen.space, grid)
-        held_out = shuffled(chosen.to_infer, self.workers.how.seed)[:HELD_OUT]
-        self.measure(held_out, len(chosen.wanted))
-        guesses = {unit: cost for unit, cost in guesses.items() if unit in set(chosen.to_infer)}
+        measured = {unit: rows[unit_key(unit)] for unit in selection.on_design}
+        guesses = interpolate(measured, selection.space, grid)
+        held_out = shuffled(selection.to_infer, self.workers.how.seed)[:HELD_OUT]
+        self.measure(held_out, len(selection.wanted))
+        lacking = set(selection.to_infer)
+        guesses = {unit: cost for unit, cost in guesses.items() if unit in lacking}
         self.table.add({u: c for u, c in guesses.items() if u not in set(held_out)})
         self.table.store("interpolation", self._errors(guesses, held_out))
         return len(guesses) - len(held_out)
 
     def _errors(self, guesses: dict[Unit, UnitCost], held_out: Sequence[Unit]) -> dict[str, Any]:
-        """Return how far inferred costs are from measured ones, as shares of these."""
+        """Return how far inferred costs are from measured ones, as shares of the latter."""
         errors = []
         for unit in held_out:
-            truth = self.table.lookup(unit)
-            found = self.table.find(unit)
-            assert found is not None
-            errors.append((guesses[unit].min_ms - found.min_ms) / truth)
+            measured = self.table.find(unit)
+            assert measured is not None
+            # The light convolutions are in both rows; a share is of what the unit itself costs.
+            error_ms = guesses[unit].min_ms - measured.min_ms
+            errors.append(error_ms / self.table.lookup(unit))
         sizes = sorted(map(abs, errors))
         return {
             "held_out": len(errors),

@@ -1,14 +1,16 @@
-"""Which cost table does a recipe need, and what does measuring it take?"""
+"""How is the cost table of a recipe planned, measured and certified, on the recipe's device?"""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from bench.costs import certify as certificates
+from bench.costs import certify as certification
 from bench.costs.profiler import ROW_BYTES, estimate_seconds, profile, unit_protocol
-from bench.costs.selection import EVERYTHING, Part, select
+from bench.costs.selection import EVERYTHING, Part, Selection, select
 from bench.latency.backend import Backend, conditions, open_backend
 from bench.latency.workers import Measurement
 from search.recipe.recipe import Recipe
@@ -34,102 +36,122 @@ def recipe_backend(recipe: Recipe, table: Path | None = None) -> Backend:
     )
 
 
-def selection_summary(
-    recipe: Recipe,
-    num_classes: int,
-    out: Path,
-    part: Part = EVERYTHING,
-    build_jobs: int = 1,
-) -> dict[str, Any]:
-    """Return what ``adapt profile`` would measure, timing a few units to say how long it takes.
+def as_certified(recipe: Recipe, table: Path | None, build_jobs: int = 1) -> Measurement:
+    """Return how whole detectors are measured to certify a recipe's cost table.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe; its device is what is measured on.
+        table: The cost table, see :func:`recipe_backend`.
+        build_jobs: TensorRT engines that are built at once.
+    """
+    backend = recipe_backend(recipe, table)
+    return Measurement(backend, certification.WHOLE_PROTOCOL, recipe.seed, build_jobs)
+
+
+@dataclass(frozen=True)
+class RecipeTable:
+    """The cost table that a recipe's search needs.
+
+    Attributes:
+        recipe: Which detectors, on which device.
         num_classes: Classes of its data set.
-        out: Cost table, which may exist already.
-        part: Which of the units are measured here.
-        build_jobs: Engines that are built at once.
+        path: The SQLite file; made by :meth:`profile` if there is none.
+        build_jobs: TensorRT engines that are built at once.
     """
-    detectors, backend = recipe.detectors(num_classes), recipe_backend(recipe)
-    if out.exists():
-        with CostTable.open(out) as table:
-            chosen = select(detectors, table, part)
-    else:
-        chosen = select(detectors, part=part)
-    how = Measurement(backend, unit_protocol(backend), build_jobs=build_jobs)
-    try:
-        seconds: float | str = round(estimate_seconds(chosen, how))
-    except AdaptError as error:  # a selection for another machine
-        seconds = f"unknown: {error}"
-    rows = len(chosen.wanted) + len(chosen.to_infer)
-    return {
-        "distinct_units": len(chosen.space),
-        "measured_units": len(chosen.on_design),
-        "share_measured": round(len(chosen.on_design) / len(chosen.space), 3),
-        "inferred_units": len(chosen.space) - len(chosen.on_design),
-        "boundaries": len(chosen.wanted) - len(part.shard.of(chosen.on_design)),
-        "already_measured": chosen.done,
-        "to_measure": len(chosen.to_measure),
-        "estimated_seconds": seconds,
-        "table": str(out),
-        "table_mb": round(rows * ROW_BYTES / 1e6, 1),
-    }
 
+    recipe: Recipe
+    num_classes: int
+    path: Path
+    build_jobs: int = 1
 
-def profile_recipe(
-    recipe: Recipe,
-    num_classes: int,
-    out: Path,
-    part: Part = EVERYTHING,
-    build_jobs: int = 1,
-    *,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Measure every unit of a recipe's space that the table lacks.
+    @property
+    def detectors(self) -> DetectorSpace:
+        """Every detector that the recipe's search can choose."""
+        return self.recipe.detectors(self.num_classes)
 
-    Raises:
-        AdaptError: If the table was measured under other conditions, or units could not be
-            measured; what was measured is kept.
-    """
-    backend = recipe_backend(recipe, out)
-    how = Measurement(backend, unit_protocol(backend), recipe.seed, build_jobs)
-    summary = profile(recipe.detectors(num_classes), out, how, part, progress=progress)
-    if summary.failed:
-        key, reason = next(iter(summary.failed.items()))
-        raise AdaptError(
-            f"{len(summary.failed)} units could not be measured, the first is '{key}': {reason}; "
-            f"{out} keeps the others: run the same command again to try these once more"
-        )
-    return {
-        "table": str(summary.table),
-        "conditions": str(summary.conditions),
-        "device": summary.conditions.device,
-        "threads": summary.conditions.threads,
-        "units": summary.units,
-        "measured_now": summary.measured,
-        "inferred_now": summary.inferred,
-        "drifted": summary.drifted,
-        "seconds": round(summary.seconds, 1),
-    }
+    def plan(self, part: Part = EVERYTHING) -> dict[str, Any]:
+        """Return what :meth:`profile` would measure, timing a few units to say how long it takes.
 
+        Args:
+            part: Which of the units are measured here.
+        """
+        selection = self._selection(part)
+        backend = recipe_backend(self.recipe)  # without a timing cache: a plan writes no file
+        how = Measurement(backend, unit_protocol(backend), build_jobs=self.build_jobs)
+        try:
+            seconds: float | str = round(estimate_seconds(selection, how))
+        except AdaptError as error:  # a selection for another machine
+            seconds = f"unknown: {error}"
+        units, measured = len(selection.space), len(selection.on_design)
+        rows = len(selection.wanted) + len(selection.to_infer)
+        return {
+            "distinct_units": units,
+            "measured_units": measured,
+            "share_measured": round(measured / units, 3),
+            "inferred_units": units - measured,
+            "boundaries": len(selection.wanted) - len(part.shard.of(selection.on_design)),
+            "already_measured": selection.done,
+            "to_measure": len(selection.to_measure),
+            "estimated_seconds": seconds,
+            "table": str(self.path),
+            "table_mb": round(rows * ROW_BYTES / 1e6, 1),
+        }
 
-def certify_recipe(
-    recipe: Recipe,
-    num_classes: int,
-    path: Path,
-    number: int = certificates.DETECTORS,
-    build_jobs: int = 1,
-    *,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Certify a table for the space and the detector of a recipe, on this machine.
+    def _selection(self, part: Part) -> Selection:
+        if not self.path.exists():
+            return select(self.detectors, part=part)
+        with CostTable.open(self.path) as table:
+            return select(self.detectors, table, part)
 
-    Raises:
-        AdaptError: If the table was measured elsewhere or lacks a unit.
-    """
-    detectors, backend = recipe.detectors(num_classes), recipe_backend(recipe, path)
-    how = Measurement(backend, certificates.WHOLE_PROTOCOL, recipe.seed, build_jobs)
-    with CostTable.open(path, writable=True) as table:
-        table.check_resumable(conditions(backend, detectors.size))
-        found = certificates.certify(table, detectors, how, number, progress=progress)
-    return {k: v for k, v in found.to_dict().items() if k not in ("predicted_ms", "measured_ms")}
+    def profile(self, part: Part = EVERYTHING, *, progress: Progress = silent) -> dict[str, Any]:
+        """Measure every unit of the recipe's space that the table lacks.
+
+        Args:
+            part: Which of the units are measured here.
+            progress: Called with rows done and wanted, repeated ones on top.
+
+        Raises:
+            AdaptError: If the table was measured under other conditions, or units could not be
+                measured; what was measured is kept.
+        """
+        backend = recipe_backend(self.recipe, self.path)
+        how = Measurement(backend, unit_protocol(backend), self.recipe.seed, self.build_jobs)
+        summary = profile(self.detectors, self.path, how, part, progress=progress)
+        if summary.failed:
+            key, reason = next(iter(summary.failed.items()))
+            raise AdaptError(
+                f"{len(summary.failed)} units could not be measured, the first is '{key}': "
+                f"{reason}; {self.path} keeps the others: run the same command again to try these "
+                "once more"
+            )
+        return {
+            "table": str(summary.table),
+            "conditions": str(summary.conditions),
+            "device": summary.conditions.device,
+            "threads": summary.conditions.threads,
+            "units": summary.units,
+            "measured_now": summary.measured,
+            "inferred_now": summary.inferred,
+            "drifted": summary.drifted,
+            "seconds": round(summary.seconds, 1),
+        }
+
+    def certify(
+        self, number: int = certification.DETECTORS, *, progress: Progress = silent
+    ) -> dict[str, Any]:
+        """Certify the table on this machine, for the space and the detector of the recipe.
+
+        Args:
+            number: Random detectors to measure.
+            progress: Told after every round.
+
+        Raises:
+            AdaptError: If the table was measured elsewhere or lacks a unit.
+        """
+        how = as_certified(self.recipe, self.path, self.build_jobs)
+        detectors = self.detectors
+        with CostTable.open(self.path, writable=True) as table:
+            table.check_resumable(conditions(how.backend, detectors.size))
+            certificate = certification.certify(table, detectors, how, number, progress=progress)
+        lists = ("predicted_ms", "measured_ms")  # of all detectors: too long to show
+        return {k: v for k, v in certificate.to_dict().items() if k not in lists}

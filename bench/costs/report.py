@@ -1,4 +1,4 @@
-"""What do the rows of a cost table say? (table, CSV, heat map)"""
+"""How is a cost table shown? (`adapt costs show`: summary, heat map; `adapt costs export`: CSV)"""
 
 import csv
 import io
@@ -28,7 +28,7 @@ def table_rows(table: CostTable) -> list[dict[str, Any]]:
     """
     return [
         {
-            **_described(key),
+            **_fields(key),
             "cost_ms": _cost_ms(table, key, cost),
             "inferred": cost.interpolated,
             **asdict(cost),
@@ -37,13 +37,13 @@ def table_rows(table: CostTable) -> list[dict[str, Any]]:
     ]
 
 
-def _described(key: str) -> dict[str, str]:
+def _fields(key: str) -> dict[str, str]:
     kind, *fields = key.split()
     return {"kind": kind, **dict(field.split("=", 1) for field in fields)}
 
 
 def _cost_ms(table: CostTable, key: str, cost: UnitCost) -> float | None:
-    """Return what a row adds to a detector; None if a boundary is missing, as in a shard."""
+    """Return what a row adds to a detector; None if another shard has one of its boundaries."""
     unit = parse_key(key)
     if isinstance(unit, Boundary):
         return cost.min_ms
@@ -54,7 +54,7 @@ def _cost_ms(table: CostTable, key: str, cost: UnitCost) -> float | None:
 
 
 def summarise(table: CostTable) -> dict[str, Any]:
-    """Return the conditions of a table, and per kind of unit how many rows and what range."""
+    """Return a table's conditions and certificate, and number and range of rows by kind of unit."""
     per_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in table_rows(table):
         per_kind[row["kind"]].append(row)
@@ -150,6 +150,6 @@ def _draw(axes: "Axes", panel: Panel) -> None:
     axes.set_ylabel("input channels")
 
 
-def _label(set_ticks: Any, widths: list[int], most: int = 6) -> None:
-    shown = np.linspace(0, len(widths) - 1, min(most, len(widths))).round().astype(int)
+def _label(set_ticks: Any, widths: list[int], limit: int = 6) -> None:
+    shown = np.linspace(0, len(widths) - 1, min(limit, len(widths))).round().astype(int)
     set_ticks(shown, [str(widths[i]) for i in shown])

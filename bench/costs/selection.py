@@ -1,4 +1,4 @@
-"""Which units of a space are measured, and which part of them here?"""
+"""Which units of a space does this machine measure? (`profile --grid`, `--shard`, what is left)"""
 
 import os
 import random
@@ -21,9 +21,9 @@ class Selection:
 
     Attributes:
         space: Distinct units of the space.
-        on_design: Those that are measured on any machine; the others are inferred from them.
-        wanted: What is measured here: the shard's units and their boundaries.
-        to_measure: What of it the table lacks.
+        on_design: Those that some shard measures; the others are inferred from them.
+        wanted: What this shard measures: its units and boundaries.
+        to_measure: Those of them that the table lacks.
         to_infer: Units that the table lacks and that are inferred, once all shards are merged.
     """
 
@@ -41,7 +41,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Shard:
-    """One of ``count`` parts of a measurement that several equal machines share, from 1."""
+    """One of ``count`` parts of a measurement that equal machines share; ``number`` is from 1."""
 
     number: int = 1
     count: int = 1
@@ -68,7 +68,8 @@ class Shard:
         return cls(task - first + 1, count)
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return every ``count``-th item, so that shards take about equally long."""
+        """Return every ``count``-th item."""
+        # Not a run of neighbours: those are of one block, and shards would not take equally long.
         return items[self.number - 1 :: self.count]
 
 
@@ -80,7 +81,7 @@ class Part:
     """Which of the units of a space are measured here.
 
     Attributes:
-        shard: Part of the units that are measured anywhere.
+        shard: This machine's part of the units that are measured.
         grid: 1 measures every unit; a larger one about an eighth of them, the others are inferred,
             see :mod:`bench.costs.interpolate`.
     """
@@ -98,23 +99,22 @@ def select(
     """Select what to measure.
 
     Args:
-        detectors: The detectors whose units are wanted.
+        detectors: The detectors whose units are selected from.
         table: What was measured before.
         part: Which of the units are measured here.
     """
-    everything = detectors.units()
-    shard = part.shard
-    units = measured_units(everything, part.grid)
-    ends = list(dict.fromkeys(end for unit in units for end in boundaries(unit)))
-    wanted: list[Measurable] = [*shard.of(ends), *shard.of(units)]
-    on_design = set(units)
-    others = [unit for unit in everything if unit not in on_design]
+    space = detectors.units()
+    on_design = measured_units(space, part.grid)
+    ends = list(dict.fromkeys(end for unit in on_design for end in boundaries(unit)))
+    wanted: list[Measurable] = [*part.shard.of(ends), *part.shard.of(on_design)]
+    known = set(on_design)
+    others = [unit for unit in space if unit not in known]
     to_measure = wanted if table is None else table.missing(wanted, inferred_too=True)
-    # New measurements improve what was inferred from fewer.
+    # With new measurements, what was inferred from fewer is inferred again.
     to_infer = others if table is None else table.missing(others, inferred_too=bool(to_measure))
     return Selection(
-        space=tuple(everything),
-        on_design=tuple(units),
+        space=tuple(space),
+        on_design=tuple(on_design),
         wanted=tuple(wanted),
         to_measure=tuple(to_measure),
         to_infer=tuple(to_infer),
@@ -122,5 +122,5 @@ def select(
 
 
 def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
-    """Return the items in a random order of their own."""
+    """Return the items in a random order."""
     return random.Random(seed).sample(list(items), len(items))
