@@ -1,13 +1,13 @@
-"""Which stages turn a recipe into a benchmarked detector?
+"""How does a recipe become a benchmarked detector? (`adapt run`: all stages, one after the other)
 
-profile -> search -> derive -> fine-tune -> export -> bench; every stage reads and writes files, and
-is skipped when its files are there and were made from the same inputs.
+profile -> search -> derive -> fine-tune -> export -> bench. Every stage reads and writes files. It
+is skipped when its file is there and was made from the same inputs.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.artifacts import (
@@ -23,12 +23,11 @@ from adapt.cost.table import CostTable, predict_latency
 from adapt.detector.file import load_detector
 from adapt.errors import AdaptError
 from adapt.network.weights import find_weights
-from adapt.progress import Progress, Stage, ignore, silent_stage
+from adapt.progress import Progress, Stage
 from adapt.runtime import usual_tail
-from bench.costs.recipe_table import certify_recipe, profile_recipe, recipe_backend
+from bench.costs.recipe_table import RecipeTable, recipe_backend
 from bench.latency.backend import conditions
-from bench.latency.timing import Protocol
-from bench.networks.measure import DETECTOR_PROTOCOL, BenchResult, compare
+from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, BenchResult, compare
 from bench.networks.report import write_report
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
@@ -41,6 +40,8 @@ from search.supernet.run import run_search
 from search.train.finetune import run_finetune
 from search.train.session import Session
 
+Output = TypeVar("Output")
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -48,7 +49,7 @@ class RunResult:
 
     Attributes:
         bench: Derived and source detector, measured in one run.
-        derived: The derived backbone.
+        derived: Architecture of the derived backbone.
         predicted_ms: Latency of the derived detector by the cost table; None without a table.
         report: The report's Markdown file.
         stages: What happened to each stage: ``ran`` or ``reused``.
@@ -82,44 +83,92 @@ class RunResult:
         }
 
 
+class Stages:
+    """Does the work of every stage once.
+
+    ``run.json`` records from which inputs the file of a stage was made.
+
+    Args:
+        folder: Folder of all results.
+        display: Opens the progress display of a stage.
+
+    Attributes:
+        keys: Hash of a finished stage's inputs, by its name.
+        outcomes: ``ran`` or ``reused`` for every stage so far.
+    """
+
+    def __init__(self, folder: Path, display: Stage) -> None:
+        self._record, self._display = folder / "run.json", display
+        self.keys: dict[str, str] = {}
+        self.outcomes: dict[str, str] = {}
+        if self._record.exists():
+            content = check_header(read_json(self._record, "run"), "run", self._record)
+            self.keys.update(content["stages"])
+
+    def always(self, name: str, work: Callable[[Progress], Output]) -> Output:
+        """Do the work of a stage, and return what it returns."""
+        with self._display(name) as progress:
+            output = work(progress)
+        self.outcomes[name] = "ran"
+        return output
+
+    def once(self, name: str, key: str, file: Path, work: Callable[[Progress], object]) -> Path:
+        """Do the work of a stage unless its file was made from the same inputs; return the file.
+
+        Args:
+            name: Name of the stage.
+            key: Hash of its inputs.
+            file: What it writes.
+            work: Writes the file.
+
+        Raises:
+            AdaptError: If the folder holds this stage of other inputs.
+        """
+        if self.keys.get(name) == key and file.is_file():
+            self.outcomes[name] = "reused"
+            return file
+        if name in self.keys and self.keys[name] != key:
+            raise AdaptError(
+                f"{self._record.parent} holds the stage '{name}' of another recipe, data set or "
+                "cost table; choose another folder with --out, or delete it"
+            )
+        self.always(name, work)
+        self.keys[name] = key
+        write_json(self._record, header("run", stages=self.keys))
+        return file
+
+
 class Run:
     """One run of a recipe into a folder.
 
     Args:
         recipe: The recipe.
         out: Folder of all results.
-        stage: Opens the progress display of a stage.
-        limit_steps: Shorten every training phase to this many steps.
-        warn: Told of everything that looks like a collapse of the search.
+        session: How the trainings are carried out.
+        display: Opens the progress display of a stage.
+
+    Raises:
+        AdaptError: If an input is wrong.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        out: Path,
-        *,
-        stage: Stage = silent_stage,
-        limit_steps: int | None = None,
-        warn: Callable[[str], object] = ignore,
-    ) -> None:
-        self.recipe, self.out, self.stage, self.limit_steps = recipe, out, stage, limit_steps
-        self.warn = warn
+    def __init__(self, recipe: Recipe, out: Path, session: Session, display: Stage) -> None:
+        self.recipe, self.out, self.session = recipe, out, session
         self.train = recipe.split(recipe.data.train)
-        self.test = recipe.split(recipe.data.benchmark)
+        self.benchmark = recipe.split(recipe.data.benchmark)
         self.config = recipe.detector_config(len(self.train.class_names))
         self.size = recipe.input.fixed()
         self._check()
-        self.keys = self._read_keys()
-        self.stages: dict[str, str] = {}
+        self.stages = Stages(out, display)
 
     def execute(self) -> RunResult:
         """Run or reuse every stage.
 
         Raises:
-            AdaptError: If an input is wrong, or the folder holds results of another recipe.
+            AdaptError: If the folder holds results of another recipe, or a stage fails.
         """
-        searched = self._search()
-        architecture = self._derive(searched)
+        costs = self._profile() if self.recipe.search.cost == "latency" else None
+        searched = self._search(costs)
+        architecture = self._derive(searched, costs)
         artifacts = {}
         for name, backbone in (("derived", architecture), ("source", mobilenet_v2())):
             detector = self._finetune(name, backbone)
@@ -127,11 +176,12 @@ class Run:
         result = self._bench(artifacts)
         report = self.out / "report"
         write_report(report, result)
-        predicted = self._predicted(architecture)
-        return RunResult(result, architecture, predicted, report / "report.md", self.stages)
+        predicted_ms = self._predicted_ms(architecture, costs) if costs else None
+        outcomes = self.stages.outcomes
+        return RunResult(result, architecture, predicted_ms, report / "report.md", outcomes)
 
     def _check(self) -> None:
-        """Find now what would stop the run after hours."""
+        """Find what would stop the run after hours."""
         device = self.recipe.device
         if (device.runtime, device.precision, device.batch) != ("ort-cpu", "fp32", 1):
             raise AdaptError(
@@ -140,130 +190,77 @@ class Run:
                 "search, derive, finetune and export one by one"
             )
         make_folder(self.out)
-        if self.train.class_names != self.test.class_names:
+        evaluated = self.benchmark.annotations
+        if self.train.class_names != self.benchmark.class_names:
             raise AdaptError(
-                f"{self.test.annotations} has other classes than {self.train.annotations}; "
-                "evaluate on the same ones"
+                f"{evaluated} has other classes than {self.train.annotations}; evaluate on the "
+                "same ones"
             )
-        if not any((~boxes.crowd).any() for boxes in self.test.boxes):
-            raise AdaptError(f"{self.test.annotations} has no box to evaluate on; annotate some")
+        if not any((~boxes.crowd).any() for boxes in self.benchmark.boxes):
+            raise AdaptError(f"{evaluated} has no box to evaluate on; annotate some")
         if self.recipe.init == "imagenet" and not self.recipe.weights:
             find_weights(self.recipe.space.load().source)
 
     def _profile(self) -> Path:
-        path, recipe = self.out / "costs.sqlite", self.recipe
-        space, classes = recipe.space.load(), self.config.num_classes
-        found = conditions(recipe_backend(recipe, path), self.size)
-        key = content_hash([space.hash, self.config.to_dict(), self.size.to_dict(), asdict(found)])
-        self._once(
-            "profile", key, [path], lambda p: profile_recipe(recipe, classes, path, progress=p)
-        )
-        self._once(
-            "certify", key, [path], lambda p: certify_recipe(recipe, classes, path, progress=p)
-        )
+        path, config = self.out / "costs.sqlite", self.config
+        table = RecipeTable(self.recipe, config.num_classes, path)
+        space = self.recipe.space.load()
+        here = conditions(recipe_backend(self.recipe, path), self.size)
+        key = content_hash([space.hash, config.to_dict(), self.size.to_dict(), asdict(here)])
+        self.stages.once("profile", key, path, lambda progress: table.profile(progress=progress))
+        self.stages.once("certify", key, path, lambda progress: table.certify(progress=progress))
         return path
 
-    def _search(self) -> Path:
+    def _search(self, costs: Path | None) -> Path:
         recipe, folder = self.recipe, self.out / "search"
-        costs = self._profile() if recipe.search.cost == "latency" else None
         cost = search_cost(recipe, self.train, costs)
-        path = folder / "supernet.pt"
+        key = content_hash([recipe.search_hash, cost.provenance, self.session.limit_steps])
 
         def work(progress: Progress) -> None:
-            session = self._session(progress, cost.provenance)
+            session = replace(self.session, progress=progress, provenance=cost.provenance)
             run_search(recipe, self.train, cost.model, folder, session)
 
-        self._once(
-            "search",
-            content_hash([recipe.search_hash, cost.provenance, self.limit_steps]),
-            [path],
-            work,
-        )
-        return path
+        return self.stages.once("search", key, folder / "supernet.pt", work)
 
-    def _session(self, progress: Progress, provenance: dict[str, Any]) -> Session:
-        return Session(
-            progress=progress,
-            warn=self.warn,
-            limit_steps=self.limit_steps,
-            provenance=provenance,
-        )
-
-    def _derive(self, searched: Path) -> Architecture:
-        path = self.out / "arch.json"
-        key = content_hash(self.keys["search"])
-        wanted = self.recipe.search
-        budget = Budget.parse(wanted.target) if wanted.target else None
-        costs = self.out / "costs.sqlite" if wanted.cost == "latency" else None
-        files = SearchFiles(searched, costs)
-        self._once("derive", key, [path], lambda _: derive(files, path, budget))
+    def _derive(self, searched: Path, costs: Path | None) -> Architecture:
+        path, target = self.out / "arch.json", self.recipe.search.target
+        files, budget = SearchFiles(searched, costs), Budget.parse(target) if target else None
+        key = content_hash(self.stages.keys["search"])
+        self.stages.once("derive", key, path, lambda _: derive(files, path, budget))
         return Architecture.load(path)
 
     def _finetune(self, name: str, architecture: Architecture) -> Path:
-        path = self.out / f"{name}.safetensors"
-        data = file_hash(self.train.annotations)
-        self._once(
-            f"finetune {name}",
-            content_hash([self.recipe.finetune_hash, architecture.hash, data, self.limit_steps]),
-            [path],
-            lambda p: run_finetune(
-                self.recipe,
-                architecture,
-                self.train,
-                path,
-                self._session(p, {"annotations_sha256": data}),
-            ),
-        )
-        return path
+        recipe, path = self.recipe, self.out / f"{name}.safetensors"
+        data, limit = file_hash(self.train.annotations), self.session.limit_steps
+        key = content_hash([recipe.finetune_hash, architecture.hash, data, limit])
+
+        def work(progress: Progress) -> None:
+            provenance = {"annotations_sha256": data}
+            session = replace(self.session, progress=progress, provenance=provenance)
+            run_finetune(recipe, architecture, self.train, path, session)
+
+        return self.stages.once(f"finetune {name}", key, path, work)
 
     def _export(self, name: str, detector: Path) -> Path:
-        path = detector.with_suffix(".onnx")
-        parent = file_hash(detector)
+        path, parent = detector.with_suffix(".onnx"), file_hash(detector)
 
         def work(_: Progress) -> None:
             model, info = load_detector(detector)
             options = GraphOptions(tail=usual_tail("ort-cpu"))
             export_detector(model, info, path, options, provenance={"detector_sha256": parent})
 
-        self._once(f"export {name}", parent, [path], work)
-        return path
+        return self.stages.once(f"export {name}", parent, path, work)
 
-    def _bench(self, artifacts: dict[str, tuple[str, Path]]) -> BenchResult:
+    def _bench(self, artifacts: Artifacts) -> BenchResult:
         device = self.recipe.device
-        protocol = Protocol(rounds=device.rounds, round_ms=DETECTOR_PROTOCOL.round_ms)
-        with self.stage("bench") as progress:
-            result = compare(
-                artifacts, self.test, threads=device.threads, protocol=protocol, progress=progress
-            )
-        self.stages["bench"] = "ran"
-        return result
+        protocol = replace(DETECTOR_PROTOCOL, rounds=device.rounds)
 
-    def _predicted(self, architecture: Architecture) -> float | None:
-        if self.recipe.search.cost != "latency":
-            return None
-        with CostTable.open(self.out / "costs.sqlite") as table:
+        def work(progress: Progress) -> BenchResult:
+            how: dict[str, Any] = {"threads": device.threads, "protocol": protocol}
+            return compare(artifacts, self.benchmark, **how, progress=progress)
+
+        return self.stages.always("bench", work)
+
+    def _predicted_ms(self, architecture: Architecture, costs: Path) -> float:
+        with CostTable.open(costs) as table:
             return predict_latency(table, architecture, self.config, self.size)
-
-    def _read_keys(self) -> dict[str, str]:
-        path = self.out / "run.json"
-        if not path.exists():
-            return {}
-        return dict(check_header(read_json(path, "run"), "run", path)["stages"])
-
-    def _once(
-        self, name: str, key: str, outputs: list[Path], work: Callable[[Progress], object]
-    ) -> None:
-        """Do the work of a stage unless its outputs exist and were made from the same inputs."""
-        if self.keys.get(name) == key and all(path.is_file() for path in outputs):
-            self.stages[name] = "reused"
-            return
-        if name in self.keys and self.keys[name] != key:
-            raise AdaptError(
-                f"{self.out} holds the stage '{name}' of another recipe, data set or cost table; "
-                "choose another folder with --out, or delete it"
-            )
-        with self.stage(name) as progress:
-            work(progress)
-        self.keys[name] = key
-        self.stages[name] = "ran"
-        write_json(self.out / "run.json", header("run", stages=self.keys))

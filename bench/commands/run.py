@@ -1,4 +1,4 @@
-"""Which commands do everything at once? (`adapt run`, `adapt demo`, `adapt doctor`)"""
+"""Which commands run all stages, or check the machine? (`adapt run`, `adapt demo`, `adapt doctor`)"""
 
 import json
 import sys
@@ -30,12 +30,12 @@ def run_command(
 
     Example: `adapt run recipes/bccd-cpu.toml`
     """
-    wanted = start.apply(recipe.load())
+    started = start.apply(recipe.load())
     if dry_run:
-        estimate = estimate_recipe(wanted, limit_steps)
+        estimate = estimate_recipe(started, limit_steps)
         show(estimate.to_dict(), as_json=as_json, title="estimate")
         return
-    result = _run(wanted, out or Path("runs") / wanted.name, limit_steps)
+    result = _run(started, out or Path("runs") / started.name, limit_steps)
     _show_run(result, as_json=as_json)
 
 
@@ -72,10 +72,12 @@ def doctor_command(as_json: JsonOpt = False) -> None:
 def _run(recipe: "Recipe", out: Path, limit_steps: int | None) -> "RunResult":
     from adapt.progress import console_stage
     from bench.pipeline import Run
+    from search.train.session import Session
     from search.train.world import alone_or_refused
 
     alone_or_refused("adapt run")
-    return Run(recipe, out, stage=console_stage, limit_steps=limit_steps, warn=warn).execute()
+    session = Session(warn=warn, limit_steps=limit_steps)
+    return Run(recipe, out, session, console_stage).execute()
 
 
 def _show_run(result: "RunResult", *, as_json: bool) -> None:
