@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from adapt.architecture import Architecture, Choices
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
-from bench.acceptance.approach import BELOW, Approach
-from bench.acceptance.verify import MEASUREMENTS, derive_verified
+from bench.acceptance.verify import BELOW, MEASUREMENTS, Approach, derive_verified
 from bench.costs.profiler import profile
 from bench.latency.subject import WholeDetector
 from bench.latency.timing import Protocol

@@ -1,1 +1,1 @@
-"""Does a network keep what was promised? (budget, front, AP)"""
+"""Which networks pass when latency or AP is measured? (`--verify`, `--refine`, `--ap-gate`)"""

@@ -1,4 +1,4 @@
-"""Is a deployed detector as good as the one it was made from? (`export --ap-gate`)"""
+"""Is a deployed file refused because it lost AP against its fp32 detector? (`export --ap-gate`)"""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,10 +23,10 @@ class GateReport:
         ap_torch: AP of the detector by torchvision's own inference.
         ap_artifact: AP of the deployed file.
         ap_engine: AP of the TensorRT engine; None if there is none, or no GPU to run it.
-        drop: How much lower the lower of both is; negative if it is higher.
+        drop: How much lower than PyTorch's the lowest AP of the files is; negative if higher.
         images: Evaluated images.
         kept_in_fp32: Weights of an int8 file that had to stay in fp32.
-        drops: AP drop by number of weights kept, of every int8 file that was tried.
+        drops: Drop of every int8 file that was tried, by its number of weights in fp32.
     """
 
     ap_torch: float
@@ -48,14 +48,17 @@ class Gate:
     Args:
         detector: File that ``adapt finetune`` wrote.
         split: Images and boxes to evaluate on.
-        most: Largest drop of AP, in points of 100.
+        max_drop: Largest drop of AP, in points of 100.
         progress: Called with (done, total) images of every evaluation.
+
+    Attributes:
+        ap_torch: AP of the detector in fp32 PyTorch, in percent.
     """
 
     def __init__(
-        self, detector: Path, split: CocoSplit, most: float, progress: Progress = silent
+        self, detector: Path, split: CocoSplit, max_drop: float, progress: Progress = silent
     ) -> None:
-        self.split, self.most, self._progress = split, most, progress
+        self.split, self.max_drop, self._progress = split, max_drop, progress
         self.ap_torch = self.ap(detector, "torch")
 
     def ap(self, artifact: Path, runtime: str) -> float:
@@ -67,29 +70,29 @@ class Gate:
         return 100 * evaluate_artifact(artifact, self.split, runtime, progress=step).ap
 
     def check(self, aps: dict[str, float]) -> float:
-        """Return how much lower the lowest AP is.
+        """Return by how much the lowest AP is lower than PyTorch's.
 
         Args:
-            aps: AP in percent by what was evaluated.
+            aps: AP in percent, by the name of the evaluated file.
 
         Raises:
-            AdaptError: If it is more than allowed.
+            AdaptError: If it is lower by more than allowed.
         """
         worst = min(aps, key=lambda name: aps[name])
         drop = self.ap_torch - aps[worst]
-        if drop > self.most:
+        if drop > self.max_drop:
             raise AdaptError(
                 f"AP drops by {drop:.2f} points, from {self.ap_torch:.2f} (fp32 PyTorch) to "
                 f"{aps[worst]:.2f} ({worst}) on {len(self.split)} images of "
-                f"{self.split.annotations}, more than --ap-gate {self.most:g}; export in a higher "
-                "precision, with more --nms-candidates, or calibrate on more images like these"
+                f"{self.split.annotations}, more than --ap-gate {self.max_drop:g}; export in a "
+                "higher precision, with more --nms-candidates, or calibrate on more images like these"
             )
         return drop
 
 
 @dataclass(frozen=True)
 class GateOptions:
-    """What a deployed detector may lose, and on which images that is tried.
+    """How much AP a deployed detector may lose, and on which images.
 
     Attributes:
         drop: Largest drop of AP in points of 100.
@@ -103,10 +106,10 @@ class GateOptions:
 
 
 def deploy_within(
-    gate: GateOptions,
+    options: GateOptions,
     detector: Path,
     onnx_path: Path,
-    wanted: Deployment,
+    deployment: Deployment,
     *,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -116,10 +119,10 @@ def deploy_within(
     one, two, four, and so on, up to half of them.
 
     Args:
-        gate: What may be lost, on which images.
+        options: How much AP may be lost, on which images.
         detector: File that ``adapt finetune`` wrote.
         onnx_path: ONNX file to write.
-        wanted: What to write.
+        deployment: Which files to write, and how.
         progress: Told after every image.
 
     Returns:
@@ -128,31 +131,36 @@ def deploy_within(
     Raises:
         AdaptError: If AP drops by more; then nothing is written.
     """
-    check_possible(wanted)
-    if gate.data is None:
-        raise AdaptError("--ap-gate evaluates on images with boxes; pass a data set with --data")
-    if wanted.graph.tail == "none":
-        raise AdaptError("--ap-gate evaluates detections, tail 'none' has none; use another tail")
-    if wanted.batch != 1 and not wanted.dynamic:
-        raise AdaptError("--ap-gate evaluates single images; use batch 1 or a dynamic batch")
-    loaded = load_split(gate.data, gate.split)
+    check_possible(deployment)
+    split = _evaluable_split(options, deployment)
     with staged(onnx_path) as path:
-        checked = Gate(detector, loaded, gate.drop, progress)
-        ap, kept, drops = _write(detector, path, wanted, checked, progress)
-        checked.check({path.name: ap})  # before the minutes of an engine
-        summary = finish(detector, path, wanted, onnx_path)
-        ap_engine = _engine_ap(checked, path, summary)
+        gate = Gate(detector, split, options.drop, progress)
+        ap, kept, drops = _write_onnx(detector, path, deployment, gate, progress)
+        gate.check({path.name: ap})  # before the minutes of an engine
+        summary = finish(detector, path, deployment, onnx_path)
+        ap_engine = _engine_ap(gate, path, summary)
         aps = {path.name: ap} | ({"the engine": ap_engine} if ap_engine is not None else {})
         report = GateReport(
-            ap_torch=checked.ap_torch,
+            ap_torch=gate.ap_torch,
             ap_artifact=ap,
             ap_engine=ap_engine,
-            drop=checked.check(aps),
-            images=len(loaded),
+            drop=gate.check(aps),
+            images=len(split),
             kept_in_fp32=kept,
             drops=drops,
         )
     return {**summary, "ap_gate": report.to_dict()}
+
+
+def _evaluable_split(options: GateOptions, deployment: Deployment) -> CocoSplit:
+    """Return the images to evaluate on, if the deployed file can be evaluated at all."""
+    if options.data is None:
+        raise AdaptError("--ap-gate evaluates on images with boxes; pass a data set with --data")
+    if deployment.graph.tail == "none":
+        raise AdaptError("--ap-gate evaluates detections, tail 'none' has none; use another tail")
+    if deployment.batch != 1 and not deployment.dynamic:
+        raise AdaptError("--ap-gate evaluates single images; use batch 1 or a dynamic batch")
+    return load_split(options.data, options.split)
 
 
 def _engine_ap(gate: Gate, path: Path, summary: dict[str, Any]) -> float | None:
@@ -161,29 +169,29 @@ def _engine_ap(gate: Gate, path: Path, summary: dict[str, Any]) -> float | None:
     return gate.ap(path.with_suffix(".plan"), summary["flavour"].replace("_", "-"))
 
 
-def _write(
-    detector: Path, path: Path, wanted: Deployment, gate: Gate, progress: Progress
+def _write_onnx(
+    detector: Path, path: Path, deployment: Deployment, gate: Gate, progress: Progress
 ) -> tuple[float, tuple[str, ...], dict[int, float] | None]:
     """Write the ONNX file, int8 with as few weights in fp32 as the gate needs.
 
     Returns:
-        Its AP, those weights, and the drop of AP by their number.
+        Its AP, the weights in fp32, and the drop of every file that was tried, by their number.
     """
-    if wanted.precision != "int8":
-        write_graph(detector, path, wanted)
+    if deployment.precision != "int8":
+        write_graph(detector, path, deployment)
         return gate.ap(path, "ort-cpu"), (), None
     drops: dict[int, float] = {}
-    with quantizer(detector, wanted) as int8:
-        for kept in _choices(int8, progress):
+    with quantizer(detector, deployment) as int8:
+        for kept in _kept_in_fp32(int8, progress):
             int8.write(path, kept)
             ap = gate.ap(path, "ort-cpu")
             drops[len(kept)] = gate.ap_torch - ap
-            if drops[len(kept)] <= gate.most:
+            if drops[len(kept)] <= gate.max_drop:
                 break
     return ap, kept, drops
 
 
-def _choices(int8: Quantizer, progress: Progress) -> Iterator[tuple[str, ...]]:
+def _kept_in_fp32(int8: Quantizer, progress: Progress) -> Iterator[tuple[str, ...]]:
     """Yield which weights to keep in fp32: none, then more and more of the most sensitive."""
     yield ()
     ranking = int8.most_sensitive(progress=progress)

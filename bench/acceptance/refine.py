@@ -1,5 +1,6 @@
 """Which networks of a front are best on held-out images? (`derive --refine`, `--evolve`)"""
 
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from adapt.architecture import Choices
 from adapt.artifacts import make_folder
 from adapt.errors import AdaptError
 from adapt.progress import Stage, silent_stage
-from bench.acceptance.front import SLACK, Tried, write_front
-from bench.acceptance.stopwatch import Stopwatch, as_certified
+from bench.acceptance.front import SLACK, Examined, write_front
+from bench.acceptance.stopwatch import Stopwatch
 from bench.acceptance.verify import approached
+from bench.costs.recipe_table import as_certified
 from bench.latency.workers import Measurement
 from search.derive.evolve import Individual, cost_of, evolve
 from search.derive.exact import Derived
@@ -22,11 +24,11 @@ from search.recipe.budget import Budget, Unit
 
 @dataclass(frozen=True)
 class Refinement:
-    """What is asked for.
+    """Which networks are compared on held-out images.
 
     Attributes:
         front: Budgets of the front.
-        keep: Networks of highest probability that are tried.
+        keep: How many networks of the front are compared, those of the highest probability.
         generations: Generations of children that are bred from these; 0 for none.
         budget: What a network may cost; None for the whole front.
     """
@@ -66,7 +68,7 @@ class Refinement:
 def refine_front(
     files: SearchFiles,
     out: Path,
-    asked: Refinement,
+    refinement: Refinement,
     *,
     data: Path | None = None,
     how: Measurement | None = None,
@@ -81,7 +83,7 @@ def refine_front(
         files: The search, and the cost table of this machine.
         out: Folder for ``arch.json`` (the best network), ``front.json``, ``front.png`` and one
             architecture file per network.
-        asked: How many networks.
+        refinement: Which networks.
         data: Folder of the data set; the recipe's if None.
         how: How to measure; as the table's certificate was if None.
         stage: Opens the progress display of a stage.
@@ -98,89 +100,91 @@ def refine_front(
         recipe = search.recipe.with_data(data)
         search = replace(search, recipe=recipe)
         examiner = Examiner(search, recipe.split(recipe.data.train), recipe.split(recipe.data.val))
-        watch = None
+        stopwatch = None
         if search.table is not None:
-            watch = Stopwatch(search, how or as_certified(recipe, files.costs))
-        with watch or nullcontext():
-            bred, tried = _Contest(search, asked, examiner, watch, stage).held()
-        evolution = [_described(search, one) for one in bred] if asked.generations else []
+            stopwatch = Stopwatch(search, how or as_certified(recipe, files.costs))
+        with stopwatch or nullcontext():
+            bred, examined = _Contest(search, refinement, examiner, stopwatch, stage).run()
+        evolution = [_described(search, b) for b in bred] if refinement.generations else []
         splits = {"chosen_on": recipe.data.val, "benchmark": recipe.data.benchmark}
-        content = {"asked": asdict(asked), "evolution": evolution, **splits}
-        return {**write_front(search, tried, asked.budget, out, **content), **splits}
+        content = {"asked": asdict(refinement), "evolution": evolution, **splits}
+        return {**write_front(search, examined, refinement.budget, out, **content), **splits}
 
 
-def _described(search: FinishedSearch, one: Individual) -> dict[str, Any]:
-    network = str(search.network(one.choices))
-    return {"generation": one.generation, "loss": one.loss, "network": network}
+def _described(search: FinishedSearch, individual: Individual) -> dict[str, Any]:
+    network = str(search.network(individual.choices))
+    return {"generation": individual.generation, "loss": individual.loss, "network": network}
 
 
 def candidates(
-    search: FinishedSearch, asked: Refinement, limit: float | None, fits: list[Derived]
+    search: FinishedSearch, refinement: Refinement, limit: float | None, fitting: Sequence[Derived]
 ) -> list[Derived]:
     """Return the front's networks of highest probability within a budget, and those that fit it.
 
     Args:
         search: A finished search.
-        asked: How many networks.
+        refinement: How many networks.
         limit: What one may cost by the cost model; None for the whole front.
-        fits: Networks that are known to fit, however probable.
+        fitting: Networks that are known to fit; they are candidates whatever their probability.
     """
-    deriver = search.deriver(_unit(search, asked))
-    found = deriver.front(asked.front)
+    deriver = search.deriver(_unit(search, refinement))
+    networks = deriver.front(refinement.front)
     if limit:
-        found = [deriver.best(limit), *(one for one in found if one.cost <= limit * (1 + SLACK))]
-    probable = sorted(_distinct(found), key=lambda one: -one.score)[: asked.keep]
-    return _distinct([*probable, *fits])
+        cheap_enough = [n for n in networks if n.cost <= limit * (1 + SLACK)]
+        networks = [deriver.best(limit), *cheap_enough]
+    most_probable = sorted(_distinct(networks), key=lambda n: -n.score)[: refinement.keep]
+    return _distinct([*most_probable, *fitting])
 
 
-def _distinct(found: list[Derived]) -> list[Derived]:
-    return list({one.choices: one for one in found}.values())
+def _distinct(networks: Iterable[Derived]) -> list[Derived]:
+    return list({network.choices: network for network in networks}.values())
 
 
-def _unit(search: FinishedSearch, asked: Refinement) -> Unit:
-    return asked.budget.unit if asked.budget else "ms" if search.table else "madds"
+def _unit(search: FinishedSearch, refinement: Refinement) -> Unit:
+    return refinement.budget.unit if refinement.budget else "ms" if search.table else "madds"
 
 
 @dataclass(frozen=True)
 class _Contest:
-    """Networks of a front, and what is bred from them, against each other."""
+    """Compares networks of a front, and those that are bred from them."""
 
     search: FinishedSearch
-    asked: Refinement
+    refinement: Refinement
     examiner: Examiner
-    watch: Stopwatch | None
+    stopwatch: Stopwatch | None
     stage: Stage
 
-    def held(self) -> tuple[list[Individual], list[Tried]]:
-        """Return everybody that was bred, the best first, and all finalists with AP and costs."""
-        limit, fits = self._limit()
-        bred = self._bred(candidates(self.search, self.asked, limit, fits), limit)
-        tried = self._examined(self._finalists(bred))
-        return bred, self._timed(tried) if self.watch else tried
+    def run(self) -> tuple[list[Individual], list[Examined]]:
+        """Return all networks by rising loss, and the finalists with AP and costs."""
+        limit, fitting = self._limit()
+        front = candidates(self.search, self.refinement, limit, fitting)
+        bred = self._bred(front, limit)
+        examined = self._examined(self._finalists(bred))
+        return bred, self._timed(examined) if self.stopwatch else examined
 
     def _limit(self) -> tuple[float | None, list[Derived]]:
         """Return what a network may cost by the cost model, and the network known to fit."""
-        budget = self.asked.budget
+        budget = self.refinement.budget
         if budget is None:
             return None, []
         if budget.unit == "madds":
             return budget.amount, [self.search.within(budget)]
-        self.search.deriver("ms")  # tells what is missing
-        assert self.watch is not None
-        # Measured first: a table that is wrong by 4 % would let networks compete of which none
-        # fits.
+        self.search.deriver("ms")  # raises an error that names a table that is missing
+        assert self.stopwatch is not None
+        # A network is measured first: by predictions that are wrong by 4 %, none of the candidates
+        # might fit.
         with self.stage("verify") as progress:
-            approach = approached(self.search, budget, self.watch, progress=progress)
+            approach = approached(self.search, budget, self.stopwatch, progress=progress)
         assert approach.best is not None
         return max(approach.best.network.cost, approach.aimed_ms()), [approach.best.network]
 
-    def _bred(self, front: list[Derived], limit: float | None) -> list[Individual]:
-        """Return the front's networks, and everybody bred from them, the best first."""
-        if not self.asked.generations:
-            return [Individual(one.choices, 0) for one in front]
-        model = self.search.cost_model(_unit(self.search, self.asked))
-        most = limit or max(one.cost for one in front)
-        total = len(front) * (1 + self.asked.generations)
+    def _bred(self, front: Sequence[Derived], limit: float | None) -> list[Individual]:
+        """Return the front's networks and all that were bred from them, by rising loss."""
+        if not self.refinement.generations:
+            return [Individual(network.choices, 0) for network in front]
+        model = self.search.cost_model(_unit(self.search, self.refinement))
+        largest_cost = limit or max(network.cost for network in front)
+        total = len(front) * (1 + self.refinement.generations)
         with self.stage("evolve") as progress:
             done = 0
 
@@ -192,34 +196,36 @@ class _Contest:
 
             return evolve(
                 self.search.supernet.space,
-                [Individual(one.choices, 0, loss(one.choices)) for one in front],
-                self.asked.generations,
+                [Individual(n.choices, 0, loss(n.choices)) for n in front],
+                self.refinement.generations,
                 loss=loss,
-                fits=lambda choices: cost_of(model, choices) <= most * (1 + SLACK),
+                fits=lambda choices: cost_of(model, choices) <= largest_cost * (1 + SLACK),
                 seed=self.search.recipe.seed,
             )
 
-    def _finalists(self, bred: list[Individual]) -> list[Individual]:
-        """Return the front's networks, and those of the best that were bred."""
-        front = [one for one in bred if one.generation == 0]
-        return front + [one for one in bred[: self.asked.keep] if one.generation > 0]
+    def _finalists(self, bred: Sequence[Individual]) -> list[Individual]:
+        """Return all networks of the front, and those bred from it that are among the best."""
+        front = [individual for individual in bred if individual.generation == 0]
+        best = bred[: self.refinement.keep]
+        return front + [individual for individual in best if individual.generation > 0]
 
-    def _examined(self, finalists: list[Individual]) -> list[Tried]:
-        tried = []
+    def _examined(self, finalists: Sequence[Individual]) -> list[Examined]:
+        examined = []
         with self.stage("evaluate") as progress:
-            for done, one in enumerate(finalists, start=1):
-                held_out = self.examiner.examine(one.choices)
-                costs = self.search.costs(self.search.network(one.choices))
-                tried.append(Tried(one.choices, one.generation, held_out, costs))
+            for done, finalist in enumerate(finalists, start=1):
+                choices = finalist.choices
+                held_out = self.examiner.examine(choices)
+                costs = self.search.costs(self.search.network(choices))
+                examined.append(Examined(choices, finalist.generation, held_out, costs))
                 progress(done, len(finalists), f"AP {held_out.metrics.ap:.3f}")
-        return tried
+        return examined
 
-    def _timed(self, tried: list[Tried]) -> list[Tried]:
-        assert self.watch is not None
-        networks = [self.search.network(one.choices) for one in tried]
+    def _timed(self, examined: Sequence[Examined]) -> list[Examined]:
+        assert self.stopwatch is not None
+        networks = [self.search.network(network.choices) for network in examined]
         with self.stage("measure") as progress:
-            latencies = self.watch.settled(networks, progress=progress)
+            latencies = self.stopwatch.settled(networks, progress=progress)
         return [
-            replace(one, costs={**one.costs, "measured_ms": measured_ms})
-            for one, measured_ms in zip(tried, latencies, strict=True)
+            replace(network, costs={**network.costs, "measured_ms": measured_ms})
+            for network, measured_ms in zip(examined, latencies, strict=True)
         ]

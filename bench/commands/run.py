@@ -1,4 +1,4 @@
-"""Which commands run all stages, or check the machine? (`adapt run`, `adapt demo`, `adapt doctor`)"""
+"""Which commands run all stages, or check the machine? (`adapt run`, `demo`, `doctor`)"""
 
 import json
 import sys
