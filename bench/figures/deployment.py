@@ -1,17 +1,19 @@
-"""What does a deployed graph cost against raw heads, and against what one would do otherwise?
+"""How much latency do decoding and NMS add to a graph, and how does torchvision's own compare?
 
     python -m bench.figures.deployment --size 320 --size 640
 
-MobileNetV2 RetinaNet, 80 classes, random weights, ONNX Runtime on one CPU thread. The threshold
-that a detection must pass is set so that so many (anchor, class) pairs of an image pass it as
-``--passing`` says: non-maximum suppression by ONNX's operator looks at those only.
+MobileNetV2 RetinaNet, 80 classes, random weights, ONNX Runtime on one CPU thread. ONNX's NMS
+operator looks only at (anchor, class) pairs whose score passes a threshold, so that its latency
+depends on their number: the threshold is set so that ``--passing`` pairs of the image pass.
+
+Compared are graphs of ``adapt export`` with other tails, the graph of PyTorch's deprecated exporter
+("legacy") and eager torchvision.
 """
 
 import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,10 +31,10 @@ from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import DetectorConfig
 from adapt.runtime import Tail
 from bench.latency.provenance import device_description
-from bench.latency.timing import Protocol, measure, wall_timer
+from bench.latency.timing import Call, Latency, Protocol, measure, wall_timer
 from export.engine.build import build_engine
-from export.engine.configure import BuildOptions
 from export.engine.installed import trt_flavours
+from export.engine.configure import BuildOptions
 from export.graph.detector import RawHeads, export_detector
 from export.graph.onnx_file import OPSET
 from export.graph.options import GraphOptions
@@ -42,9 +44,8 @@ from export.run.runner import Array, ImageDetections, OrtRunner, unit
 
 CLASSES = 80
 LEGACY_OPSET = 17  # newest that the legacy exporter writes
-TAILS: dict[
-    str, tuple[Tail, int]
-] = {  # name in the report -> tail and candidates before non-maximum suppression
+# Name in the report -> tail, and boxes that reach non-maximum suppression.
+TAILS: dict[str, tuple[Tail, int]] = {
     "raw heads": ("none", 1000),
     "onnx-nms 1000": ("onnx-nms", 1000),
     "tensor-nms 1000": ("tensor-nms", 1000),
@@ -55,7 +56,7 @@ TAILS: dict[
 def random_detector(
     side: int, width: int, passing: int, image: Array
 ) -> tuple[RetinaNet, DetectorInfo]:
-    """Return a detector of which so many (anchor, class) pairs of an image pass the threshold."""
+    """Return a detector with ``passing`` (anchor, class) pairs of an image above its threshold."""
     size, names = InputSize(side, side), tuple(str(n) for n in range(CLASSES))
     config = DetectorConfig(num_classes=CLASSES, fpn_width=width)
     info = DetectorInfo(mobilenet_v2(), config, size, names)
@@ -64,7 +65,7 @@ def random_detector(
         model = info.build()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None
+                module.momentum = None  # one batch sets the statistics
         model.backbone(torch.randn(4, 3, side, side))
         nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.05)
         nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.02)
@@ -86,37 +87,19 @@ def compare_graphs(
     """
     image = np.random.default_rng(0).integers(0, 256, (1, 3, side, side), dtype=np.uint8)
     model, info = random_detector(side, width, passing, image)
-    files, seconds = {}, {}
-    for name, (tail, candidates) in TAILS.items():
-        described = replace(info, detector=replace(info.detector, nms_candidates=candidates))
-        options = GraphOptions(tail)
-        files[name] = folder / f"{name}.onnx"
-        start = time.perf_counter()
-        export_detector(model, described, files[name], options, provenance={})
-        seconds[name] = time.perf_counter() - start
-    start = time.perf_counter()
-    legacy = legacy_export(model, image, folder / "legacy.onnx")
-    seconds["legacy"] = time.perf_counter() - start
+    files, legacy, seconds = _exported(model, info, image, folder)
     runners = {name: OrtRunner("ort-cpu", path) for name, path in files.items()}
     session = ort_session("ort-cpu", legacy.read_bytes(), threads=1)
-    calls: dict[str, Callable[[], object]] = {n: r.bind(image) for n, r in runners.items()}
-    calls["legacy"] = bound_call(session, {"images": unit(image)[0]}, "ort-cpu")
+    inputs = {"images": unit(image)[0]}
+    calls: dict[str, Call] = {name: runner.bind(image) for name, runner in runners.items()}
+    calls["legacy"] = bound_call(session, inputs, "ort-cpu")
     calls["eager"] = _eager(model, image)
     torch.set_num_threads(1)
     protocol = Protocol(rounds=rounds, round_ms=500.0)
     latencies = measure({name: wall_timer(call) for name, call in calls.items()}, protocol)
-    base = latencies["raw heads"]
-    expected = ImageDetections(*_sorted(session.run(None, {"images": unit(image)[0]})))
+    expected = ImageDetections(*_best_first(session.run(None, inputs)))
     return {
-        "latency_ms": {
-            name: {
-                "min": round(found.min_ms, 2),
-                "p50": round(found.p50_ms, 2),
-                "min_over_raw_heads": round(found.min_ms / base.min_ms, 4),
-                "p50_over_raw_heads": round(found.p50_ms / base.p50_ms, 4),
-            }
-            for name, found in latencies.items()
-        },
+        "latency_ms": _latencies_ms(latencies),
         "export_s": {name: round(value, 1) for name, value in seconds.items()},
         "size_mb": {name: round(path.stat().st_size / 1e6, 2) for name, path in files.items()},
         "tensorrt_rtx": _build(files["tensor-nms 1000"], folder),
@@ -124,6 +107,36 @@ def compare_graphs(
             name: _agreement(expected, runners[name].infer(image)[0], info)
             for name in ("onnx-nms 1000", "tensor-nms 1000")
         },
+    }
+
+
+def _exported(
+    model: RetinaNet, info: DetectorInfo, image: Array, folder: Path
+) -> tuple[dict[str, Path], Path, dict[str, float]]:
+    """Return the file of each tail, the legacy file, and the seconds that each export took."""
+    files, seconds = {}, {}
+    for name, (tail, candidates) in TAILS.items():
+        described = replace(info, detector=replace(info.detector, nms_candidates=candidates))
+        files[name] = folder / f"{name}.onnx"
+        start = time.perf_counter()
+        export_detector(model, described, files[name], GraphOptions(tail), provenance={})
+        seconds[name] = time.perf_counter() - start
+    start = time.perf_counter()
+    legacy = legacy_export(model, image, folder / "legacy.onnx")
+    seconds["legacy"] = time.perf_counter() - start
+    return files, legacy, seconds
+
+
+def _latencies_ms(latencies: dict[str, Latency]) -> dict[str, dict[str, float]]:
+    raw = latencies["raw heads"]
+    return {
+        name: {
+            "min": round(latency.min_ms, 2),
+            "p50": round(latency.p50_ms, 2),
+            "min_over_raw_heads": round(latency.min_ms / raw.min_ms, 4),
+            "p50_over_raw_heads": round(latency.p50_ms / raw.p50_ms, 4),
+        }
+        for name, latency in latencies.items()
     }
 
 
@@ -143,7 +156,7 @@ def legacy_export(model: RetinaNet, image: Array, path: Path) -> Path:
     return path
 
 
-def _eager(model: RetinaNet, image: Array) -> Callable[[], object]:
+def _eager(model: RetinaNet, image: Array) -> Call:
     images = [torch.from_numpy(unit(image)[0])]
 
     @torch.inference_mode()
@@ -153,8 +166,8 @@ def _eager(model: RetinaNet, image: Array) -> Callable[[], object]:
     return call
 
 
-def _sorted(outputs: list[Array]) -> tuple[Array, Array, Array]:
-    """Return boxes, scores and labels of the legacy graph, best first."""
+def _best_first(outputs: list[Array]) -> tuple[Array, Array, Array]:
+    """Return boxes, scores and labels of the legacy graph by falling score."""
     boxes, scores, labels = outputs
     order = np.argsort(-scores, kind="stable")
     return boxes[order], scores[order], labels[order]

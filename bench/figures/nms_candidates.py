@@ -1,4 +1,4 @@
-"""How much AP do fewer candidates before non-maximum suppression cost?
+"""How much AP does a detector lose if fewer boxes reach non-maximum suppression?
 
 python -m bench.figures.nms_candidates DETECTOR --data DATA --split test
 """
@@ -23,23 +23,23 @@ COUNTS = (100, 200, 300, 500, 1000, 2000)
 
 
 def ap_by_candidates(detector: Path, split: CocoSplit, counts: Sequence[int]) -> dict[str, Any]:
-    """Return AP in percent of eager torchvision, which takes all, and of exports.
+    """Return AP in percent of eager torchvision, where all boxes reach NMS, and of exports.
 
     Args:
         detector: File that ``adapt finetune`` wrote.
         split: Images and boxes to evaluate on.
-        counts: Candidates of all levels together.
+        counts: Numbers of boxes, of all levels together, that reach NMS.
     """
     model, info = load_detector(detector)
-    found = {}
+    aps = {}
     with console_stage("AP"), tempfile.TemporaryDirectory() as folder:
-        found["torchvision"] = 100 * evaluate_artifact(detector, split).ap
+        aps["torchvision"] = 100 * evaluate_artifact(detector, split).ap
         for count in counts:
             fewer = replace(info, detector=replace(info.detector, nms_candidates=count))
             path = Path(folder, f"{count}.onnx")
             export_detector(model, fewer, path, GraphOptions("onnx-nms"), provenance={})
-            found[str(count)] = 100 * evaluate_artifact(path, split).ap
-    return {name: round(ap, 2) for name, ap in found.items()}
+            aps[str(count)] = 100 * evaluate_artifact(path, split).ap
+    return {name: round(ap, 2) for name, ap in aps.items()}
 
 
 def main(

@@ -2,9 +2,9 @@
 
     python -m bench.figures.search_processes RECIPE --processes 2
 
-One process with one thread, one with as many threads as there are processes, and as many processes
-with one thread each take the same steps on the same batches; the last ones also with BatchNorm
-statistics of their own, which is faster and another result.
+With N processes, three runs take the same steps on the same batches: one process with one thread,
+one process with N threads, and N processes with one thread each. A fourth run has N processes that
+do not share BatchNorm statistics, which is faster, and another result.
 """
 
 import json
@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from adapt.command_line import grouped
 from bench.latency.provenance import device_description
 from search.recipe.costs import madds_cost
 from search.recipe.recipe import Recipe
@@ -27,6 +28,28 @@ from search.supernet.bilevel import BilevelSearch
 from search.train.heap import freed_memory_kept
 from search.train.session import Session
 from search.train.world import joined_world
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Which steps every run takes."""
+
+    recipe: Annotated[str, typer.Argument(help="Recipe; its space and detector are used.")]
+    batch: Annotated[int, typer.Option(help="Images per step of all processes.")] = 4
+    steps: Annotated[int, typer.Option(help="Timed steps of each kind.")] = 8
+    grid: Annotated[int, typer.Option(help="Width grid; 1 is the full Table I.")] = 1
+
+    def load(self) -> Recipe:
+        """Return the recipe, for multiply-adds and with architecture steps from the start."""
+        recipe = Recipe.load(self.recipe).with_grid(self.grid)
+        recipe = recipe.with_search(cost="madds", warmup_epochs=0)
+        weights = replace(recipe.search.weights, batch_size=self.batch)
+        return recipe.with_search(weights=weights)
+
+    def arguments(self) -> list[str]:
+        """Return these options as another process is told them."""
+        numbers = (("batch", self.batch), ("steps", self.steps), ("grid", self.grid))
+        return [self.recipe, *(f"--{name}={value}" for name, value in numbers)]
 
 
 def take_steps(recipe: Recipe, steps: int, out: Path) -> None:
@@ -50,60 +73,58 @@ def take_steps(recipe: Recipe, steps: int, out: Path) -> None:
             out.write_text(json.dumps({"seconds": seconds, "choices": choices}))
 
 
-def run(recipe: str, options: list[str], processes: int, threads: int) -> dict[str, Any]:
-    """Take the steps in processes of their own and return what they wrote."""
+def run(arguments: list[str], processes: int, threads: int) -> dict[str, Any]:
+    """Take the steps in other processes and return what they wrote."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         module = "bench.figures.search_processes"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command = [*launcher, f"--nproc-per-node={processes}", "-m", module]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        arguments = [recipe, *options, f"--here={out}"]
-        subprocess.run([*command, *arguments], env=environment, check=True)
-        found: dict[str, Any] = json.loads(out.read_text())
-    return found
+        subprocess.run([*command, *arguments, f"--here={out}"], env=environment, check=True)
+        content: dict[str, Any] = json.loads(out.read_text())
+    return content
 
 
-def main(
-    recipe: Annotated[str, typer.Argument(help="Recipe; its space and detector are used.")],
-    processes: Annotated[int, typer.Option(min=2, help="Processes that share a batch.")] = 2,
-    batch: Annotated[int, typer.Option(help="Images per step of all processes.")] = 4,
-    steps: Annotated[int, typer.Option(help="Timed steps of each kind.")] = 8,
-    grid: Annotated[int, typer.Option(help="Width grid; 1 is the full Table I.")] = 1,
-    sync: Annotated[bool, typer.Option(help="Whether BatchNorm sees the whole batch.")] = True,
-    here: Annotated[Path | None, typer.Option(help="Take the steps and write to this.")] = None,
-) -> None:
-    """Print seconds per image and the largest difference of alpha and beta as JSON."""
-    loaded = Recipe.load(recipe).with_grid(grid).with_search(cost="madds", warmup_epochs=0)
-    loaded = loaded.with_search(weights=replace(loaded.search.weights, batch_size=batch))
-    loaded = loaded.with_compute(sync_batch_norm=sync)
-    if here:
-        take_steps(loaded, steps, here)
-        return
-    options = [f"--{n}={v}" for n, v in (("batch", batch), ("steps", steps), ("grid", grid))]
-    own = [*options, "--no-sync"]
-    runs = {
-        "1 process, 1 thread": run(recipe, options, 1, 1),
-        f"1 process, {processes} threads": run(recipe, options, 1, processes),
-        f"{processes} processes, 1 thread": run(recipe, options, processes, 1),
-        f"{processes} processes, own statistics": run(recipe, own, processes, 1),
-    }
-    first = [torch.tensor(p) for p in runs["1 process, 1 thread"]["choices"]]
-    results = {}
-    for name, found in runs.items():
+def summarise(runs: dict[str, dict[str, Any]], batch: int) -> dict[str, Any]:
+    """Return seconds per image of every run, and how far it is from the first run's result."""
+    expected = [torch.tensor(p) for p in next(iter(runs.values()))["choices"]]
+    results: dict[str, Any] = {}
+    for name, content in runs.items():
         differences = [
-            float((torch.tensor(p) - one).abs().max())
-            for p, one in zip(found["choices"], first, strict=True)
+            float((torch.tensor(p) - q).abs().max())
+            for p, q in zip(content["choices"], expected, strict=True)
         ]
         results[name] = {
             "largest_difference": max(differences),
             **{
                 f"{kind}_s_per_image": round(min(seconds[1:]) / batch, 4)
-                for kind, seconds in found["seconds"].items()
+                for kind, seconds in content["seconds"].items()
             },
         }
-    moved = max(float(one.abs().max()) for one in first)
-    content = {**results, "largest_choice": moved, "batch": batch, **device_description()}
+    moved = max(float(p.abs().max()) for p in expected)
+    return {**results, "largest_choice": moved}
+
+
+@grouped
+def main(
+    options: StepOptions,
+    processes: Annotated[int, typer.Option(min=2, help="Processes that share a batch.")] = 2,
+    sync: Annotated[bool, typer.Option(help="Whether BatchNorm sees the whole batch.")] = True,
+    here: Annotated[Path | None, typer.Option(help="Take the steps and write to this.")] = None,
+) -> None:
+    """Print seconds per image and the largest difference of alpha and beta as JSON."""
+    if here:
+        take_steps(options.load().with_compute(sync_batch_norm=sync), options.steps, here)
+        return
+    arguments = options.arguments()
+    runs = {
+        "1 process, 1 thread": run(arguments, 1, 1),
+        f"1 process, {processes} threads": run(arguments, 1, processes),
+        f"{processes} processes, 1 thread": run(arguments, processes, 1),
+        f"{processes} processes, own statistics": run([*arguments, "--no-sync"], processes, 1),
+    }
+    content = {**summarise(runs, options.batch), "batch": options.batch, **device_description()}
     print(json.dumps(content, indent=2))
 
 

@@ -2,11 +2,11 @@
 
     python -m bench.figures.search_steps RECIPE --batch 2
 
-Every variant is compared with ``plain``, each in a process of its own, so that its peak memory is
-its own. The two take turns step by step, and their times are compared pair by pair: what else the
-machine does changes a step by half within a minute. ``plain`` is the loop over candidates that
-comes to mind first: feature maps in the default layout, outputs stacked and summed, PyTorch's
-ReLU6, freed memory returned to the system. What takes minutes is asked for by name:
+Every variant is compared with ``plain``, the straightforward loop over candidates: feature maps in
+the default layout, outputs stacked and summed, PyTorch's ReLU6, freed memory returned to the
+system. Each of the two runs in its own process, whose peak memory is then that of the variant. They
+take turns step by step, and times are compared pair by pair, since other load on the machine
+changes a step's time by half within a minute. Variants that take minutes run only if named:
 
     --variant compile                                    # its first step compiles
     --variant "individual blocks, recompute operation" --against "recompute operation"
@@ -31,6 +31,7 @@ import typer
 from torch import Tensor, nn
 
 from adapt.artifacts import write_json
+from adapt.command_line import grouped
 from adapt.network.operations import ReLU6
 from adapt.network.supernet import MixedOperation
 from bench.latency.provenance import device_description
@@ -40,7 +41,7 @@ from search.supernet.bilevel import BilevelSearch
 from search.train.heap import freed_memory_kept
 
 Kind = Literal["weight", "arch"]
-WARM_UP = 3  # memory grows in the first ones
+WARM_UP = 3  # untimed steps: memory still grows in them
 
 
 def plain_mixed_operation(
@@ -56,14 +57,14 @@ def plain_mixed_operation(
 
 @dataclass
 class Run:
-    """Seconds of every step of a process, the first ones to warm up, and its peak memory."""
+    """Seconds of every step that a process took, and its peak memory."""
 
     seconds: list[float] = field(default_factory=list)
     peak_memory_gb: float = 0.0
 
     @property
     def timed(self) -> list[float]:
-        """Seconds of the steps that count."""
+        """Seconds of the steps after the warm-up."""
         return self.seconds[WARM_UP:]
 
 
@@ -134,8 +135,8 @@ def serve_steps(recipe: Recipe, kind: Kind, name: str) -> None:
         MixedOperation.forward = plain_mixed_operation  # type: ignore[assignment]
         ReLU6.forward = nn.ReLU6.forward  # type: ignore[assignment, method-assign]
     train = recipe.split(recipe.data.train)
-    wanted = variant_of(recipe, name)
-    search = BilevelSearch(wanted, train, madds_cost(wanted, len(train.class_names)))
+    variant = variant_of(recipe, name)
+    search = BilevelSearch(variant, train, madds_cost(variant, len(train.class_names)))
     returned = name in ("plain", "memory returned")
     with nullcontext() if returned else freed_memory_kept(search.world.device):
         for _, seconds in zip(sys.stdin, _seconds(search, kind), strict=False):
@@ -181,7 +182,8 @@ def _started(command: list[str]) -> subprocess.Popen[str]:
 
 
 def _step_of(process: subprocess.Popen[str]) -> float:
-    """Wake a process for one step; its idle threads would spin on the cores of the other."""
+    """Let a process take one step and return its seconds; it is stopped before and after."""
+    # Not only idle: its threads would spin on the cores that the other process computes on.
     assert process.stdin
     assert process.stdout
     process.send_signal(signal.SIGCONT)
@@ -193,67 +195,103 @@ def _step_of(process: subprocess.Popen[str]) -> float:
 
 
 def summarise(runs: list[Run], others: list[Run]) -> dict[str, Any]:
-    """Return median and minimum of a variant, and of the ratios to the steps taken in turn."""
+    """Summarise the steps of a variant, and their ratios to those that the other took in turn."""
     seconds = [value for run in runs for value in run.timed]
-    other = [value for run in others for value in run.timed]
-    ratios = [b / a for a, b in zip(seconds, other, strict=True)]
+    other_seconds = [value for run in others for value in run.timed]
+    ratios = [other / own for own, other in zip(seconds, other_seconds, strict=True)]
     return {
         "steps": len(seconds),
         "median_s": round(statistics.median(seconds), 3),
         "min_s": round(min(seconds), 3),
         "first_s": round(min(run.seconds[0] for run in runs), 2),
         "peak_memory_gb": round(max(run.peak_memory_gb for run in runs), 2),
-        "against_median_s": round(statistics.median(other), 3),
+        "against_median_s": round(statistics.median(other_seconds), 3),
         "times_faster": round(statistics.median(ratios), 2),
         "times_faster_quartiles": [round(q, 2) for q in statistics.quantiles(ratios)[::2]],
-        "times_faster_min": round(min(other) / min(seconds), 2),
+        "times_faster_min": round(min(other_seconds) / min(seconds), 2),
     }
 
 
+@dataclass(frozen=True)
+class StepOptions:
+    """What a step is."""
+
+    recipe: Annotated[str, typer.Argument(help="Recipe; its space and detector are used.")]
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 2
+    grid: Annotated[int, typer.Option(help="Width grid; 1 is the full Table I.")] = 1
+
+    def load(self) -> Recipe:
+        """Return the recipe, for multiply-adds."""
+        recipe = Recipe.load(self.recipe).with_grid(self.grid).with_search(cost="madds")
+        weights = replace(recipe.search.weights, batch_size=self.batch)
+        return recipe.with_search(weights=weights)
+
+    def command(self, kind: Kind, variant: str) -> list[str]:
+        """Return the command of a process that takes such steps, see :func:`serve_steps`."""
+        step = [self.recipe, f"--batch={self.batch}", f"--grid={self.grid}"]
+        which = [f"--kind={kind}", f"--variant={variant}"]
+        return [sys.executable, "-m", "bench.figures.search_steps", *step, *which, "--here"]
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """What is compared with what, and how often."""
+
+    steps: Annotated[int, typer.Option(min=2, help="Timed steps of each variant and round.")] = 8
+    rounds: Annotated[int, typer.Option(help="How often all variants take their turn.")] = 3
+    variant: Annotated[list[str] | None, typer.Option(help="Variants; the usual if none.")] = None
+    against: Annotated[str, typer.Option(help="Variant to compare with.")] = "plain"
+    kind: Annotated[str, typer.Option(help="Only weight or only arch steps.")] = ""
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The kinds of steps."""
+        every: tuple[Kind, ...] = ("weight", "arch")
+        return [kind for kind in every if self.kind in ("", kind)]
+
+    def check(self) -> None:
+        """Refuse a variant that does not exist."""
+        for name in (*(self.variant or ()), self.against):
+            if name not in VARIANTS:
+                raise typer.BadParameter(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
+
+
+def compare(options: StepOptions, comparison: ComparisonOptions) -> dict[str, Any]:
+    """Run all variants in turns, and summarise them by kind of step and name."""
+    runs: defaultdict[tuple[Kind, str], list[list[Run]]] = defaultdict(list)
+    for _ in range(comparison.rounds):
+        for kind in comparison.kinds:
+            for name in comparison.variant or USUAL[kind]:
+                pair = [options.command(kind, v) for v in (name, comparison.against)]
+                runs[kind, name].append(taking_turns(pair, comparison.steps + WARM_UP))
+                print(kind, name, *runs[kind, name][-1], file=sys.stderr, flush=True)
+    results: dict[str, Any] = {}
+    for (kind, name), pairs in runs.items():
+        own, other = map(list, zip(*pairs, strict=True))
+        results.setdefault(kind, {})[name] = summarise(own, other)
+    return results
+
+
+@grouped
 def main(
-    recipe: Annotated[str, typer.Argument(help="Recipe; its space and detector are used.")],
-    batch: Annotated[int, typer.Option(help="Images per step.")] = 2,
-    steps: Annotated[int, typer.Option(min=2, help="Timed steps of each variant and round.")] = 8,
-    rounds: Annotated[int, typer.Option(help="How often all variants take their turn.")] = 3,
-    grid: Annotated[int, typer.Option(help="Width grid; 1 is the full Table I.")] = 1,
-    variant: Annotated[list[str] | None, typer.Option(help="Variants; the usual if none.")] = None,
-    against: Annotated[str, typer.Option(help="Variant to compare with.")] = "plain",
-    kind: Annotated[str, typer.Option(help="Only weight or only arch steps.")] = "",
+    options: StepOptions,
+    comparison: ComparisonOptions,
     here: Annotated[bool, typer.Option(help="One variant, in this process.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Print seconds and peak memory of weight and architecture steps as JSON."""
-    for name in (*(variant or ()), against):
-        if name not in VARIANTS:
-            raise typer.BadParameter(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
-    loaded = Recipe.load(recipe).with_grid(grid).with_search(cost="madds")
-    weights = replace(loaded.search.weights, batch_size=batch)
-    loaded = loaded.with_search(weights=weights)
-    kinds: list[Kind] = [one for one in ("weight", "arch") if kind in ("", one)]
+    comparison.check()
     if here:
-        assert variant
-        serve_steps(loaded, kinds[0], variant[0])
+        assert comparison.variant
+        serve_steps(options.load(), comparison.kinds[0], comparison.variant[0])
         return
-    options = [f"--{n}={v}" for n, v in (("batch", batch), ("grid", grid))]
-    command = [sys.executable, "-m", "bench.figures.search_steps", recipe, *options, "--here"]
-    runs: defaultdict[tuple[Kind, str], list[list[Run]]] = defaultdict(list)
-    for _ in range(rounds):
-        for one in kinds:
-            for name in variant or USUAL[one]:
-                pair = [[*command, f"--kind={one}", f"--variant={v}"] for v in (name, against)]
-                runs[one, name].append(taking_turns(pair, steps + WARM_UP))
-                print(one, name, *runs[one, name][-1], file=sys.stderr, flush=True)
-    results: dict[str, Any] = {}
-    for (one, name), pairs in runs.items():
-        own, other = map(list, zip(*pairs, strict=True))
-        results.setdefault(one, {})[name] = summarise(own, other)
     content = {
-        **results,
-        "against": against,
-        "recipe": recipe,
-        "batch": batch,
-        "width_grid": grid,
-        "rounds": rounds,
+        **compare(options, comparison),
+        "against": comparison.against,
+        "recipe": options.recipe,
+        "batch": options.batch,
+        "width_grid": options.grid,
+        "rounds": comparison.rounds,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **device_description(),
