@@ -1,4 +1,4 @@
-"""What works on this machine, and how to get what does not?"""
+"""Which runtimes and weights work on this machine, and how to get the others? (`adapt doctor`)"""
 
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -38,29 +38,29 @@ class RuntimeState:
     fix: str = ""
 
     def __str__(self) -> str:
-        name = self.version or "not installed"
+        version = self.version or "not installed"
         builds = "builds engines, " if self.builds else ""
         if self.usable:
-            return f"{name}: {builds}usable"
+            return f"{version}: {builds}usable"
         problem = f": {builds}not usable here: {self.problem}" if self.version else ""
-        return f"{name}{problem}; {self.fix}"
+        return f"{version}{problem}; {self.fix}"
 
 
 def diagnose() -> dict[str, Any]:
     """Return libraries, runtimes, weight files and the device, each with what to do about it."""
-    found: dict[str, Any] = {"device": device_description()}
+    findings: dict[str, Any] = {"device": device_description()}
     for library in ("torch", "torchvision", "pycocotools", "onnx", "typer", "rich"):
-        found[library] = metadata.version(library)
+        findings[library] = metadata.version(library)
     for runtime in RUNTIMES:
-        found[f"runtime {runtime}"] = runtime_state(runtime)
+        findings[f"runtime {runtime}"] = runtime_state(runtime)
     for source in PUBLISHED:
-        found[f"weights {source}"] = _weights(source)
-    return found
+        findings[f"weights {source}"] = _weights(source)
+    return findings
 
 
-def to_json(found: dict[str, Any]) -> dict[str, Any]:
+def to_json(findings: dict[str, Any]) -> dict[str, Any]:
     """Return what :func:`diagnose` found as plain JSON content."""
-    return {k: asdict(v) if isinstance(v, RuntimeState) else v for k, v in found.items()}
+    return {k: asdict(v) if isinstance(v, RuntimeState) else v for k, v in findings.items()}
 
 
 def runtime_state(runtime: str) -> RuntimeState:

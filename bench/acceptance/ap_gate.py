@@ -85,7 +85,8 @@ class Gate:
                 f"AP drops by {drop:.2f} points, from {self.ap_torch:.2f} (fp32 PyTorch) to "
                 f"{aps[worst]:.2f} ({worst}) on {len(self.split)} images of "
                 f"{self.split.annotations}, more than --ap-gate {self.max_drop:g}; export in a "
-                "higher precision, with more --nms-candidates, or calibrate on more images like these"
+                "higher precision, with more --nms-candidates, or calibrate on more images like "
+                "these"
             )
         return drop
 

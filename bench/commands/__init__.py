@@ -1,1 +1,1 @@
-"""Which commands measure, and put the other packages together?"""
+"""Which commands measure, or use several packages? (options and output; the work is elsewhere)"""

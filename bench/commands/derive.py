@@ -1,4 +1,4 @@
-"""Which command derives networks from a search? (`adapt derive`; it measures, if asked to)"""
+"""Which command derives networks from a search? (`adapt derive`, with `--verify`, `--refine`)"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +42,10 @@ class DeriveOptions:
     ] = 0
 
     def kind(self, data: Path | None) -> Literal["one", "verified", "front", "refined"]:
-        """Return what is asked for.
+        """Return which of the four derivations the options ask for.
 
         Raises:
-            AdaptError: If two options exclude each other, or ``data`` is given for nothing.
+            AdaptError: If two options exclude each other, or ``data`` would not be used.
         """
         refined = bool(self.refine or self.evolve)
         if self.verify and (self.pareto or refined):
@@ -88,24 +88,24 @@ def derive_command(
     files = SearchFiles(supernet, costs.costs, costs.uncertified)
     kind = networks.kind(data)
     if kind == "refined":
-        found = _refined(files, out or supernet.parent / "refined", networks, data)
+        result = _refined(files, out or supernet.parent / "refined", networks, data)
     elif kind == "front":
-        found = _front(files, out or supernet.parent / "front", networks)
+        result = _front(files, out or supernet.parent / "front", networks)
     else:
-        found = _one(files, out or supernet.parent / "arch.json", networks)
+        result = _one(files, out or supernet.parent / "arch.json", networks)
     if kind != "front":
         costs.tell_certificate()
-    if kind == "refined" and found["chosen_on"] == found["benchmark"]:
+    if kind == "refined" and result["chosen_on"] == result["benchmark"]:
         warn(
-            f"networks were chosen on `{found['chosen_on']}`, which the benchmark reports too: its "
-            "AP will be too good; set data.test to another split"
+            f"networks were chosen on `{result['chosen_on']}`, which the benchmark reports too: "
+            "its AP will be too good; set data.test to another split"
         )
     title = {"refined": "refined", "front": ""}.get(kind, "derived")
-    show(found if as_json else _readable(found), as_json=as_json, title=title)
+    show(result if as_json else _readable(result), as_json=as_json, title=title)
 
 
 def _one(files: "SearchFiles", out: Path, networks: DeriveOptions) -> dict[str, Any]:
-    """Derive one network, measured if asked for."""
+    """Derive one network; with ``--verify``, by measurement."""
     from adapt.progress import console_stage
     from bench.acceptance.verify import derive_verified
     from search.derive.derive import derive
@@ -133,16 +133,16 @@ def _refined(
     from bench.acceptance.refine import Refinement, refine_front
 
     budget = networks.parsed_budget()
-    wanted = Refinement.of(networks.pareto, networks.refine, networks.evolve, budget)
-    return refine_front(files, out, wanted, data=data, stage=console_stage)
+    refinement = Refinement.of(networks.pareto, networks.refine, networks.evolve, budget)
+    return refine_front(files, out, refinement, data=data, stage=console_stage)
 
 
-def _readable(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the result with one line per network, and per round of measurements."""
-    lines = dict(found)
-    if "networks" in found:
-        rows = found["networks"]
+def _readable(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result with one line per network, and per measured round."""
+    lines = dict(result)
+    if "networks" in result:
+        rows = result["networks"]
         lines["networks"] = [f"{Path(r['architecture']).name}: {plain(r)}" for r in rows]
-    if "rounds" in found:
-        lines["rounds"] = list(map(plain, found["rounds"]))
+    if "rounds" in result:
+        lines["rounds"] = list(map(plain, result["rounds"]))
     return lines

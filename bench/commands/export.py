@@ -1,4 +1,4 @@
-"""Which command writes what is deployed? (`adapt export`; it evaluates, if asked to)"""
+"""Which command writes the files that are deployed? (`adapt export`, with `--ap-gate`)"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ class EngineOptions:
         """Return how to build the engine, or None for none.
 
         Raises:
-            AdaptError: If there are options of an engine that nobody asked for.
+            AdaptError: If there are options of an engine, but not ``--trt``.
         """
         from export.engine.configure import BuildOptions
 
@@ -122,7 +122,7 @@ def export_command(
     from bench.acceptance.ap_gate import GateOptions, deploy_within
     from export.deploy import Deployment, deploy
 
-    wanted = Deployment(
+    deployment = Deployment(
         **vars(graph),
         calibration=checks.calibration or ([checks.data] if checks.data else ()),
         verify=checks.verify or (),
@@ -131,8 +131,8 @@ def export_command(
     path = out or detector.with_suffix(".onnx")
     with console_stage("export") as progress:
         if checks.ap_gate is None:
-            summary = deploy(detector, path, wanted, progress=progress)
+            summary = deploy(detector, path, deployment, progress=progress)
         else:
             gate = GateOptions(checks.ap_gate, checks.data, checks.split)
-            summary = deploy_within(gate, detector, path, wanted, progress=progress)
+            summary = deploy_within(gate, detector, path, deployment, progress=progress)
     show(summary, as_json=as_json, title="export")

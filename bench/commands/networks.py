@@ -1,4 +1,4 @@
-"""Which commands measure finished networks? (`adapt eval`, `adapt bench`)"""
+"""Which commands benchmark finished detectors? (`adapt eval`, `adapt bench`)"""
 
 import json
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapt.command_line import JsonOpt, grouped, show
-from export.commands import RuntimeOpt, ThreadsOpt
+from export.commands import ArtifactArg, RuntimeOpt, ThreadsOpt
 
 if TYPE_CHECKING:
     from adapt.data.coco import CocoSplit
@@ -31,7 +31,7 @@ class SplitOptions:
 
 @grouped
 def eval_command(
-    artifact: Annotated[Path, typer.Argument(help="Detector (.safetensors) or ONNX file.")],
+    artifact: ArtifactArg,
     images: SplitOptions,
     runtime: RuntimeOpt = None,
     threads: ThreadsOpt = 1,
@@ -57,7 +57,9 @@ def eval_command(
 
 @grouped
 def bench_command(
-    artifacts: Annotated[list[Path], typer.Argument(help="Detectors (.safetensors, .onnx).")],
+    artifacts: Annotated[
+        list[Path], typer.Argument(help="Detectors (.safetensors), ONNX files and engines (.plan).")
+    ],
     images: SplitOptions,
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("runs/report"),
     runtime: Annotated[
@@ -75,13 +77,13 @@ def bench_command(
     from rich.console import Console
 
     from adapt.progress import console_stage
-    from bench.networks.measure import DETECTOR_PROTOCOL, compare, named
+    from bench.networks.measure import DETECTOR_PROTOCOL, compare, on_runtimes
     from bench.networks.report import rich_table, write_report
 
     protocol = replace(DETECTOR_PROTOCOL, rounds=rounds)
-    chosen, split = named(artifacts, runtime or ()), images.load()
+    compared, split = on_runtimes(artifacts, runtime or ()), images.load()
     with console_stage("bench") as progress:
-        result = compare(chosen, split, threads=threads, protocol=protocol, progress=progress)
+        result = compare(compared, split, threads=threads, protocol=protocol, progress=progress)
     write_report(out, result)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))

@@ -65,8 +65,8 @@ def doctor_command(as_json: JsonOpt = False) -> None:
     """
     from bench.doctor import diagnose, to_json
 
-    found = diagnose()
-    show(to_json(found) if as_json else found, as_json=as_json, title="adapt doctor")
+    findings = diagnose()
+    show(to_json(findings) if as_json else findings, as_json=as_json, title="adapt doctor")
 
 
 def _run(recipe: "Recipe", out: Path, limit_steps: int | None) -> "RunResult":

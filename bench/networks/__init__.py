@@ -1,1 +1,1 @@
-"""What do accuracy and latency of whole detectors come to?"""
+"""How are finished detectors benchmarked, and how is the result reported?"""

@@ -1,4 +1,4 @@
-"""What do the mAP and the latency of the same artifact come to?"""
+"""Which mAP and latency does a detector file reach on a runtime? (`adapt eval`, `adapt bench`)"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from adapt.artifacts import library_versions, make_folder, write_text
 from adapt.cost.units import detector_units, madds
 from adapt.data.coco import CocoImage, CocoSplit, read_image
 from adapt.data.evaluate import Detections, Metrics, coco_results, detections_to_original, evaluate
-from adapt.data.images import InputSize, fit
+from adapt.data.images import fit
 from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import count_parameters
 from adapt.errors import AdaptError
@@ -106,17 +106,15 @@ def compare(
     *,
     threads: int = 1,
     protocol: Protocol = DETECTOR_PROTOCOL,
-    seed: int = 0,
     progress: Progress = silent,
 ) -> BenchResult:
-    """Measure mAP and latency of artifacts in one run, the latencies in interleaved rounds.
+    """Measure mAP and latency of artifacts, all latencies in interleaved rounds.
 
     Args:
         artifacts: Runtime and file of each, by the name it gets in the report.
         split: Images and boxes to evaluate on.
         threads: CPU threads of one inference.
         protocol: How much to time.
-        seed: Seed of the order of the rounds.
         progress: Called with (done, total) of images and rounds together.
 
     Raises:
@@ -130,10 +128,12 @@ def compare(
             name: stack.enter_context(open_runner(runtime, path, threads))
             for name, (runtime, path) in artifacts.items()
         }
-        metrics = {}
-        for name, runner in runners.items():
-            metrics[name], _ = evaluate_runner(runner, split, progress=steps)
-        latencies = _latencies(runners, split, protocol, threads, seed, steps)
+        metrics = {
+            name: evaluate_runner(runner, split, progress=steps)[0]
+            for name, runner in runners.items()
+        }
+        timers = _timers(runners, split.images[0])
+        latencies = measure(timers, protocol, anchor=_anchor(threads), progress=steps)
         entries = tuple(
             _entry(name, artifacts[name][1], runner, metrics[name], latencies[name])
             for name, runner in runners.items()
@@ -150,7 +150,7 @@ def compare(
 
 
 class _Steps:
-    """Makes one progress of several: each call is one step, whoever calls."""
+    """Reports several kinds of work as one: every call is one step of the total."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._done = 0
@@ -165,7 +165,7 @@ class _Steps:
 def evaluate_runner(
     runner: Runner, split: CocoSplit, *, progress: Progress = silent
 ) -> tuple[Metrics, list[Detections]]:
-    """Run a detector over a split, one image at a time, and evaluate what it finds.
+    """Run a detector over a split, one image at a time, and evaluate its detections.
 
     Args:
         runner: An open runner.
@@ -179,50 +179,44 @@ def evaluate_runner(
         AdaptError: If the detector's classes are not those of the split.
     """
     _check_classes(runner.info, split)
-    size = runner.size
-    found = []
+    detections = []
     for done, image in enumerate(split.images, start=1):
-        found.append(_detect(runner, image, size))
+        detections.append(_detect(runner, image))
         progress(done, len(split))
-    return evaluate(split, found), found
+    return evaluate(split, detections), detections
 
 
 def _check_classes(info: DetectorInfo, split: CocoSplit) -> None:
     if info.classes != split.class_names:
         raise AdaptError(
-            f"the detector knows the classes {_list(info.classes)}, {split.annotations} has "
-            f"{_list(split.class_names)}; evaluate on the data set it was trained for"
+            f"the detector knows the classes {_listed(info.classes)}, {split.annotations} has "
+            f"{_listed(split.class_names)}; evaluate on the data set it was trained for"
         )
 
 
-def _list(names: tuple[str, ...], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" ... ({len(names)})" if len(names) > most else "")
+def _listed(names: tuple[str, ...], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" ... ({len(names)})" if len(names) > limit else "")
 
 
-def _detect(runner: Runner, image: CocoImage, size: InputSize) -> Detections:
-    pixels, factors = fit(read_image(image), size)
+def _detect(runner: Runner, image: CocoImage) -> Detections:
+    pixels, factors = fit(read_image(image), runner.size)
     ((boxes, scores, labels),) = runner.infer(batch_of_one(pixels))
     original = detections_to_original(from_numpy(boxes), factors, image.width, image.height)
     return Detections(image.id, original, scores, labels)
 
 
-def _latencies(
-    runners: Mapping[str, Runner],
-    split: CocoSplit,
-    protocol: Protocol,
-    threads: int,
-    seed: int,
-    progress: Progress,
-) -> dict[str, Latency]:
-    """Time every runner on the first image of the split."""
-    image = read_image(split.images[0])
-    timers: dict[str, Timer] = {
-        name: wall_timer(runner.bind(batch_of_one(fit(image, runner.size)[0])))
+def _timers(runners: Mapping[str, Runner], image: CocoImage) -> dict[str, Timer]:
+    """Return what times each runner on an image that is in the runtime's memory already."""
+    pixels = read_image(image)
+    return {
+        name: wall_timer(runner.bind(batch_of_one(fit(pixels, runner.size)[0])))
         for name, runner in runners.items()
     }
-    target = OrtBackend("ort-cpu", threads=threads)
-    anchor = Anchor(target.load(target.build(ANCHOR)))
-    return measure(timers, protocol, anchor=anchor, seed=seed, progress=progress)
+
+
+def _anchor(threads: int) -> Anchor:
+    backend = OrtBackend("ort-cpu", threads=threads)
+    return Anchor(backend.load(backend.build(ANCHOR)))
 
 
 def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency: Latency) -> Entry:
@@ -244,30 +238,30 @@ def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency:
     )
 
 
-def named(artifacts: Sequence[Path], runtimes: Sequence[str] = ()) -> dict[str, tuple[str, Path]]:
-    """Return the artifacts to compare, each on every asked runtime that runs such files.
+def on_runtimes(files: Sequence[Path], runtimes: Sequence[str] = ()) -> Artifacts:
+    """Return the artifacts to compare: each file on every runtime that runs files of its kind.
 
     Args:
-        artifacts: Detector files.
-        runtimes: Runtimes; each file's usual one if empty.
+        files: Detector files.
+        runtimes: Runtimes to choose from; each file's usual one if empty.
 
     Raises:
-        AdaptError: If no asked runtime runs one of the files.
+        AdaptError: If a file is of a kind that none of the runtimes runs.
     """
     unknown = [name for name in runtimes if name not in ARTIFACTS]
     if unknown:
         raise AdaptError(f"runtime must be one of {', '.join(ARTIFACTS)}, got {unknown[0]!r}")
-    chosen: dict[str, tuple[str, Path]] = {}
-    for artifact in artifacts:
-        asked = runtimes or (usual_runtime(artifact),)
-        fitting = [name for name in asked if ARTIFACTS[name] == artifact.suffix]
+    artifacts: dict[str, tuple[str, Path]] = {}
+    for file in files:
+        choice = runtimes or (usual_runtime(file),)
+        fitting = [runtime for runtime in choice if ARTIFACTS[runtime] == file.suffix]
         if not fitting:
-            check_artifact(asked[0], artifact)
+            check_artifact(choice[0], file)  # raises an error that names what runs such files
         for runtime in fitting:
             label = f" on {runtime}" if len(fitting) > 1 else ""
-            name = f"{artifact.stem}{label}"
-            chosen[f"{artifact}{label}" if name in chosen else name] = (runtime, artifact)
-    return chosen
+            name = f"{file.stem}{label}"
+            artifacts[f"{file}{label}" if name in artifacts else name] = (runtime, file)
+    return artifacts
 
 
 def evaluate_artifact(
@@ -282,7 +276,7 @@ def evaluate_artifact(
     """Evaluate a detector file on a runtime.
 
     Args:
-        artifact: Detector or ONNX file.
+        artifact: Detector, ONNX file or engine.
         split: Images and boxes.
         runtime: Runtime; the file's usual one if None.
         threads: CPU threads of one inference.
@@ -292,7 +286,7 @@ def evaluate_artifact(
     if results:
         make_folder(results.parent)  # before the images, not after
     with open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner:
-        metrics, found = evaluate_runner(runner, split, progress=progress)
+        metrics, detections = evaluate_runner(runner, split, progress=progress)
     if results:
-        write_text(results, json.dumps(coco_results(found, split)) + "\n")
+        write_text(results, json.dumps(coco_results(detections, split)) + "\n")
     return metrics

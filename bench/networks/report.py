@@ -1,4 +1,4 @@
-"""How does a reader see what was measured?"""
+"""How are the results of `adapt bench` shown? (terminal, Markdown, CSV, JSON, plot)"""
 
 import csv
 import io
@@ -39,7 +39,7 @@ COLUMNS: tuple[Column, ...] = (
     ("MParams", lambda e: f"{e.params / 1e6:.2f}"),
     ("MB", lambda e: f"{e.size_mb:.1f}"),
 )
-# Fits 80 characters; the report has the others.
+# The columns that fit into 80 characters.
 TERMINAL_COLUMNS = ("model", "runtime", "AP", "AP50", "p50 ms", "p95 ms", "GMAdds", "MParams", "MB")
 
 
@@ -84,7 +84,7 @@ def rich_table(result: BenchResult) -> Table:
 
 
 def conditions(result: BenchResult) -> str:
-    """Return device, precision, batch, threads and statistic as one line."""
+    """Return device, precision, batch, threads and statistic in one line."""
     device = result.device.get("device", "unknown device")
     threads = f"{result.threads} thread" + "s" * (result.threads != 1)
     return (
