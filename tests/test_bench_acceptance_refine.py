@@ -148,7 +148,7 @@ class Canned(Stopwatch):
     def __init__(self, answers):
         self.answers = answers
 
-    def many(self, networks, *, progress=None):
+    def measure_all(self, networks, *, progress=None):
         told = (self.answers[network].pop(0) for network in networks)
         return [replace(LATENCY, drifted=drifted, min_ms=ms) for drifted, ms in told]
 

@@ -34,7 +34,7 @@ from bench.latency.backend import OrtBackend, conditions
 from bench.latency.timing import Latency
 
 UNITS = DETECTORS.units()
-MEASURABLE = select(DETECTORS).wanted
+MEASURABLE = select(DETECTORS).of_shard
 RESTLESS = Simulated(noise=0.01, drift=0.2, throttling=0.1)
 
 

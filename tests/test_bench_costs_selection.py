@@ -33,7 +33,7 @@ def test_what_a_table_holds_is_done(table):
     full = select(DETECTORS, table)
     larger = select(replace(DETECTORS, size=InputSize(96, 64)), table)
     assert (full.to_measure, full.done) == ((), len(table))
-    assert (larger.to_measure, larger.done) == (larger.wanted, 0)
+    assert (larger.to_measure, larger.done) == (larger.of_shard, 0)
 
 
 def test_a_grid_measures_a_part_and_infers_the_rest():

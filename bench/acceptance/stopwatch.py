@@ -47,11 +47,11 @@ class Stopwatch:
     def __exit__(self, *how: Any) -> None:
         self._workers.__exit__(*how)
 
-    def one(self, network: Architecture) -> tuple[float, bool]:
+    def measure_one(self, network: Architecture) -> tuple[float, bool]:
         """Return the latency of a network in ms, and whether the machine was slow each time."""
         least = float("inf")
         for _ in range(REPEATS):
-            (latency,) = self.many([network])
+            (latency,) = self.measure_all([network])
             least = min(least, latency.min_ms)
             if not latency.mostly_drifted:
                 break
@@ -61,13 +61,16 @@ class Stopwatch:
         self, networks: Sequence[Architecture], *, progress: Progress = silent
     ) -> list[float]:
         """Return latencies in ms; networks that met a slow machine are measured again, alone."""
-        latencies = self.many(networks, progress=progress)
-        return [
-            min(latency.min_ms, self.one(network)[0]) if latency.mostly_drifted else latency.min_ms
-            for network, latency in zip(networks, latencies, strict=True)
-        ]
+        measured = self.measure_all(networks, progress=progress)
+        latencies_ms = []
+        for network, latency in zip(networks, measured, strict=True):
+            latency_ms = latency.min_ms
+            if latency.mostly_drifted:
+                latency_ms = min(latency_ms, self.measure_one(network)[0])
+            latencies_ms.append(latency_ms)
+        return latencies_ms
 
-    def many(
+    def measure_all(
         self, networks: Sequence[Architecture], *, progress: Progress = silent
     ) -> list[Latency]:
         """Return the latencies of networks, which are measured in interleaved rounds.

@@ -251,7 +251,7 @@ def approached(
     approach = Approach(search.deriver("ms"), budget.amount)
 
     def measure(network: Derived) -> tuple[float, bool]:
-        latency_ms, drifted = stopwatch.one(search.network(network.choices))
+        latency_ms, drifted = stopwatch.measure_one(search.network(network.choices))
         progress(len(approach.rounds) + 1, limit, f"{latency_ms:.4g} ms")
         return latency_ms, drifted
 

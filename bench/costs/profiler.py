@@ -98,7 +98,7 @@ def profile(
         how: Where, how much and in which order.
         part: Which of the units are measured here. Some that are inferred are measured too, to
             tell the error of inference.
-        progress: Called with rows done and wanted, repeated ones on top.
+        progress: Called with rows done and rows in all, repeated ones on top.
 
     Raises:
         AdaptError: If the backend cannot measure here, or the table was measured under other
@@ -145,7 +145,7 @@ class _Run:
     Attributes:
         table: The table that is written.
         workers: Measure the units.
-        progress: Called with rows done and wanted.
+        progress: Called with rows done and rows in all.
         drifted: Rows that met a slow machine in their last measurement too.
         failed: Why a unit has no row, by the unit's key.
     """
@@ -230,7 +230,7 @@ class _Run:
         measured = {unit: rows[unit_key(unit)] for unit in selection.on_design}
         guesses = interpolate(measured, selection.space, grid)
         held_out = shuffled(selection.to_infer, self.workers.how.seed)[:HELD_OUT]
-        self.measure(held_out, len(selection.wanted))
+        self.measure(held_out, len(selection.of_shard))
         lacking = set(selection.to_infer)
         guesses = {unit: cost for unit, cost in guesses.items() if unit in lacking}
         self.table.add({u: c for u, c in guesses.items() if u not in set(held_out)})

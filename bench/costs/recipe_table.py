@@ -83,13 +83,13 @@ class RecipeTable:
         except AdaptError as error:  # a selection for another machine
             seconds = f"unknown: {error}"
         units, measured = len(selection.space), len(selection.on_design)
-        rows = len(selection.wanted) + len(selection.to_infer)
+        rows = len(selection.of_shard) + len(selection.to_infer)
         return {
             "distinct_units": units,
             "measured_units": measured,
             "share_measured": round(measured / units, 3),
             "inferred_units": units - measured,
-            "boundaries": len(selection.wanted) - len(part.shard.of(selection.on_design)),
+            "boundaries": len(selection.of_shard) - len(part.shard.of(selection.on_design)),
             "already_measured": selection.done,
             "to_measure": len(selection.to_measure),
             "estimated_seconds": seconds,
@@ -108,7 +108,7 @@ class RecipeTable:
 
         Args:
             part: Which of the units are measured here.
-            progress: Called with rows done and wanted, repeated ones on top.
+            progress: Called with rows done and rows in all, repeated ones on top.
 
         Raises:
             AdaptError: If the table was measured under other conditions, or units could not be

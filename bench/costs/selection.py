@@ -22,21 +22,21 @@ class Selection:
     Attributes:
         space: Distinct units of the space.
         on_design: Those that some shard measures; the others are inferred from them.
-        wanted: What this shard measures: its units and boundaries.
+        of_shard: What this shard measures: its units and boundaries.
         to_measure: Those of them that the table lacks.
         to_infer: Units that the table lacks and that are inferred, once all shards are merged.
     """
 
     space: tuple[Unit, ...]
     on_design: tuple[Unit, ...]
-    wanted: tuple[Measurable, ...]
+    of_shard: tuple[Measurable, ...]
     to_measure: tuple[Measurable, ...]
     to_infer: tuple[Unit, ...]
 
     @property
     def done(self) -> int:
         """Number of rows that the table already holds."""
-        return len(self.wanted) - len(self.to_measure)
+        return len(self.of_shard) - len(self.to_measure)
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,16 @@ def select(
     space = detectors.units()
     on_design = measured_units(space, part.grid)
     ends = list(dict.fromkeys(end for unit in on_design for end in boundaries(unit)))
-    wanted: list[Measurable] = [*part.shard.of(ends), *part.shard.of(on_design)]
+    of_shard: list[Measurable] = [*part.shard.of(ends), *part.shard.of(on_design)]
     known = set(on_design)
     others = [unit for unit in space if unit not in known]
-    to_measure = wanted if table is None else table.missing(wanted, inferred_too=True)
+    to_measure = of_shard if table is None else table.missing(of_shard, inferred_too=True)
     # With new measurements, what was inferred from fewer is inferred again.
     to_infer = others if table is None else table.missing(others, inferred_too=bool(to_measure))
     return Selection(
         space=tuple(space),
         on_design=tuple(on_design),
-        wanted=tuple(wanted),
+        of_shard=tuple(of_shard),
         to_measure=tuple(to_measure),
         to_infer=tuple(to_infer),
     )
