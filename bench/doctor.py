@@ -11,8 +11,7 @@ from adapt.network.weights import PUBLISHED, find_local_weights
 from bench.latency.onnx_units import unit_model
 from bench.latency.provenance import device_description
 from bench.latency.subject import ANCHOR
-from export.engine.installed import check_builder, trt_flavours
-from export.engine.installed import INSTALL
+from export.engine.installed import INSTALL, check_builder, trt_flavours
 from export.run.onnx_session import PROVIDERS, ort_session
 from export.run.runner import RUNTIMES
 

@@ -33,8 +33,8 @@ from adapt.runtime import Tail
 from bench.latency.provenance import device_description
 from bench.latency.timing import Call, Latency, Protocol, measure, wall_timer
 from export.engine.build import build_engine
-from export.engine.installed import trt_flavours
 from export.engine.configure import BuildOptions
+from export.engine.installed import trt_flavours
 from export.graph.detector import RawHeads, export_detector
 from export.graph.onnx_file import OPSET
 from export.graph.options import GraphOptions

@@ -30,8 +30,8 @@ from bench.latency.subject import ANCHOR, Subject
 from bench.latency.timing import PROTOCOL, Call, Timer, wall_timer
 from bench.latency.torch_units import torch_call
 from export.engine.build import build_plan
-from export.engine.installed import load_tensorrt
 from export.engine.configure import BuildOptions
+from export.engine.installed import load_tensorrt
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 
 INTERVAL_MS = 1.0  # between two CUDA events, whose resolution is 0.5 us
