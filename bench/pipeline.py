@@ -34,8 +34,8 @@ from export.graph.options import GraphOptions
 from search.derive.derive import derive
 from search.derive.finished import SearchFiles
 from search.recipe.budget import Budget
-from search.recipe.costs import search_cost
 from search.recipe.recipe import Recipe
+from search.recipe.search_cost import search_cost
 from search.supernet.run import run_search
 from search.train.finetune import run_finetune
 from search.train.session import Session

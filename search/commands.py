@@ -161,7 +161,7 @@ class CostsOptions:
     def tell_certificate(self) -> None:
         """Print on stderr how far the table can be trusted."""
         from adapt.cost.table import CostTable
-        from search.recipe.costs import certificate_line
+        from search.recipe.search_cost import certificate_line
 
         if self.costs:
             with CostTable.open(self.costs) as table:
@@ -194,7 +194,7 @@ def search_command(
 
     Example: `adapt search recipes/bccd-cpu.toml --cost latency --costs runs/costs.sqlite`
     """
-    from search.recipe.costs import search_cost
+    from search.recipe.search_cost import search_cost
     from search.supernet.run import run_search
 
     wanted = choices.apply(training.apply(start.apply(recipe.load()), "search"))

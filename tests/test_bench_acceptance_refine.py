@@ -20,8 +20,8 @@ from bench.latency.workers import Measurement
 from cli import app
 from search.derive.finished import SearchFiles
 from search.recipe.budget import Budget
-from search.recipe.costs import madds_cost
 from search.recipe.recipe import DeviceRecipe
+from search.recipe.search_cost import madds_cost
 from search.supernet.run import run_search
 from search.train.session import Session
 

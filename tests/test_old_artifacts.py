@@ -29,7 +29,7 @@ ANSWERS = json.loads((OLD / "answers.json").read_text())
 @pytest.fixture(autouse=True)
 def _another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the tests run, it is not where the files were made."""
-    monkeypatch.setattr("search.recipe.costs.processor_name", lambda: "another processor")
+    monkeypatch.setattr("search.recipe.search_cost.processor_name", lambda: "another processor")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 

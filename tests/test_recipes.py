@@ -12,8 +12,8 @@ from adapt.data.images import InputSize
 from adapt.detector.file import load_detector
 from search.derive.derive import derive
 from search.derive.finished import SearchFiles
-from search.recipe.costs import search_cost
 from search.recipe.recipe import Recipe
+from search.recipe.search_cost import search_cost
 from search.supernet.run import run_search
 from search.train.finetune import run_finetune
 from search.train.session import Session

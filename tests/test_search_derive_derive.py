@@ -19,8 +19,8 @@ from cli import app
 from search.derive.derive import derive, derive_front
 from search.derive.finished import SearchFiles, load_searched
 from search.recipe.budget import Budget
-from search.recipe.costs import madds_cost
 from search.recipe.recipe import DeviceRecipe
+from search.recipe.search_cost import madds_cost
 from search.supernet.run import run_search
 from search.train.session import Session
 

@@ -16,7 +16,7 @@ from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from search.derive.finished import SearchFiles
 from search.derive.held_out import Examiner, batch_norms, detect, held_out_loss, recalibrate
-from search.recipe.costs import madds_cost
+from search.recipe.search_cost import madds_cost
 from search.supernet.run import run_search
 from search.train.session import Session
 from search.train.step import detection_loss

@@ -19,8 +19,8 @@ from core_parts import random_architecture
 
 from adapt.data.coco import load_split
 from adapt.progress import Progress
-from search.recipe.costs import madds_cost
 from search.recipe.recipe import Recipe
+from search.recipe.search_cost import madds_cost
 from search.supernet.run import run_search
 from search.train.finetune import run_finetune
 from search.train.session import Session

@@ -22,8 +22,8 @@ import typer
 
 from adapt.command_line import grouped
 from bench.latency.provenance import device_description
-from search.recipe.costs import madds_cost
 from search.recipe.recipe import Recipe
+from search.recipe.search_cost import madds_cost
 from search.supernet.bilevel import BilevelSearch
 from search.train.heap import freed_memory_kept
 from search.train.session import Session

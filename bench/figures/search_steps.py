@@ -35,8 +35,8 @@ from adapt.command_line import grouped
 from adapt.network.operations import ReLU6
 from adapt.network.supernet import MixedOperation
 from bench.latency.provenance import device_description
-from search.recipe.costs import madds_cost
 from search.recipe.recipe import Recipe
+from search.recipe.search_cost import madds_cost
 from search.supernet.bilevel import BilevelSearch
 from search.train.heap import freed_memory_kept
 

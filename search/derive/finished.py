@@ -18,8 +18,8 @@ from adapt.network.supernet import Supernet
 from adapt.space import SearchSpace
 from search.derive.exact import Derived, Deriver
 from search.recipe.budget import Budget, Unit
-from search.recipe.costs import check_certificate, check_table, costs_of
 from search.recipe.recipe import Recipe
+from search.recipe.search_cost import check_certificate, check_table, network_costs
 from search.train.checkpoint import read_checkpoint
 
 
@@ -119,7 +119,7 @@ class FinishedSearch:
 
     def costs(self, architecture: Architecture) -> dict[str, float]:
         """Return multiply-adds, and latency where there is a table."""
-        return costs_of(architecture, self.recipe, len(self.class_names), self.table)
+        return network_costs(architecture, self.recipe, len(self.class_names), self.table)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from adapt.cost.units import detector_units
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from bench.costs.profiler import profile
-from search.recipe.costs import (
+from search.recipe.recipe import DeviceRecipe
+from search.recipe.search_cost import (
     certificate_line,
     check_certificate,
     check_table,
-    costs_of,
     latency_cost,
+    network_costs,
 )
-from search.recipe.recipe import DeviceRecipe
 
 CERTIFICATE = {
     "detectors": 30,
@@ -51,11 +51,11 @@ def table(recipe, tmp_path):
 def test_costs_of_a_detector_are_true_and_corrected_once_certified(table, recipe):
     network = random_architecture(recipe.space.load(), seed=1)
     units = detector_units(network, recipe.detector_config(3), InputSize(64, 64))
-    costs = costs_of(network, recipe, 3, table)
+    costs = network_costs(network, recipe, 3, table)
     assert costs["predicted_ms"] == pytest.approx(sum(map(true_ms, units)))
     assert "corrected_ms" not in costs
     table.store("certificate", CERTIFICATE)
-    corrected = costs_of(network, recipe, 3, table)["corrected_ms"]
+    corrected = network_costs(network, recipe, 3, table)["corrected_ms"]
     assert corrected == pytest.approx(1.1 * costs["predicted_ms"] + 0.5)
 
 

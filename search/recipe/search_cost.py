@@ -143,7 +143,7 @@ def search_cost(
         return SearchCost(latency_cost(recipe, classes, table), identity)
 
 
-def costs_of(
+def network_costs(
     architecture: Architecture, recipe: Recipe, num_classes: int, table: CostTable | None = None
 ) -> dict[str, float]:
     """Return the MAdds of a detector, and its latency where a table is given.
