@@ -27,7 +27,7 @@ from adapt.network.weights import PUBLISHED, source_backbone
 from search.derive.finished import load_searched
 from search.recipe.optimisation import SearchRecipe
 from search.recipe.recipe import Recipe
-from search.recipe.schedule import SearchSchedule, split_halves
+from search.recipe.schedule import SearchSchedule
 from search.supernet.bilevel import BilevelSearch, build_supernet
 from search.supernet.run import run_search
 from search.train.session import Session
@@ -78,20 +78,6 @@ def test_plan_counts_the_architecture_steps_it_takes(every: int, limit: int | No
     assert [number for number in taken if number is not None] == list(range(plan.arch_steps))
     if limit is not None:
         assert (plan.warmup_steps, plan.arch_steps) == (limit, limit)
-
-
-def test_halves_are_disjoint_equal_and_repeatable(tiny_data: CocoSplit) -> None:
-    for split in (tiny_data, tiny_data.limit(7)):
-        first, second = split_halves(split, seed=1)
-        assert len(first) == len(second) == len(split) // 2
-        assert not set(first.image_ids) & set(second.image_ids)
-        assert split_halves(split, seed=1)[0].image_ids == first.image_ids
-        assert split_halves(split, seed=2)[0].image_ids != first.image_ids
-
-
-def test_one_image_cannot_be_divided(tiny_data: CocoSplit) -> None:
-    with pytest.raises(AdaptError, match=r"has 1 image; .* at least 2"):
-        split_halves(tiny_data.limit(1), seed=0)
 
 
 def changed_parameters(search: BilevelSearch, step: Callable[[], object]) -> set[str]:

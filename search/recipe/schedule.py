@@ -1,11 +1,7 @@
-"""Which steps does a training take, and a search on which images? (paper Eq. 3)"""
+"""How many steps does a training take, and which of them train the architecture? (Eq. 3)"""
 
 from dataclasses import dataclass
 
-import torch
-
-from adapt.data.coco import CocoSplit
-from adapt.errors import AdaptError
 from search.recipe.optimisation import FinetuneRecipe, SearchRecipe
 
 
@@ -74,23 +70,3 @@ class SearchSchedule(Schedule):
     def arch_steps(self) -> int:
         """All architecture steps."""
         return -(-(self.total_steps - self.warmup_steps) // self.arch_every)
-
-
-def split_halves(split: CocoSplit, seed: int) -> tuple[CocoSplit, CocoSplit]:
-    """Divide the training images by shuffled image id into trainA and trainB (Eq. 3).
-
-    Raises:
-        AdaptError: If there are fewer than two images.
-    """
-    if len(split) < 2:
-        raise AdaptError(
-            f"{split.annotations} has {len(split)} image; a search divides the training images "
-            "into two halves and needs at least 2"
-        )
-    ids = sorted(image.id for image in split.images)
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
-    half = len(ids) // 2
-    return (
-        split.subset([ids[i] for i in order[:half]]),
-        split.subset([ids[i] for i in order[half : 2 * half]]),
-    )

@@ -21,23 +21,22 @@ from adapt.space import SearchSpace
 from search.derive.exact import Deriver
 from search.recipe.budget import Budget
 from search.recipe.recipe import Recipe
-from search.recipe.schedule import SearchSchedule, split_halves
+from search.recipe.schedule import SearchSchedule
 from search.supernet.guards import collapse_warnings, mean_entropy
 from search.supernet.log import Entry, Totals, named_probabilities
 from search.supernet.multiplier import Multiplier
-from search.train.checkpoint import RandomState
-from search.train.placement import place
-from search.train.session import Session
-from search.train.step import (
-    Stepper,
-    build_optimizer,
-    build_scheduler,
+from search.train.batches import (
     check_shares,
-    detection_loss,
     divided,
+    split_halves,
     training_dataset,
     training_loading,
 )
+from search.train.checkpoint import RandomState
+from search.train.optimizer import build_optimizer, build_scheduler
+from search.train.placement import place
+from search.train.session import Session
+from search.train.step import Stepper, detection_loss
 
 GIGA = 1e9
 

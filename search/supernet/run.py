@@ -9,8 +9,8 @@ from search.recipe.recipe import Recipe
 from search.supernet.bilevel import BilevelSearch
 from search.supernet.log import SearchLog, search_log
 from search.supernet.plot import plot_search
-from search.train.checkpoint import Clock
-from search.train.loop import Checkpoint, checkpointed, training_guarded
+from search.train.checkpoint import Checkpoint, Clock
+from search.train.loop import checkpointed, training_guarded
 from search.train.session import Session
 
 PLOT_MINUTES = 1.0  # a long search can be watched; a short one is drawn at its end

@@ -1,8 +1,9 @@
-"""How does an interrupted training go on where it was?"""
+"""What does a checkpoint hold, and how does a killed training continue from it?"""
 
 import pickle
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import torch
 
 from adapt.artifacts import adapt_of, atomic_path, check_header, header
 from adapt.errors import AdaptError
+from search.train.world import World
 
 
 class Stateful(Protocol):
@@ -115,3 +117,39 @@ def resume(path: Path, kind: str, parts: Mapping[str, Stateful], identity: str) 
         )
     restore(content, parts)
     return int(content["step"])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file that a killed training continues from.
+
+    Attributes:
+        path: The file.
+        kind: Its format.
+        parts: What is saved and restored: model, optimizers, schedules, random numbers.
+        identity: Hash of everything that defines the training; another one is refused.
+        fields: What else the file says.
+    """
+
+    path: Path
+    kind: str
+    parts: Mapping[str, Stateful]
+    identity: str
+    fields: Mapping[str, Any]
+
+    def resume(self, world: World) -> int:
+        """Restore what the file holds, if there is one, and return the steps already taken.
+
+        Raises:
+            AdaptError: If it is damaged or of another training, or the processes do not agree.
+        """
+        start = resume(self.path, self.kind, self.parts, self.identity)
+        world.agree((start, self.identity), "the last checkpoint")
+        return start
+
+    def save(self, step: int) -> None:
+        """Write the file after so many steps."""
+        identity = self.identity
+        save_checkpoint(
+            self.path, self.kind, self.parts, step=step, identity=identity, **self.fields
+        )

@@ -19,20 +19,13 @@ from adapt.network.backbone import Backbone
 from adapt.network.weights import source_backbone
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule
-from search.train.checkpoint import RandomState
-from search.train.loop import Checkpoint, checkpointed, training_guarded
+from search.train.batches import check_shares, divided, training_dataset, training_loading
+from search.train.checkpoint import Checkpoint, RandomState
+from search.train.loop import checkpointed, training_guarded
+from search.train.optimizer import build_optimizer, build_scheduler
 from search.train.placement import place
 from search.train.session import Session
-from search.train.step import (
-    Stepper,
-    build_optimizer,
-    build_scheduler,
-    check_shares,
-    detection_loss,
-    divided,
-    training_dataset,
-    training_loading,
-)
+from search.train.step import Stepper, detection_loss
 
 
 def resolve_architecture(name_or_path: str, recipe: Recipe) -> Architecture:

@@ -1,54 +1,18 @@
-"""How does a training lose nothing when it is killed? (one loop for search and fine-tuning)"""
+"""What happens around the steps of every training? (checkpoints, images of a divergence, memory)"""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from adapt.artifacts import header, write_json
 from adapt.data.coco import CocoSplit
+from adapt.errors import AdaptError
 from search.recipe.schedule import Schedule
-from search.train.checkpoint import Clock, Stateful, resume, save_checkpoint
+from search.train.checkpoint import Checkpoint, Clock
 from search.train.heap import freed_memory_kept
 from search.train.session import Session
-from search.train.step import divergence_saved
+from search.train.step import DivergedError
 from search.train.world import World
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The file that a killed training continues from.
-
-    Attributes:
-        path: The file.
-        kind: Its format.
-        parts: What is saved and restored: model, optimizers, schedules, random numbers.
-        identity: Hash of everything that defines the training; another one is refused.
-        fields: What else the file says.
-    """
-
-    path: Path
-    kind: str
-    parts: Mapping[str, Stateful]
-    identity: str
-    fields: Mapping[str, Any]
-
-    def resume(self, world: World) -> int:
-        """Restore what the file holds, if there is one, and return the steps already taken.
-
-        Raises:
-            AdaptError: If it is damaged or of another training, or the processes do not agree.
-        """
-        start = resume(self.path, self.kind, self.parts, self.identity)
-        world.agree((start, self.identity), "the last checkpoint")
-        return start
-
-    def save(self, step: int) -> None:
-        """Write the file after so many steps."""
-        identity = self.identity
-        save_checkpoint(
-            self.path, self.kind, self.parts, step=step, identity=identity, **self.fields
-        )
 
 
 def checkpointed(
@@ -94,3 +58,16 @@ def training_guarded(diverged: Path, train: CocoSplit, world: World) -> Iterator
     """
     with freed_memory_kept(world.device), divergence_saved(diverged, train, world):
         yield
+
+
+@contextmanager
+def divergence_saved(path: Path, train: CocoSplit, world: World) -> Iterator[None]:
+    """Write the images of a batch on which training diverged to ``path``, and say so."""
+    try:
+        yield
+    except DivergedError as error:
+        if world.is_main:
+            files = {image.id: str(image.path) for image in train.images}
+            rows = [{"id": number, "file": files[number]} for number in error.image_ids]
+            write_json(path, header("diverged", reason=str(error), images=rows))
+        raise AdaptError(f"{error} (they are listed in {path})") from error

@@ -1,61 +1,17 @@
 """How does one training step change the weights of a detector?"""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim import Optimizer
 from torchvision.models.detection import RetinaNet
 
-from adapt.artifacts import header, write_json
-from adapt.data.coco import CocoSplit
-from adapt.data.dataset import Batch, DetectionDataset, Loading
+from adapt.data.dataset import Batch
 from adapt.errors import AdaptError
-from search.recipe.optimisation import Amp, Optimisation
-from search.recipe.recipe import Recipe
+from search.recipe.optimisation import Amp
 from search.train.world import World
-
-
-def training_dataset(recipe: Recipe, split: CocoSplit) -> DetectionDataset:
-    """Return the training images of a split as the recipe asks for them."""
-    data = recipe.data
-    return DetectionDataset(split, recipe.input, flip=data.flip, cache_mb=data.cache_mb)
-
-
-def training_loading(recipe: Recipe, world: World) -> Loading:
-    """Return which processes load, and which images of every batch are this process's."""
-    return Loading(recipe.data.workers, recipe.compute.prefetch, (world.rank, world.size))
-
-
-def build_optimizer(parameters: Iterable[nn.Parameter], how: Optimisation) -> Optimizer:
-    """Return the optimizer of a recipe."""
-    if how.optimizer == "adamw":
-        return AdamW(parameters, lr=how.lr, weight_decay=how.weight_decay)
-    return SGD(parameters, lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
-
-
-def build_scheduler(optimizer: Optimizer, how: Optimisation, steps_per_epoch: int) -> LRScheduler:
-    """Return the learning rate schedule of a recipe, advanced once per step."""
-    if how.schedule == "one-cycle":
-        total = how.epochs * steps_per_epoch + 1
-        rise = min(0.5, how.warmup_steps / total)
-        rise = rise if rise * total > 1 else 0.0  # OneCycleLR divides by rise * total - 1
-        return OneCycleLR(
-            optimizer, how.lr, total_steps=total, pct_start=rise, cycle_momentum=False
-        )
-    return LambdaLR(optimizer, lambda step: step_factor(how, step, steps_per_epoch))
-
-
-def step_factor(how: Optimisation, step: int, steps_per_epoch: int) -> float:
-    """Return the share of the peak learning rate at a step of the ``step`` schedule."""
-    ramp = min(1.0, step / how.warmup_steps) if how.warmup_steps else 1.0
-    warmup = how.warmup_factor + (1 - how.warmup_factor) * ramp
-    drops = sum(step >= milestone * steps_per_epoch for milestone in how.milestones)
-    return warmup * how.gamma**drops
 
 
 def detection_loss(model: RetinaNet, batch: Batch, device: torch.device) -> Tensor:
@@ -67,30 +23,6 @@ def detection_loss(model: RetinaNet, batch: Batch, device: torch.device) -> Tens
     ]
     losses = model([image.to(device, non_blocking=True) for image in images], on_device)
     return torch.stack(list(losses.values())).sum()
-
-
-def divided(batch: Batch, number: int) -> Iterator[tuple[float, Batch]]:
-    """Divide a batch for gradient accumulation; yield the share of its images, and the part."""
-    images, targets = batch
-    size = -(-len(images) // number)
-    for start in range(0, len(images), size):
-        end = start + size
-        part = images[start:end], targets[start:end]
-        yield len(part[0]) / len(images), part
-
-
-def check_shares(how: Optimisation, images: int, world: World) -> None:
-    """Check that all processes, and all parts of their shares, get as many images.
-
-    Raises:
-        AdaptError: With the numbers.
-    """
-    share = world.share(min(how.batch_size, images))
-    if world.size > 1 and share % how.accumulate:
-        raise AdaptError(
-            f"the {share} images of each process cannot be taken in {how.accumulate} equal parts; "
-            "choose another accumulate, batch_size or number of processes"
-        )
 
 
 class DivergedError(AdaptError):
@@ -106,19 +38,6 @@ class DivergedError(AdaptError):
             f"{what} on images {image_ids}; lower the learning rate, or look at these images with "
             "`adapt data check`"
         )
-
-
-@contextmanager
-def divergence_saved(path: Path, train: CocoSplit, world: World) -> Iterator[None]:
-    """Write the images of a batch on which training diverged to ``path``, and say so."""
-    try:
-        yield
-    except DivergedError as error:
-        if world.is_main:
-            files = {image.id: str(image.path) for image in train.images}
-            rows = [{"id": number, "file": files[number]} for number in error.image_ids]
-            write_json(path, header("diverged", reason=str(error), images=rows))
-        raise AdaptError(f"{error} (they are listed in {path})") from error
 
 
 LEAST_SCALE = 1.0  # of a loss in fp16: what overflows without any scaling is no accident

@@ -1,0 +1,67 @@
+"""Which images does a training step get? (halves of a search, shares of processes, parts)"""
+
+from collections.abc import Iterator
+
+import torch
+
+from adapt.data.coco import CocoSplit
+from adapt.data.dataset import Batch, DetectionDataset, Loading
+from adapt.errors import AdaptError
+from search.recipe.optimisation import Optimisation
+from search.recipe.recipe import Recipe
+from search.train.world import World
+
+
+def split_halves(split: CocoSplit, seed: int) -> tuple[CocoSplit, CocoSplit]:
+    """Divide the training images by shuffled image id into trainA and trainB (Eq. 3).
+
+    Raises:
+        AdaptError: If there are fewer than two images.
+    """
+    if len(split) < 2:
+        raise AdaptError(
+            f"{split.annotations} has {len(split)} image; a search divides the training images "
+            "into two halves and needs at least 2"
+        )
+    ids = sorted(image.id for image in split.images)
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
+    half = len(ids) // 2
+    return (
+        split.subset([ids[i] for i in order[:half]]),
+        split.subset([ids[i] for i in order[half : 2 * half]]),
+    )
+
+
+def training_dataset(recipe: Recipe, split: CocoSplit) -> DetectionDataset:
+    """Return the training images of a split as the recipe asks for them."""
+    data = recipe.data
+    return DetectionDataset(split, recipe.input, flip=data.flip, cache_mb=data.cache_mb)
+
+
+def training_loading(recipe: Recipe, world: World) -> Loading:
+    """Return which processes load, and which images of every batch are this process's."""
+    return Loading(recipe.data.workers, recipe.compute.prefetch, (world.rank, world.size))
+
+
+def divided(batch: Batch, number: int) -> Iterator[tuple[float, Batch]]:
+    """Divide a batch for gradient accumulation; yield the share of its images, and the part."""
+    images, targets = batch
+    size = -(-len(images) // number)
+    for start in range(0, len(images), size):
+        end = start + size
+        part = images[start:end], targets[start:end]
+        yield len(part[0]) / len(images), part
+
+
+def check_shares(how: Optimisation, images: int, world: World) -> None:
+    """Check that all processes, and all parts of their shares, get as many images.
+
+    Raises:
+        AdaptError: With the numbers.
+    """
+    share = world.share(min(how.batch_size, images))
+    if world.size > 1 and share % how.accumulate:
+        raise AdaptError(
+            f"the {share} images of each process cannot be taken in {how.accumulate} equal parts; "
+            "choose another accumulate, batch_size or number of processes"
+        )
