@@ -1,1 +1,1 @@
-"""How are the weights of a detector trained? (steps, processes, checkpoints)"""
+"""How is a detector trained? (steps, processes and checkpoints, of a search too; fine-tuning)"""

@@ -33,7 +33,7 @@ def split_halves(split: CocoSplit, seed: int) -> tuple[CocoSplit, CocoSplit]:
 
 
 def training_dataset(recipe: Recipe, split: CocoSplit) -> DetectionDataset:
-    """Return the training images of a split as the recipe asks for them."""
+    """Return a split as training images, resized, flipped and cached as the recipe says."""
     data = recipe.data
     return DetectionDataset(split, recipe.input, flip=data.flip, cache_mb=data.cache_mb)
 
@@ -43,25 +43,33 @@ def training_loading(recipe: Recipe, world: World) -> Loading:
     return Loading(recipe.data.workers, recipe.compute.prefetch, (world.rank, world.size))
 
 
+def check_shares(optimisation: Optimisation, images: int, world: World) -> None:
+    """Check that a batch divides evenly among the processes, and each share into its parts.
+
+    Raises:
+        AdaptError: With the numbers.
+    """
+    share = world.share(min(optimisation.batch_size, images))
+    if world.size > 1 and share % optimisation.accumulate:
+        raise AdaptError(
+            f"the {share} images of each process cannot be taken in {optimisation.accumulate} "
+            "equal parts; choose another accumulate, batch_size or number of processes"
+        )
+
+
 def divided(batch: Batch, number: int) -> Iterator[tuple[float, Batch]]:
-    """Divide a batch for gradient accumulation; yield the share of its images, and the part."""
+    """Divide a batch for gradient accumulation.
+
+    Args:
+        batch: Images and targets.
+        number: Parts; fewer if there are fewer images.
+
+    Yields:
+        Share of the batch's images, and the part itself.
+    """
     images, targets = batch
     size = -(-len(images) // number)
     for start in range(0, len(images), size):
         end = start + size
         part = images[start:end], targets[start:end]
         yield len(part[0]) / len(images), part
-
-
-def check_shares(how: Optimisation, images: int, world: World) -> None:
-    """Check that all processes, and all parts of their shares, get as many images.
-
-    Raises:
-        AdaptError: With the numbers.
-    """
-    share = world.share(min(how.batch_size, images))
-    if world.size > 1 and share % how.accumulate:
-        raise AdaptError(
-            f"the {share} images of each process cannot be taken in {how.accumulate} equal parts; "
-            "choose another accumulate, batch_size or number of processes"
-        )

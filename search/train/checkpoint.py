@@ -15,7 +15,7 @@ from search.train.world import World
 
 
 class Stateful(Protocol):
-    """Model, optimizer or schedule."""
+    """Whatever has a state to save: a model, an optimizer, a learning rate schedule."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state."""
@@ -24,11 +24,58 @@ class Stateful(Protocol):
         """Restore the state."""
 
 
-def save_checkpoint(path: Path, kind: str, parts: Mapping[str, Stateful], **fields: Any) -> None:
-    """Write the state of every part and the given fields to one file, atomically."""
-    states = {name: part.state_dict() for name, part in parts.items()}
-    with atomic_path(path) as temporary:
-        torch.save({**header(kind, **fields), "states": states}, temporary)
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file that a killed training continues from.
+
+    Attributes:
+        path: The file.
+        kind: Its format.
+        parts: What is saved and restored: model, optimizers, schedules, random numbers.
+        identity: Hash of everything that defines the training; a file with another one is refused.
+        fields: What else the file says.
+    """
+
+    path: Path
+    kind: str
+    parts: Mapping[str, Stateful]
+    identity: str
+    fields: Mapping[str, Any]
+
+    def save(self, step: int) -> None:
+        """Write the state of every part after ``step`` steps, atomically."""
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        content = header(self.kind, step=step, identity=self.identity, **self.fields)
+        with atomic_path(self.path) as temporary:
+            torch.save({**content, "states": states}, temporary)
+
+    def resume(self, world: World) -> int:
+        """Restore every part from the file, if there is one.
+
+        Returns:
+            The number of steps already taken; 0 without a file.
+
+        Raises:
+            AdaptError: If it is damaged or of another training, or the processes do not agree.
+        """
+        start = self._restored_step()
+        world.agree((start, self.identity), "the last checkpoint")
+        return start
+
+    def _restored_step(self) -> int:
+        for leftover in self.path.parent.glob(f".{self.path.name}.*"):
+            leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        if not self.path.is_file():
+            return 0
+        content = read_checkpoint(self.path, self.kind)
+        if content["identity"] != self.identity:
+            raise AdaptError(
+                f"{self.path} belongs to another run (by adapt {adapt_of(content)}; its recipe, "
+                "data or cost table differ); choose another --out, or delete it to start over"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(content["states"][name])
+        return int(content["step"])
 
 
 def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
@@ -50,7 +97,7 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
 
 
 class RandomState:
-    """The state of PyTorch's own random numbers, as a part of a checkpoint."""
+    """The state of PyTorch's global random number generators, as a part of a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the CPU's and the GPU's generator."""
@@ -65,10 +112,10 @@ class RandomState:
 
 
 class Clock:
-    """Tells when the next checkpoint is due.
+    """Tells when the next checkpoint, or plot, is due.
 
     Args:
-        minutes: Most minutes between two checkpoints; 0 for one after every step.
+        minutes: Least minutes from one to the next; 0 for one after every step.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -82,74 +129,3 @@ class Clock:
         if due:
             self._last = now
         return due
-
-
-def restore(content: dict[str, Any], parts: Mapping[str, Stateful]) -> None:
-    """Load the states of a checkpoint into its parts."""
-    for name, part in parts.items():
-        part.load_state_dict(content["states"][name])
-
-
-def resume(path: Path, kind: str, parts: Mapping[str, Stateful], identity: str) -> int:
-    """Restore a checkpoint if there is one of the same run.
-
-    Args:
-        path: The checkpoint.
-        kind: Its format.
-        parts: What to restore.
-        identity: Hash of everything that defines the run.
-
-    Returns:
-        The number of steps already taken; 0 without a checkpoint.
-
-    Raises:
-        AdaptError: If the checkpoint is damaged or belongs to another run.
-    """
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
-    if not path.is_file():
-        return 0
-    content = read_checkpoint(path, kind)
-    if content["identity"] != identity:
-        raise AdaptError(
-            f"{path} belongs to another run (by adapt {adapt_of(content)}; its recipe, data or "
-            "cost table differ); choose another --out, or delete it to start over"
-        )
-    restore(content, parts)
-    return int(content["step"])
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The file that a killed training continues from.
-
-    Attributes:
-        path: The file.
-        kind: Its format.
-        parts: What is saved and restored: model, optimizers, schedules, random numbers.
-        identity: Hash of everything that defines the training; another one is refused.
-        fields: What else the file says.
-    """
-
-    path: Path
-    kind: str
-    parts: Mapping[str, Stateful]
-    identity: str
-    fields: Mapping[str, Any]
-
-    def resume(self, world: World) -> int:
-        """Restore what the file holds, if there is one, and return the steps already taken.
-
-        Raises:
-            AdaptError: If it is damaged or of another training, or the processes do not agree.
-        """
-        start = resume(self.path, self.kind, self.parts, self.identity)
-        world.agree((start, self.identity), "the last checkpoint")
-        return start
-
-    def save(self, step: int) -> None:
-        """Write the file after so many steps."""
-        identity = self.identity
-        save_checkpoint(
-            self.path, self.kind, self.parts, step=step, identity=identity, **self.fields
-        )

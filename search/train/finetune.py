@@ -1,4 +1,4 @@
-"""How is a derived detector trained from mapped parameters?"""
+"""How is a derived detector fine-tuned, from mapped parameters to a detector file?"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -52,33 +52,32 @@ def initial_detector(recipe: Recipe, info: DetectorInfo) -> tuple[RetinaNet, Map
     model = info.build()
     if recipe.init == "scratch":
         return model, None
-    how = recipe.finetune
     weights = Path(recipe.weights) if recipe.weights else None
     body = model.backbone.body
     assert isinstance(body, Backbone)
     report = map_backbone(
         source_backbone(info.architecture.source, weights),
         body,
-        mode=how.mapping,
-        noise=how.mapping_noise,
+        mode=recipe.finetune.mapping,
+        noise=recipe.finetune.mapping_noise,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
     return model, report
 
 
 class Finetuning:
-    """One fine-tuning: the detector with mapped parameters, its optimizer, and the steps.
+    """One fine-tuning: the detector with mapped parameters, its optimizer, and its steps.
 
     Args:
-        recipe: Numbers of the training.
-        info: The detector.
+        recipe: How to train.
+        info: The detector to build.
         train: Training images.
-        session: The processes that train together, and how many steps they may take.
+        session: The processes that train together, and a limit of their steps.
 
     Attributes:
         model: The detector.
         report: What was copied from the source; None if the recipe asks for scratch.
-        schedule: The steps.
+        schedule: How many steps there are.
 
     Raises:
         AdaptError: If weights are missing, or a batch cannot be shared out.
@@ -87,17 +86,19 @@ class Finetuning:
     def __init__(
         self, recipe: Recipe, info: DetectorInfo, train: CocoSplit, session: Session
     ) -> None:
-        self.recipe, self.how, self.world = recipe, recipe.finetune, session.world
-        self.schedule = Schedule.of_finetuning(self.how, len(train), session.limit_steps)
+        optimisation = recipe.finetune
+        self.recipe, self.world = recipe, session.world
+        self.schedule = Schedule.of_finetuning(optimisation, len(train), session.limit_steps)
         model, self.report = initial_detector(recipe, info)
         self.model = place(model, recipe.compute, self.world).train()
         self.images = training_dataset(recipe, train)
-        check_shares(self.how, len(train), self.world)
+        check_shares(optimisation, len(train), self.world)
         weights = list(self.model.parameters())
-        optimizer = build_optimizer(weights, self.how)
-        self.lr_schedule = build_scheduler(optimizer, self.how, self.schedule.steps_per_epoch)
-        amp = recipe.compute.amp
-        self.stepper = Stepper(optimizer, weights, self.how.clip_norm, amp, self.world)
+        optimizer = build_optimizer(weights, optimisation)
+        steps_per_epoch = self.schedule.steps_per_epoch
+        self.lr_schedule = build_scheduler(optimizer, optimisation, steps_per_epoch)
+        clip_norm, amp = optimisation.clip_norm, recipe.compute.amp
+        self.stepper = Stepper(optimizer, weights, clip_norm, amp, self.world)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class Finetuning:
         """Take the steps from ``start`` on; yield the loss of each."""
         batches = training_batches(
             self.images,
-            batch_size=self.how.batch_size,
+            batch_size=self.recipe.finetune.batch_size,
             seed=self.recipe.seed,
             start_step=start,
             loading=training_loading(self.recipe, self.world),
@@ -122,7 +123,7 @@ class Finetuning:
         for batch in islice(batches, self.schedule.total_steps - start):
             losses = (
                 (share, partial(detection_loss, self.model, part, self.world.device))
-                for share, part in divided(batch, self.how.accumulate)
+                for share, part in divided(batch, self.recipe.finetune.accumulate)
             )
             loss = self.stepper.step(losses, batch)
             self.lr_schedule.step()
@@ -136,13 +137,13 @@ def run_finetune(
     path: Path,
     session: Session | None = None,
 ) -> Path:
-    """Map, train, and write the detector to ``path``.
+    """Map the pretrained parameters, train, and write the detector to ``path``.
 
     Checkpoints beside ``path`` are written after every epoch, and in between by the clock; the same
     call resumes from the last one, with another number of processes too.
 
     Args:
-        recipe: Numbers of the training.
+        recipe: How to train.
         architecture: The backbone.
         train: Training images.
         path: The detector file to write.
@@ -158,8 +159,8 @@ def run_finetune(
     info = DetectorInfo(architecture, config, recipe.input, train.class_names)
     training = Finetuning(recipe, info, train, session)
     checkpoint = _checkpoint(training, info, train, path, session)
-    start, minutes = checkpoint.resume(session.world), recipe.compute.checkpoint_minutes
-    losses = training.steps(start)
+    start = checkpoint.resume(session.world)
+    losses, minutes = training.steps(start), recipe.compute.checkpoint_minutes
     with training_guarded(path.with_suffix(".diverged.json"), train, session.world):
         for _ in checkpointed(losses, start, training.schedule, checkpoint, session, minutes):
             pass
@@ -179,12 +180,7 @@ def run_finetune(
 def _checkpoint(
     training: Finetuning, info: DetectorInfo, train: CocoSplit, path: Path, session: Session
 ) -> Checkpoint:
-    annotations = file_hash(train.annotations)
-    identity = [
-        training.recipe.finetune_hash,
-        session.limit_steps,
-        info.to_dict(),
-        annotations,
-    ]
+    recipe, annotations = training.recipe.finetune_hash, file_hash(train.annotations)
+    identity = [recipe, session.limit_steps, info.to_dict(), annotations]
     file = path.with_suffix(".checkpoint.pt")
     return Checkpoint(file, "finetuning", training.parts, content_hash(identity), fields={})

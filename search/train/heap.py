@@ -1,4 +1,4 @@
-"""How does training on a CPU reuse memory instead of asking the system for it again?"""
+"""How does training on a CPU reuse freed memory, instead of getting it from the system anew?"""
 
 import ctypes
 import platform
@@ -21,8 +21,8 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
 
     PyTorch frees the feature maps of a step one by one, glibc returns them to the system, and the
     next step pays a page fault for every 4 KiB that it gets again: up to 30 % of an architecture
-    step on a virtual machine. Peak memory of a search stays what it was; a heap in many pieces may
-    settle some way above. Afterwards all of it is returned.
+    step on a virtual machine. The peak memory of a search stays the same, or rises somewhat where
+    the heap fragments. At the end all freed memory is returned to the system.
     Nothing happens with another C library, or where a GPU computes.
 
     Args:

@@ -1,4 +1,4 @@
-"""What happens around the steps of every training? (checkpoints, images of a divergence, memory)"""
+"""What happens around the steps of every training? (checkpoints, divergence, freed memory)"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ def checkpointed(
         schedule: How many steps there are, and which end an epoch.
         checkpoint: The file to save to.
         session: The processes; the first one saves.
-        minutes: Most minutes between two checkpoints.
+        minutes: Minutes after which the next step is saved, within an epoch too.
 
     Yields:
         The steps taken, after each one; it is saved when the caller asks for the next.
@@ -56,18 +56,16 @@ def training_guarded(diverged: Path, train: CocoSplit, world: World) -> Iterator
     Raises:
         AdaptError: If the training diverges.
     """
-    with freed_memory_kept(world.device), divergence_saved(diverged, train, world):
-        yield
+    with freed_memory_kept(world.device):
+        try:
+            yield
+        except DivergedError as error:
+            if world.is_main:
+                _write_images(diverged, train, error)
+            raise AdaptError(f"{error} (they are listed in {diverged})") from error
 
 
-@contextmanager
-def divergence_saved(path: Path, train: CocoSplit, world: World) -> Iterator[None]:
-    """Write the images of a batch on which training diverged to ``path``, and say so."""
-    try:
-        yield
-    except DivergedError as error:
-        if world.is_main:
-            files = {image.id: str(image.path) for image in train.images}
-            rows = [{"id": number, "file": files[number]} for number in error.image_ids]
-            write_json(path, header("diverged", reason=str(error), images=rows))
-        raise AdaptError(f"{error} (they are listed in {path})") from error
+def _write_images(path: Path, train: CocoSplit, error: DivergedError) -> None:
+    files = {image.id: str(image.path) for image in train.images}
+    rows = [{"id": number, "file": files[number]} for number in error.image_ids]
+    write_json(path, header("diverged", reason=str(error), images=rows))

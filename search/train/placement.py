@@ -1,10 +1,10 @@
-"""How is a detector brought to where and how it computes?"""
+"""How is a detector prepared for its device? (memory layout, half precision, torch.compile)"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
 from adapt.network.backbone import Backbone
@@ -18,18 +18,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def place(model: RetinaNet, compute: ComputeRecipe, world: World) -> RetinaNet:
-    """Move a detector to its device and prepare it for a recipe's way of computing.
-
-    Channels last took 0.75 s instead of 1.03 s for a MobileNetV2 step at 256x320 and batch 8 on
-    one CPU core (PyTorch 2.14).
+    """Move a detector to its device, and let it compute there as a recipe asks.
 
     Args:
         model: The detector; its parameters keep their names.
-        compute: How to compute.
+        compute: Memory layout, precision, compilation and recomputation.
         world: The processes.
     """
     if world.size > 1 and compute.sync_batch_norm:
         synchronise(model, world.device)
+    # Channels last took 0.75 s instead of 1.03 s for a MobileNetV2 step at 256x320 and batch 8 on
+    # one CPU core (PyTorch 2.14).
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     placed: RetinaNet = model.to(device=world.device, memory_format=layout)
     world.same_start(placed)
@@ -44,24 +43,19 @@ def place(model: RetinaNet, compute: ComputeRecipe, world: World) -> RetinaNet:
 
 
 def _mix_precisions(model: RetinaNet, dtype: torch.dtype, device: str) -> None:
-    """Let backbone, pyramid and heads compute in ``dtype`` and return float32.
-
-    Around the whole detector, torchvision would make anchors of the type of the feature maps, which
-    moves boxes by pixels.
-    """
+    """Let backbone, pyramid and heads compute in ``dtype`` and return float32."""
+    # Not the whole detector: torchvision makes anchors of the type of the feature maps, and half
+    # precision moves boxes by pixels.
     for part in (model.backbone, model.head):
-        part.forward = _within(part.forward, torch.autocast(device, dtype))
+        part.forward = _autocast(part.forward, torch.autocast(device, dtype))
     # On a CPU, PyTorch 2.14 computes wrong bf16 gradients for a strided convolution of a 1x1 map,
     # which P6 is in small images.
     extra = model.backbone.fpn.extra_blocks
-    extra.forward = _within(extra.forward, torch.autocast(device, enabled=False))
+    extra.forward = _autocast(extra.forward, torch.autocast(device, enabled=False))
 
 
 def _compile(model: RetinaNet) -> None:
-    """Compile the parts whose shapes never change from step to step.
-
-    A whole supernet has another graph for every sampled path; its candidates do not.
-    """
+    """Compile backbone, pyramid and heads; of a supernet, each candidate by itself."""
     # Every shape of a candidate is a graph of its own, and so is every padded size of a batch.
     torch._dynamo.config.recompile_limit = 512
     torch._dynamo.config.accumulated_recompile_limit = 1024
@@ -69,18 +63,16 @@ def _compile(model: RetinaNet) -> None:
     if isinstance(body, Backbone):
         body.compile()
     else:
-        for op in (m for mixed in _mixed(body) for m in mixed.ops if isinstance(m, MBConv)):
+        # The whole supernet has another graph for every sampled path, a candidate always the same.
+        mixed = (m for m in body.modules() if isinstance(m, MixedOperation))
+        for op in (op for m in mixed for op in m.ops if isinstance(op, MBConv)):
             op.branch = torch.compile(op.branch)  # type: ignore[method-assign]
     model.backbone.fpn.compile()
     model.head.compile()
 
 
-def _mixed(supernet: nn.Module) -> Iterator[MixedOperation]:
-    return (module for module in supernet.modules() if isinstance(module, MixedOperation))
-
-
-def _within(forward: Callable[..., Any], context: torch.autocast) -> Callable[..., Any]:
-    """Run a module in an autocast context, with float32 at both ends."""
+def _autocast(forward: Callable[..., Any], context: torch.autocast) -> Callable[..., Any]:
+    """Wrap a forward pass in an autocast context; inputs and outputs are float32."""
 
     def wrapped(*inputs: Any) -> Any:
         with context:

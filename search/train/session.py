@@ -1,4 +1,4 @@
-"""How is a training carried out, whatever it trains? (processes, limits, what is told)"""
+"""What is a training told besides its recipe? (processes, progress, warnings, a step limit)"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from search.train.world import World, joined_world
 
 @dataclass(frozen=True)
 class Session:
-    """What a search and a fine-tuning are told besides their recipe.
+    """How a search or a fine-tuning is carried out; its recipe says what is trained.
 
     Attributes:
         world: The processes that train together; this one alone by default.
-        progress: Told after every step.
-        warn: Told once of everything that looks like a collapse.
+        progress: Called after every step.
+        warn: Called once with every warning, such as of a collapse.
         limit_steps: Shorten every phase of the training to so many steps.
         provenance: What else identifies the inputs, such as the hash of the cost table.
     """
@@ -37,7 +37,7 @@ def joined_session(
     limit_steps: int | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Iterator[Session]:
-    """Join the processes that ``torchrun`` or ``srun`` started; the first one shows a progress.
+    """Join the processes that ``torchrun`` or ``srun`` started; the first one shows the progress.
 
     Args:
         title: What the progress display says.

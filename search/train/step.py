@@ -1,4 +1,4 @@
-"""How does one training step change the weights of a detector?"""
+"""How is one training step taken? (detection loss, backward pass, clipping, optimizer)"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from search.train.world import World
 
 
 def detection_loss(model: RetinaNet, batch: Batch, device: torch.device) -> Tensor:
-    """Return L_model of Eq. 4: classification plus regression loss of a batch."""
+    """Return the detection loss of a batch: classification plus regression, L_model of Eq. 4."""
     images, targets = batch
     on_device = [
         {name: t[name].to(device, non_blocking=True) for name in ("boxes", "labels")}
@@ -26,7 +26,7 @@ def detection_loss(model: RetinaNet, batch: Batch, device: torch.device) -> Tens
 
 
 class DivergedError(AdaptError):
-    """Loss or gradient is not a finite number.
+    """Training diverged: the loss or the gradient is not a finite number.
 
     Attributes:
         image_ids: The images of the batch, of all processes.
@@ -40,11 +40,12 @@ class DivergedError(AdaptError):
         )
 
 
-LEAST_SCALE = 1.0  # of a loss in fp16: what overflows without any scaling is no accident
+# Smallest factor of GradScaler. A gradient that overflows fp16 even unscaled has diverged.
+LEAST_SCALE = 1.0
 
 
 class Stepper:
-    """Takes training steps of one optimizer, alone or together with other processes.
+    """Takes the steps of one optimizer, together with the other processes of a training.
 
     Args:
         optimizer: Updates the parameters.
@@ -70,7 +71,7 @@ class Stepper:
         """Take one step down the gradient of a weighted sum of losses.
 
         Args:
-            losses: Weights, and what computes each loss; one graph at a time is in memory.
+            losses: Weight of each loss, and the function that computes it.
             batch: The images, for the error.
 
         Returns:
@@ -81,13 +82,14 @@ class Stepper:
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for weight, compute in losses:
-            loss = weight * compute()
+        for weight, compute_loss in losses:
+            loss = weight * compute_loss()
             total += float(loss.detach())
+            # Backward at once, so that memory holds the graph of one loss at a time.
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         value = self.world.mean(total)
         if not math.isfinite(value):
-            raise self._diverged(f"the loss became {value}", batch)
+            raise self._divergence(f"the loss became {value}", batch)
         self.world.average_gradients(self.parameters)
         self._update(batch)
         return value
@@ -97,13 +99,13 @@ class Stepper:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
         # With a scaled loss, an overflow only means that the scaler skips the step and scales less.
         if not self.scaler.is_enabled() and not math.isfinite(norm):
-            raise self._diverged(f"the gradient's norm became {norm}", batch)
+            raise self._divergence(f"the gradient's norm became {norm}", batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
-            raise self._diverged("the gradient overflows fp16 however little it is scaled", batch)
+            raise self._divergence("the gradient overflows fp16 however little it is scaled", batch)
 
-    def _diverged(self, what: str, batch: Batch) -> DivergedError:
+    def _divergence(self, what: str, batch: Batch) -> DivergedError:
         self.optimizer.zero_grad(set_to_none=True)
         ids = self.world.gather([int(target["image_id"]) for target in batch[1]])
         return DivergedError(what, ids)

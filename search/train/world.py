@@ -1,9 +1,9 @@
-"""Which processes train together, and how do they agree?
+"""How do several processes train one detector? (shares of a batch, averaged gradients)
 
-Gradients are averaged explicitly after the backward pass: sampled paths leave most parameters out
+Gradients are averaged explicitly after the backward pass, not by DistributedDataParallel. Its hooks
+expect every parameter to get a gradient once per step. Here sampled paths leave most parameters out
 of a step, weights and architecture are frozen in turn, and a step may go through the network
-several times, all of which DistributedDataParallel's hooks have to be talked into. What that costs
-is the overlap of computation with the transfer of some 35 MB.
+several times. The price: the transfer of some 35 MB does not overlap with the backward pass.
 """
 
 import os
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adapt.errors import AdaptError
 
-BUCKET_BYTES = 25 * 2**20
+BUCKET_BYTES = 25 * 2**20  # of gradients that one exchange averages
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -43,7 +43,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def share(self, batch_size: int) -> int:
@@ -116,13 +116,14 @@ def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for gradient in gradients:
         bucket.append(gradient)
-        if sum(one.nbytes for one in bucket) >= BUCKET_BYTES:
+        if sum(grad.nbytes for grad in bucket) >= BUCKET_BYTES:
             yield bucket
             bucket = []
     if bucket:
         yield bucket
 
 
+# What torchrun sets, with the values of a process that is alone, and what srun sets instead.
 ALONE = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
@@ -173,6 +174,7 @@ def alone_or_refused(command: str) -> None:
 
 
 def _variable(name: str, default: str) -> int:
+    """Return a variable of ``torchrun``, or its counterpart of ``srun``."""
     # srun starts one process per task; inside an sbatch script alone there is no step.
     slurm = os.environ.get(_SLURM[name], default) if "SLURM_STEP_ID" in os.environ else default
     return int(os.environ.get(name, slurm))
