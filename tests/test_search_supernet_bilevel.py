@@ -29,6 +29,7 @@ from search.recipe.optimisation import SearchRecipe
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import SearchSchedule
 from search.supernet.bilevel import BilevelSearch, build_supernet
+from search.supernet.log_entry import log_entry
 from search.supernet.run import run_search
 from search.train.session import Session
 
@@ -273,7 +274,7 @@ def test_cost_is_in_giga_madds_or_milliseconds(tiny_recipe: Recipe, tiny_data: C
 
 def test_log_tells_how_decided_the_search_is(tiny_recipe: Recipe, tiny_data: CocoSplit) -> None:
     search = search_of(tiny_recipe, tiny_data)
-    entry = search.log_entry(1)
+    entry = log_entry(search, 1)
     assert entry["width_entropy"] == pytest.approx(1)  # betas start at the uniform distribution
     assert entry["op_entropy"] == pytest.approx(1, abs=1e-3)
     means = [1 / len(block.widths) for block in search.supernet.space.blocks]

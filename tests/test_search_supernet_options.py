@@ -383,5 +383,5 @@ def test_multiplier_follows_the_ratio_of_cost_and_target_within_its_range() -> N
 def test_penalty_fades_below_the_target(cost: float, fading: float) -> None:
     multiplier = Multiplier(SearchRecipe(target="4G", cost_weight=0.02), 4.0)
     expected = torch.tensor(cost, requires_grad=True)
-    multiplier.penalty(expected, reached=cost).backward()
+    multiplier.penalty(expected, argmax_cost=cost).backward()
     assert float(expected.grad) == pytest.approx(0.02 * fading / (cost * math.log(10)), rel=1e-5)

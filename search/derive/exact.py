@@ -1,12 +1,28 @@
-"""Which network of a search is the most probable one that costs no more than a budget?
+"""Which network of a search is the most probable one within a budget? (exact, by dynamic program)
 
-Exact: the score (sum of log probabilities) and the cost are sums along a chain of blocks, coupled
-by their widths alone. A multiplier that prices cost turns the budget into a bound on what any rest
-of the chain can still bring; dynamic programming over (block, width) keeps every partial network
-that is neither dominated nor bounded below the best one known.
+A network picks one width per block and one operation per position. Its score is the sum of the log
+probabilities of its picks, its cost the sum of their costs. Only one cost depends on two blocks: a
+block's first operation reads as many channels as the block before has. So the rest of a network
+depends on what comes before it through one width alone.
+
+Networks grow block by block. Three kinds of partial networks are dropped, none of which can become
+the most probable network within the budget:
+
+* Dominated: another one that ends in the same width costs no more and scores no less. Any rest
+  adds the same to both.
+* Too dear: even the cheapest rest exceeds the budget.
+* Bounded: even the best rest does not bring it above a network that is known to fit. For any
+  price >= 0, a network within the budget has ``score <= score - price * cost + price * budget``.
+  The right side is a plain sum along the blocks, so one pass from the last block to the first tells
+  the most that any rest can add to it.
+
+Any price gives a valid bound. The tightest is at the price where the network of the highest
+``score - price * cost`` changes from one above the budget to one within it. Bisection finds it (the
+solution of the Lagrangian dual), and the best network within the budget that it meets on the way is
+the known one.
 """
 
-# K widths of a block, I widths of the block before it, L later operations, M choices of a block
+# K widths of a block, I widths of the block before it, L later operations, M choices of operations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +33,13 @@ from numpy.typing import NDArray
 from adapt.architecture import Choices
 from adapt.cost.expectation import CostModel
 from adapt.errors import AdaptError
+from adapt.network.supernet import Supernet
 from search.recipe.budget import ROUNDING
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+BISECTIONS = 60  # of the price; after these, doubles hardly differ
 
 
 @dataclass(frozen=True)
@@ -39,12 +58,20 @@ class Derived:
 
 
 @dataclass(frozen=True)
-class _Items:
-    """All useful ways to fill a block, for one width before it and one of its own."""
+class _BlockOps:
+    """Choices of all operations of a block, for one width before it and one of its own.
+
+    Costs and scores include those of the width. Dominated choices are left out.
+    """
 
     cost: Floats
     score: Floats
     ops: Ints  # [M, 1 + L]
+
+    def priced(self, price: float) -> Floats:
+        """Return the scores less the price of the costs."""
+        priced: Floats = self.score - price * self.cost
+        return priced
 
 
 class Deriver:
@@ -61,7 +88,7 @@ class Deriver:
     ) -> None:
         self._fixed = model.fixed
         self._blocks = [
-            _block_items(
+            _block_ops(
                 model.first[number].numpy(),
                 model.later[number].numpy(),
                 model.taps[number].numpy(),
@@ -70,17 +97,25 @@ class Deriver:
             )
             for number in range(len(widths))
         ]
-        self._least = self._rests(self._values(lambda items: -items.cost))  # negative costs
+        negative_costs = self._best_rests(self._best_values(lambda choices: -choices.cost))
+        self._cheapest_rests = [-costs for costs in negative_costs]
+
+    @classmethod
+    def of(cls, supernet: Supernet, model: CostModel) -> "Deriver":
+        """Return the deriver for a supernet's present probabilities; the costs are on the CPU."""
+        ops, widths = supernet.log_probabilities()
+        op_scores = [[p.numpy() for p in block] for block in ops]
+        return cls(model, op_scores, [p.numpy() for p in widths])
 
     @property
     def cheapest(self) -> float:
         """The lowest cost that any network has."""
-        return self._fixed - float(self._least[0][0])
+        return self._fixed + float(self._cheapest_rests[0][0])
 
     @property
     def dearest(self) -> float:
         """The cost of the network of the highest score: a larger budget changes nothing."""
-        return self._fixed + self._chain(0.0).cost
+        return self._fixed + self._best_priced(0.0).cost
 
     def best(self, budget: float) -> Derived:
         """Return the network of the highest score that costs no more than ``budget``.
@@ -88,14 +123,14 @@ class Deriver:
         Raises:
             AdaptError: If none does.
         """
-        left = (budget - self._fixed) * (1 + ROUNDING)
-        if -float(self._least[0][0]) > left:
+        limit = (budget - self._fixed) * (1 + ROUNDING)
+        if float(self._cheapest_rests[0][0]) > limit:
             raise AdaptError(
                 f"no network costs {budget:.6g} or less, the cheapest costs {self.cheapest:.6g}; "
                 "raise the budget"
             )
-        price, known = self._price(left)
-        return self._search(left, price, known)
+        price, known = self._price(limit)
+        return self._search(limit, price, known)
 
     def front(self, number: int) -> list[Derived]:
         """Return the best networks of budgets from the cheapest to that of the highest score.
@@ -105,131 +140,157 @@ class Deriver:
                 best network, which is returned once.
         """
         budgets = np.geomspace(self.cheapest, max(self.dearest, self.cheapest), number)
-        found = [self.best(float(budget)) for budget in budgets]
-        return list({one.choices: one for one in found}.values())
+        networks = [self.best(float(budget)) for budget in budgets]
+        return list({network.choices: network for network in networks}.values())
 
-    def _price(self, left: float) -> tuple[float, Derived]:
-        """Return the price of cost at which the best network just fits, and a network that fits."""
-        free = self._chain(0.0)
-        if free.cost <= left:
+    def _price(self, limit: float) -> tuple[float, Derived]:
+        """Return the price at which the best priced network just fits, and one that fits.
+
+        Args:
+            limit: The budget less the fixed cost.
+        """
+        free = self._best_priced(0.0)
+        if free.cost <= limit:
             return 0.0, free
-        low, high = 0.0, 1.0 / max(abs(left), 1e-300)
-        fits = self._chain(high)
-        while fits.cost > left:
+        low, high = 0.0, 1.0 / max(abs(limit), 1e-300)
+        fitting = self._best_priced(high)
+        while fitting.cost > limit:
             low, high = high, high * 4
-            fits = self._chain(high)
-        for _ in range(60):
+            fitting = self._best_priced(high)
+        for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            found = self._chain(middle)
-            if found.cost <= left:
-                high, fits = middle, found if found.score > fits.score else fits
+            network = self._best_priced(middle)
+            if network.cost <= limit:
+                high, fitting = middle, max(fitting, network, key=lambda found: found.score)
             else:
                 low = middle
-        return high, fits
+        return high, fitting
 
-    def _values(self, value: Callable[[_Items], Floats]) -> list[list[list[float]]]:
-        """Return the largest value of a block's items, per block, width before it and width."""
+    def _best_values(self, values: Callable[[_BlockOps], Floats]) -> list[Floats]:
+        """Return per block Tensor[I, K], the largest value among the choices of its operations."""
         return [
-            [[float(value(items).max()) for items in row] for row in block]
+            np.array([[float(values(choices).max()) for choices in row] for row in block])
             for block in self._blocks
         ]
 
-    def _rests(self, values: list[list[list[float]]]) -> list[Floats]:
-        """Return the most that all blocks from each one on can bring, by the width before it."""
-        rest = np.zeros(len(values[-1][0]))
+    def _best_rests(self, values: list[Floats]) -> list[Floats]:
+        """Return per block Tensor[I], the most that it and all later blocks bring together."""
+        rest = np.zeros(values[-1].shape[1])
         rests = [rest]
         for block in reversed(values):
-            rest = (np.array(block) + rest).max(1)
+            rest = (block + rest).max(1)
             rests.insert(0, rest)
         return rests
 
-    def _chain(self, price: float) -> Derived:
+    def _best_priced(self, price: float) -> Derived:
         """Return the network with the highest score less priced cost, without the fixed cost."""
-        values = self._values(lambda items: _priced(items, price))
-        rests = self._rests(values)
+        values = self._best_values(lambda choices: choices.priced(price))
+        rests = self._best_rests(values)
         width, ops, widths, cost, score = 0, [], [], 0.0, 0.0
-        for number, block in enumerate(self._blocks):
-            after = int((np.array(values[number][width]) + rests[number + 1]).argmax())
-            items = block[width][after]
-            best = int(_priced(items, price).argmax())
-            ops.append(tuple(map(int, items.ops[best])))
-            widths.append(after)
-            cost, score = cost + float(items.cost[best]), score + float(items.score[best])
-            width = after
+        for block, value, rest in zip(self._blocks, values, rests[1:], strict=True):
+            next_width = int((value[width] + rest).argmax())
+            choices = block[width][next_width]
+            best = int(choices.priced(price).argmax())
+            ops.append(tuple(map(int, choices.ops[best])))
+            widths.append(next_width)
+            cost, score = cost + float(choices.cost[best]), score + float(choices.score[best])
+            width = next_width
         return Derived(Choices(tuple(ops), tuple(widths)), cost, score)
 
-    def _search(self, left: float, price: float, known: Derived) -> Derived:
-        """Keep all partial networks that may still beat a known one, block by block."""
-        values = self._values(lambda items: _priced(items, price))
-        rests = self._rests(values)
-        needed = known.score - price * left - 1e-9 * (1 + abs(known.score))
-        fronts = [_Front.start()]
-        history = []
-        for number, block in enumerate(self._blocks):
-            following = []
-            for after in range(len(block[0])):
-                parts = [front.extended(block[w][after], w) for w, front in enumerate(fronts)]
-                joined = _Front.join(parts)
-                fits = joined.cost <= left + self._least[number + 1][after]
-                bound = joined.score - price * joined.cost + rests[number + 1][after]
-                following.append(joined.chosen(fits & (bound >= needed)).pruned())
-            history.append(following)
-            fronts = following
-        return self._trace(history)
+    def _search(self, limit: float, price: float, known: Derived) -> Derived:
+        """Return the best network, by growing all partial ones that may still become it.
 
-    def _trace(self, history: "list[list[_Front]]") -> Derived:
+        Args:
+            limit: The budget less the fixed cost.
+            price: Price of the bound.
+            known: A network that fits.
+        """
+        rests = self._best_rests(self._best_values(lambda choices: choices.priced(price)))
+        # Lower by more than rounding errors, or the known network itself could be dropped.
+        needed = known.score - price * limit - 1e-9 * (1 + abs(known.score))
+        partial = [_Partial.empty()]
+        history = []
+        for block, rest, cheapest in zip(
+            self._blocks, rests[1:], self._cheapest_rests[1:], strict=True
+        ):
+            grown = []
+            for width in range(len(block[0])):
+                joined = _Partial.join(
+                    [before.extended(block[i][width], i) for i, before in enumerate(partial)]
+                )
+                fits = joined.cost <= limit - cheapest[width]
+                bound = joined.score - price * joined.cost + rest[width]
+                grown.append(joined.chosen(fits & (bound >= needed)).pruned())
+            history.append(grown)
+            partial = grown
+        return self._traced(history)
+
+    def _traced(self, history: "list[list[_Partial]]") -> Derived:
+        """Return the best network, read backwards from the last block.
+
+        Args:
+            history: Partial networks by block and width.
+        """
         last = history[-1]
         width = max(range(len(last)), key=lambda w: last[w].score.max(initial=-np.inf))
-        state = int(last[width].score.argmax())
-        cost, score = float(last[width].cost[state]), float(last[width].score[state])
+        index = int(last[width].score.argmax())
+        cost, score = float(last[width].cost[index]), float(last[width].score[index])
         ops: list[tuple[int, ...]] = []
         widths: list[int] = []
-        for number in range(len(history) - 1, -1, -1):
-            front = history[number][width]
-            before, item = int(front.width[state]), int(front.item[state])
-            ops.insert(0, tuple(map(int, self._blocks[number][before][width].ops[item])))
+        for block, grown in zip(reversed(self._blocks), reversed(history), strict=True):
+            network = grown[width]
+            before, picked = int(network.before_width[index]), int(network.picked[index])
+            ops.insert(0, tuple(map(int, block[before][width].ops[picked])))
             widths.insert(0, width)
-            state, width = int(front.state[state]), before
+            index, width = int(network.before_index[index]), before
         return Derived(Choices(tuple(ops), tuple(widths)), self._fixed + cost, score)
 
 
 @dataclass(frozen=True)
-class _Front:
-    """Partial networks that end in one width, and what each was made from."""
+class _Partial:
+    """Partial networks, from the first block to one width of some block.
+
+    Each is made from a partial network up to the block before, and a choice of operations.
+    """
 
     cost: Floats
     score: Floats
-    width: Ints  # of the block before
-    state: Ints  # in the front of that width
-    item: Ints  # of the block
+    before_width: Ints  # the width it had in the block before
+    before_index: Ints  # which of the partial networks of that width
+    picked: Ints  # which of the block's choices
 
     @classmethod
-    def start(cls) -> "_Front":
+    def empty(cls) -> "_Partial":
+        """Return the one network without any block."""
         zero, none = np.zeros(1), np.zeros(1, np.int64)
         return cls(zero, zero, none, none, none)
 
     @classmethod
-    def join(cls, fronts: "Sequence[_Front]") -> "_Front":
-        names = ("cost", "score", "width", "state", "item")
-        return cls(*(np.concatenate([getattr(f, name) for f in fronts]) for name in names))
+    def join(cls, parts: "Sequence[_Partial]") -> "_Partial":
+        names = ("cost", "score", "before_width", "before_index", "picked")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
-    def extended(self, items: _Items, width: int) -> "_Front":
-        """Continue every partial network with every way to fill the next block."""
-        states, number = np.divmod(np.arange(len(self.cost) * len(items.cost)), len(items.cost))
-        return _Front(
-            self.cost[states] + items.cost[number],
-            self.score[states] + items.score[number],
-            np.full(len(states), width),
-            states,
-            number,
+    def extended(self, choices: _BlockOps, width: int) -> "_Partial":
+        """Continue every partial network, which ends in ``width``, with every choice of a block."""
+        index, picked = _pairs(len(self.cost), len(choices.cost))
+        return _Partial(
+            self.cost[index] + choices.cost[picked],
+            self.score[index] + choices.score[picked],
+            np.full(len(index), width),
+            index,
+            picked,
         )
 
-    def chosen(self, keep: NDArray[np.bool_] | Ints) -> "_Front":
-        return _Front(
-            self.cost[keep], self.score[keep], self.width[keep], self.state[keep], self.item[keep]
+    def chosen(self, keep: NDArray[np.bool_] | Ints) -> "_Partial":
+        return _Partial(
+            self.cost[keep],
+            self.score[keep],
+            self.before_width[keep],
+            self.before_index[keep],
+            self.picked[keep],
         )
 
-    def pruned(self) -> "_Front":
+    def pruned(self) -> "_Partial":
         return self.chosen(pareto(self.cost, self.score))
 
 
@@ -243,41 +304,50 @@ def pareto(cost: Floats, score: Floats) -> Ints:
     return order[better]
 
 
-def _block_items(
+def _block_ops(
     first: Floats, later: Floats, taps: Floats, ops: Sequence[Floats], widths: Floats
-) -> list[list[_Items]]:
-    """Return the useful ways to fill a block, by the width before it and its own."""
-    tails = [_later_items(later[k], ops[1:]) for k in range(len(widths))]
+) -> list[list[_BlockOps]]:
+    """Return the choices of a block's operations, by the width before it and its own.
+
+    Args:
+        first: Costs of the first operation, Tensor[I, K, O].
+        later: Costs of a later operation, Tensor[K, O].
+        taps: Costs of what else reads the block's output, Tensor[K].
+        ops: Log probabilities per position, Tensor[O] each.
+        widths: Log probabilities, Tensor[K].
+    """
+    tails = [_later_ops(later[k], ops[1:]) for k in range(len(widths))]
     return [
         [_with_first(first[i, k], ops[0], tails[k], taps[k], widths[k]) for k in range(len(widths))]
         for i in range(len(first))
     ]
 
 
-def _later_items(costs: Floats, ops: Sequence[Floats]) -> _Items:
-    items = _Items(np.zeros(1), np.zeros(1), np.zeros((1, 0), np.int64))
-    for probabilities in ops:
-        items = _product(items, costs, probabilities)
-    return items
+def _later_ops(costs: Floats, ops: Sequence[Floats]) -> _BlockOps:
+    choices = _BlockOps(np.zeros(1), np.zeros(1), np.zeros((1, 0), np.int64))
+    for scores in ops:
+        choices = _product(choices, costs, scores)
+    return choices
 
 
 def _with_first(
-    costs: Floats, probabilities: Floats, tail: _Items, tap: float, width: float
-) -> _Items:
-    joined = _product(tail, costs, probabilities)
-    ops = np.roll(joined.ops, 1, axis=1)  # the first operation was appended last
-    return _Items(joined.cost + tap, joined.score + width, ops)
+    costs: Floats, scores: Floats, tail: _BlockOps, tap: float, width: float
+) -> _BlockOps:
+    choices = _product(tail, costs, scores)
+    ops = np.roll(choices.ops, 1, axis=1)  # the first operation was appended last
+    return _BlockOps(choices.cost + tap, choices.score + width, ops)
 
 
-def _product(items: _Items, costs: Floats, probabilities: Floats) -> _Items:
-    """Extend every item by every operation; drop what costs more and scores no better."""
-    old, new = np.divmod(np.arange(len(items.cost) * len(costs)), len(costs))
-    cost, score = items.cost[old] + costs[new], items.score[old] + probabilities[new]
+def _product(choices: _BlockOps, costs: Floats, scores: Floats) -> _BlockOps:
+    """Extend every choice by every candidate of one more position; drop the dominated ones."""
+    old, new = _pairs(len(choices.cost), len(costs))
+    cost, score = choices.cost[old] + costs[new], choices.score[old] + scores[new]
     kept = pareto(cost, score)
-    ops = np.c_[items.ops[old], new][kept]
-    return _Items(cost[kept], score[kept], ops)
+    ops = np.c_[choices.ops[old], new][kept]
+    return _BlockOps(cost[kept], score[kept], ops)
 
 
-def _priced(items: _Items, price: float) -> Floats:
-    priced: Floats = items.score - price * items.cost
-    return priced
+def _pairs(rows: int, columns: int) -> tuple[Ints, Ints]:
+    """Return row and column of every cell, row by row."""
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return row, column

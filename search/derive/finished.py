@@ -1,4 +1,4 @@
-"""What does a finished search hold, and what do its networks cost?"""
+"""What does a finished search hold, and what do its networks cost on a device?"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,13 +37,7 @@ def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
         )
     recipe = Recipe.from_dict(content["recipe"])
     # The space as it was searched: its file may have been edited, or lie on another machine.
-    how = recipe.search
-    supernet = Supernet(
-        SearchSpace.restore(content["space"]),
-        mask=how.mask,
-        gate_norm=how.gate_norm,
-        gates=how.gates,
-    )
+    supernet = recipe.search.supernet(SearchSpace.restore(content["space"]))
     prefix = "backbone.body."
     states = content["states"]["detector"]
     supernet.load_state_dict(
@@ -58,7 +52,7 @@ class FinishedSearch:
 
     Attributes:
         supernet: The supernet with its alphas and betas.
-        recipe: What was searched, and how; its device is that of the table.
+        recipe: What was searched, and how; its device is the table's, if there is one.
         class_names: Object classes, in the order of their labels.
         identity: Hash of everything that defined the search.
         states: State of the whole detector around the supernet.
@@ -73,13 +67,12 @@ class FinishedSearch:
     table: CostTable | None
 
     def deriver(self, unit: Unit) -> Deriver:
-        """Return what finds networks within budgets of a unit."""
-        ops, widths = self.supernet.log_probabilities()
-        return Deriver(
-            self.cost_model(unit),
-            [[p.numpy() for p in block] for block in ops],
-            [p.numpy() for p in widths],
-        )
+        """Return what finds the most probable networks within budgets of a unit.
+
+        Raises:
+            AdaptError: If latencies are asked for without a fitting table.
+        """
+        return Deriver.of(self.supernet, self.cost_model(unit))
 
     def within(self, budget: Budget) -> Derived:
         """Return the most probable network within a budget.
@@ -128,7 +121,7 @@ class SearchFiles:
 
     Attributes:
         supernet: ``supernet.pt`` of a finished search.
-        costs: Cost table, if latencies matter; of any device.
+        costs: Cost table of any device; None to count multiply-adds only.
         uncertified: Whether a table without a certificate will do.
     """
 
@@ -145,9 +138,9 @@ class SearchFiles:
         """
         supernet, recipe, content = load_searched(self.supernet)
         states = content["states"]["detector"]
-        described = tuple(content["class_names"]), content["identity"], states
+        names, identity = tuple(content["class_names"]), content["identity"]
         if self.costs is None:
-            yield FinishedSearch(supernet, recipe, *described, None)
+            yield FinishedSearch(supernet, recipe, names, identity, states, None)
             return
         with CostTable.open(self.costs) as table:
             if not self.uncertified:
@@ -155,4 +148,4 @@ class SearchFiles:
             # The network is derived for the device of the table, wherever the search was.
             options = table.conditions.device_options()
             recipe = recipe.with_device(**options, name=table.conditions.device)
-            yield FinishedSearch(supernet, recipe, *described, table)
+            yield FinishedSearch(supernet, recipe, names, identity, states, table)

@@ -1,15 +1,18 @@
-"""How are weights and architecture trained, and how are the steps computed?"""
+"""Which settings do search and fine-tuning have, and how are their steps computed?"""
 
 import re
 from dataclasses import dataclass, field
 from typing import Literal
+
+import torch
 
 from adapt.cost.expectation import CostForm
 from adapt.data.dataset import steps_per_epoch
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.mapping.pretrained import MappingMode
 from adapt.network.masks import GateNorm, Gates, MaskKind
-from adapt.network.supernet import Recompute
+from adapt.network.supernet import Recompute, Supernet
+from adapt.space import SearchSpace
 from search.recipe.budget import Budget
 
 CostKind = Literal["madds", "latency"]
@@ -45,7 +48,7 @@ class Optimisation:
         epochs: Passes over the training images.
         batch_size: Images per step, of all processes together.
         accumulate: Parts that a step's batch is divided into, one after the other, to save memory.
-            BatchNorm sees a part at a time, so the result is another one.
+            BatchNorm normalises each part by itself, which changes the result.
         optimizer: ``sgd`` or ``adamw``.
         lr: Peak learning rate.
         momentum: Of SGD.
@@ -132,7 +135,7 @@ class SearchRecipe:
             ancestors, more, or ``all``.
         arch_paths: Candidates per position that compete in an architecture step.
         bi_sampling: Whether a weight step trains a second path too, drawn uniformly from the
-            candidates the first one left out (TF-NAS), so that none starves.
+            candidates the first one left out (TF-NAS), so that every candidate gets trained.
         mapping_noise: Standard deviation of the noise on parameters the source does not have.
     """
 
@@ -187,6 +190,16 @@ class SearchRecipe:
         if self.target:
             self._check_target()
 
+    def supernet(self, space: SearchSpace, generator: torch.Generator | None = None) -> Supernet:
+        """Return a new supernet of a space; the generator draws its alphas."""
+        return Supernet(
+            space,
+            mask=self.mask,
+            gate_norm=self.gate_norm,
+            gates=self.gates,
+            generator=generator,
+        )
+
     def _check_target(self) -> None:
         unit = Budget.parse(self.target, "target").unit
         if unit != ("ms" if self.cost == "latency" else "madds"):
@@ -217,7 +230,7 @@ class FinetuneRecipe(Optimisation):
 
 @dataclass(frozen=True)
 class ComputeRecipe:
-    """How steps are computed; but for ``amp`` and ``sync_batch_norm``, results agree to rounding.
+    """How steps are computed. Only ``amp`` and ``sync_batch_norm`` change more than rounding.
 
     Attributes:
         amp: Type that backbone, pyramid and heads compute in; what follows them stays in fp32.
@@ -248,7 +261,7 @@ class ComputeRecipe:
 
     @property
     def meaning(self) -> dict[str, object]:
-        """What changes results by more than rounding."""
+        """The fields that change results by more than rounding, for the hash of a run."""
         return {"amp": self.amp, "sync_batch_norm": self.sync_batch_norm}
 
 
@@ -260,9 +273,9 @@ def parse_paths(text: str | None) -> dict[str, PathCount]:
     """
     if text is None:
         return {}
-    found = re.fullmatch(r"(all|[1-9]\d*)(?::(all|[1-9]\d*))?", text)
-    if not found:
+    match = re.fullmatch(r"(all|[1-9]\d*)(?::(all|[1-9]\d*))?", text)
+    if not match:
         raise AdaptError(f"--paths must be like all, 2 or 1:all (WEIGHT:ARCH), got {text!r}")
-    weight, arch = found[1], found[2] or found[1]
+    weight, arch = match[1], match[2] or match[1]
     counts = {"weight_paths": weight, "arch_paths": arch}
     return {name: "all" if count == "all" else int(count) for name, count in counts.items()}

@@ -66,7 +66,11 @@ class SearchSchedule(Schedule):
         alternating = self.total_steps - self.warmup_steps
         return max(0, step - self.warmup_steps) / alternating if alternating else 0.0
 
+    def arch_steps_in(self, steps: int) -> int:
+        """Return how many architecture steps come with the first ``steps`` weight steps."""
+        return max(0, -(-(steps - self.warmup_steps) // self.arch_every))
+
     @property
     def arch_steps(self) -> int:
         """All architecture steps."""
-        return -(-(self.total_steps - self.warmup_steps) // self.arch_every)
+        return self.arch_steps_in(self.total_steps)

@@ -1,1 +1,1 @@
-"""How are architecture and weights searched together?"""
+"""How is the supernet trained until the search is finished? (steps, lambda, warnings, log)"""

@@ -1,9 +1,9 @@
-"""How are weights and architecture searched together? (paper Eq. 3 and 4)"""
+"""How are weights and architecture trained in turn? (paper Eq. 3 and 4; the steps of a search)"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,16 +14,14 @@ from adapt.data.coco import CocoSplit
 from adapt.data.dataset import Batch, training_batches
 from adapt.detector.retinanet import build_retinanet
 from adapt.mapping.pretrained import map_supernet
-from adapt.network.masks import gate
-from adapt.network.supernet import Paths, SharedBlock, Supernet
+from adapt.network.supernet import Paths, Supernet
 from adapt.network.weights import source_backbone
 from adapt.space import SearchSpace
 from search.derive.exact import Deriver
 from search.recipe.budget import Budget
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import SearchSchedule
-from search.supernet.guards import collapse_warnings, mean_entropy
-from search.supernet.log import Entry, Totals, named_probabilities
+from search.supernet.log import EpochLosses
 from search.supernet.multiplier import Multiplier
 from search.train.batches import (
     check_shares,
@@ -44,13 +42,7 @@ GIGA = 1e9
 def build_supernet(recipe: Recipe, space: SearchSpace) -> Supernet:
     """Build a supernet and map the source's parameters onto it, unless asked for scratch."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    supernet = Supernet(
-        space,
-        mask=recipe.search.mask,
-        gate_norm=recipe.search.gate_norm,
-        gates=recipe.search.gates,
-        generator=generator,
-    )
+    supernet = recipe.search.supernet(space, generator)
     if recipe.init == "imagenet":
         weights = Path(recipe.weights) if recipe.weights else None
         source = source_backbone(space.source, weights)
@@ -62,10 +54,17 @@ class BilevelSearch:
     """One search: the supernet in its detector, both optimizers, and the steps between them.
 
     Args:
-        recipe: Numbers of the search.
+        recipe: How to search.
         train: Training images; they are divided into trainA and trainB.
         cost: Cost of every choice, in MAdds or milliseconds.
-        session: The processes that search together, and how many steps they may take.
+        session: The processes that search together, and a limit of their steps.
+
+    Attributes:
+        settings: The recipe's ``search``.
+        schedule: How many steps there are, and which train the architecture.
+        supernet: The supernet, inside ``detector``.
+        multiplier: lambda of Eq. 4.
+        losses: Losses of the epoch so far.
 
     Raises:
         AdaptError: If no network reaches the target, or a batch cannot be shared out.
@@ -80,49 +79,49 @@ class BilevelSearch:
     ) -> None:
         torch.manual_seed(recipe.seed)
         session = session or Session()
-        self.recipe, self.how, self.world = recipe, recipe.search, session.world
-        self.schedule = SearchSchedule.of(self.how, len(train), session.limit_steps)
+        self.recipe, self.settings, self.world = recipe, recipe.search, session.world
+        self.schedule = SearchSchedule.of(self.settings, len(train), session.limit_steps)
         self.supernet = build_supernet(recipe, recipe.space.load())
         config = recipe.detector_config(len(train.class_names))
         detector = build_retinanet(self.supernet, config)
         self.detector = place(detector, recipe.compute, self.world).train()
         self.cost = cost.to(self.world.device)
         self.halves = [training_dataset(recipe, half) for half in split_halves(train, recipe.seed)]
-        check_shares(self.how.weights, len(self.halves[0]), self.world)
-        self.multiplier = Multiplier(self.how, self._target())
-        self.totals = Totals()
+        check_shares(self.settings.weights, len(self.halves[0]), self.world)
+        self.multiplier = Multiplier(self.settings, self._target())
+        self.losses = EpochLosses()
         self._build_optimizers()
 
     def _build_optimizers(self) -> None:
-        how, world, amp = self.how.weights, self.world, self.recipe.compute.amp
+        settings, world, amp = self.settings, self.world, self.recipe.compute.amp
+        clip_norm, steps_per_epoch = settings.weights.clip_norm, self.schedule.steps_per_epoch
         self.arch_parameters = self.supernet.architecture_parameters()
-        chosen = {id(p) for p in self.arch_parameters}
-        self.weights = [p for p in self.detector.parameters() if id(p) not in chosen]
-        weight_optimizer = build_optimizer(self.weights, how)
-        self.lr_schedule = build_scheduler(weight_optimizer, how, self.schedule.steps_per_epoch)
+        arch_ids = {id(p) for p in self.arch_parameters}
+        self.weights = [p for p in self.detector.parameters() if id(p) not in arch_ids]
+        weight_optimizer = build_optimizer(self.weights, settings.weights)
+        self.lr_schedule = build_scheduler(weight_optimizer, settings.weights, steps_per_epoch)
         arch_optimizer = torch.optim.Adam(
             self.arch_parameters,
-            lr=self.how.arch_lr,
-            betas=self.how.arch_betas,
-            weight_decay=self.how.arch_weight_decay,
+            lr=settings.arch_lr,
+            betas=settings.arch_betas,
+            weight_decay=settings.arch_weight_decay,
         )
-        self.weight_stepper = Stepper(weight_optimizer, self.weights, how.clip_norm, amp, world)
-        self.arch_stepper = Stepper(arch_optimizer, self.arch_parameters, how.clip_norm, amp, world)
+        self.weight_stepper = Stepper(weight_optimizer, self.weights, clip_norm, amp, world)
+        self.arch_stepper = Stepper(arch_optimizer, self.arch_parameters, clip_norm, amp, world)
 
     def _target(self) -> float | None:
         """Return the target in G MAdds or milliseconds, if there is one that can be reached."""
-        if not self.how.target:
+        if not self.settings.target:
             return None
-        target = Budget.parse(self.how.target)
-        ops, widths = self.supernet.log_probabilities()
-        model = self.cost.to(torch.device("cpu"))
-        arrays = [[p.numpy() for p in block] for block in ops], [p.numpy() for p in widths]
-        target.check_reachable(Deriver(model, *arrays).cheapest, "target")
+        target = Budget.parse(self.settings.target)
+        deriver = Deriver.of(self.supernet, self.cost.to(torch.device("cpu")))
+        target.check_reachable(deriver.cheapest, "target")
         return target.amount / self._unit
 
     @property
     def _unit(self) -> float:
-        return GIGA if self.how.cost == "madds" else 1.0
+        """What C of Eq. 4 is counted in, as a multiple of the cost model's unit: 1 G, or 1 ms."""
+        return GIGA if self.settings.cost == "madds" else 1.0
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -135,15 +134,28 @@ class BilevelSearch:
             "weight_scaler": self.weight_stepper.scaler,
             "arch_scaler": self.arch_stepper.scaler,
             "multiplier": self.multiplier,
-            "totals": self.totals,
+            "totals": self.losses,
             "random": RandomState(),
         }
+
+    def steps(self, start: int) -> Iterator[float]:
+        """Take the steps from ``start`` on; yield the loss of each weight step."""
+        schedule = self.schedule
+        weight_batches = self.batches(0, start)
+        arch_batches = self.batches(1, schedule.arch_steps_in(start))
+        for step in range(start, schedule.total_steps):
+            number = schedule.arch_step(step)
+            if number is not None:
+                self.losses.add("arch_loss", self.arch_step(next(arch_batches), number))
+            loss = self.weight_step(step, next(weight_batches))
+            self.losses.add("weight_loss", loss)
+            yield loss
 
     def batches(self, half: int, start_step: int) -> Iterator[Batch]:
         """Return this process's endless batches of trainA (0) or trainB (1) from a step on."""
         return training_batches(
             self.halves[half],
-            batch_size=self.how.weights.batch_size,
+            batch_size=self.settings.weights.batch_size,
             seed=self.recipe.seed + half,
             start_step=start_step,
             loading=training_loading(self.recipe, self.world),
@@ -153,23 +165,23 @@ class BilevelSearch:
         """Train the sampled operations on a batch of trainA; alpha and beta are frozen."""
         _train_only(self.weights, self.arch_parameters)
         paths = self._weight_paths(self._generator("weight", step), step)
-        value = self.weight_stepper.step(self._losses(batch, paths), batch)
+        loss = self.weight_stepper.step(self._path_losses(batch, paths), batch)
         self.lr_schedule.step()
-        return value
+        return loss
 
     def _weight_paths(self, generator: torch.Generator, step: int) -> list[Paths | None]:
         """Draw the paths of a weight step: uniformly in the warm-up, then by softmax of alpha."""
-        if self.how.weight_paths == "all":
+        if self.settings.weight_paths == "all":
             return [None]
         draw = self.supernet.sample_paths
         uniform = step < self.schedule.warmup_steps
-        first = draw(generator, uniform=uniform, number=self.how.weight_paths)
-        if not self.how.bi_sampling:
+        first = draw(generator, uniform=uniform, number=self.settings.weight_paths)
+        if not self.settings.bi_sampling:
             return [first]
         return [first, draw(generator, uniform=True, without=first)]
 
     def arch_step(self, batch: Batch, step: int = 0) -> float:
-        """Train alpha and beta on a batch of trainB (Eq. 4).
+        """Train alpha and beta on a batch of trainB (Eq. 4); all weights are frozen.
 
         Args:
             batch: Images of trainB.
@@ -177,107 +189,48 @@ class BilevelSearch:
         """
         _train_only(self.arch_parameters, self.weights)
         paths: Paths | None = None
-        if self.how.arch_paths != "all":
+        number = self.settings.arch_paths
+        if number != "all":
             generator = self._generator("arch", step)
-            paths = self.supernet.sample_paths(generator, uniform=False, number=self.how.arch_paths)
-        losses = [*self._losses(batch, [paths]), (1.0, self._penalty)]
-        value = self.arch_stepper.step(losses, batch)
+            paths = self.supernet.sample_paths(generator, uniform=False, number=number)
+        losses = [*self._path_losses(batch, [paths]), (1.0, self._penalty)]
+        loss = self.arch_stepper.step(losses, batch)
         self.multiplier.update(self.argmax_cost())
-        return value
+        return loss
 
-    def _generator(self, kind: str, step: int) -> torch.Generator:
+    def _generator(self, kind: Literal["weight", "arch"], step: int) -> torch.Generator:
         # The step seeds the sample, so a resumed search and every process draw the same paths.
         key = (self.recipe.seed, step, ("weight", "arch").index(kind))
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
         return torch.Generator().manual_seed(seed)
 
-    def _losses(
+    def _path_losses(
         self, batch: Batch, paths: list[Paths | None]
     ) -> Iterator[tuple[float, Callable[[], Tensor]]]:
-        """Yield the weight of every part of a batch on every path, and what computes its loss."""
-        for share, part in divided(batch, self.how.weights.accumulate):
+        """Yield weight and loss function of every part of a batch on every path."""
+        for share, part in divided(batch, self.settings.weights.accumulate):
             for path in paths:
-                yield share / len(paths), partial(self._loss, part, path)
+                yield share / len(paths), partial(self._path_loss, part, path)
 
-    def _loss(self, part: Batch, path: Paths | None) -> Tensor:
+    def _path_loss(self, part: Batch, path: Paths | None) -> Tensor:
         self.supernet.paths = path
-        return detection_loss(self.detector, part, self._device)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.world.device
+        return detection_loss(self.detector, part, self.world.device)
 
     def _penalty(self) -> Tensor:
         return self.multiplier.penalty(self.expected_cost(), self.argmax_cost())
+
+    def expected_cost(self) -> Tensor:
+        """Return C of Eq. 4, in G MAdds or milliseconds."""
+        form = self.settings.cost_form
+        return self.cost.expected(*self.supernet.probabilities(), form=form) / self._unit
 
     @torch.no_grad()
     def argmax_cost(self) -> float:
         """Return what the most probable network costs, in G MAdds or milliseconds."""
         ops, widths = self.supernet.probabilities()
-        best = [[one_hot(p) for p in block] for block in ops], [one_hot(p) for p in widths]
-        return float(self.cost.expected(*best)) / self._unit
-
-    def expected_cost(self) -> Tensor:
-        """Return C of Eq. 4, in G MAdds or milliseconds; exactly if it has a target to meet."""
-        form = self.how.cost_form if self.multiplier.target is None else "exact"
-        return self.cost.expected(*self.supernet.probabilities(), form=form) / self._unit
-
-    @torch.no_grad()
-    def log_entry(self, step: int) -> Entry:
-        """Return what is worth knowing after an epoch; losses are means over it."""
-        ops, widths = self.supernet.probabilities()
-        done = self.schedule.arch_share(step)
-        return {
-            "step": step,
-            "epoch": step / self.schedule.steps_per_epoch,
-            **self.totals.means(),
-            "lr": self.lr_schedule.get_last_lr()[0],
-            "expected_cost": float(self.expected_cost()),
-            "argmax_cost": self.argmax_cost(),
-            "target": self.multiplier.target,
-            "cost_weight": self.multiplier.value,
-            "cost_weight_in_force": self.multiplier.in_force(self.argmax_cost()),
-            "cost_unit": "GMAdds" if self.how.cost == "madds" else "ms",
-            "op_entropy": mean_entropy([p for block in ops for p in block]),
-            "width_entropy": mean_entropy(widths),
-            "gate_scale": self._gate_scales(widths),
-            "argmax": self.supernet.argmax().to_dict()["blocks"],
-            "probabilities": named_probabilities(self.supernet.space, ops, widths),
-            "warnings": [
-                *collapse_warnings(self.supernet.space, ops, widths, done),
-                *self._missed(step),
-            ],
-        }
-
-    def _missed(self, step: int) -> Iterator[str]:
-        """Warn at the end of a search whose arg max network costs more than the target."""
-        target, reached = self.multiplier.target, self.argmax_cost()
-        if target is not None and step == self.schedule.total_steps and reached > target:
-            yield (
-                f"the search ended at {reached:.4g}, above its target of {target:.4g}; derive with "
-                f"--budget {self.how.target}, and search with more epochs or a higher arch_lr"
-            )
-
-    def steps(self, start: int) -> Iterator[float]:
-        """Take the steps from ``start`` on; yield the loss of each weight step."""
-        schedule = self.schedule
-        weight_batches = self.batches(0, start)
-        done = max(0, -(-(start - schedule.warmup_steps) // schedule.arch_every))
-        arch_batches = self.batches(1, done)
-        for step in range(start, schedule.total_steps):
-            number = schedule.arch_step(step)
-            if number is not None:
-                self.totals.add("arch_loss", self.arch_step(next(arch_batches), number))
-            loss = self.weight_step(step, next(weight_batches))
-            self.totals.add("weight_loss", loss)
-            yield loss
-
-    def _gate_scales(self, widths: list[Tensor]) -> list[float]:
-        return [
-            float(gate(block.masks, p, block.gate_norm).mean())
-            for block, p in zip(self.supernet.blocks, widths, strict=True)
-            if isinstance(block, SharedBlock)
-        ]
+        best_ops = [[_one_hot(p) for p in block] for block in ops]
+        best_widths = [_one_hot(p) for p in widths]
+        return float(self.cost.expected(best_ops, best_widths)) / self._unit
 
 
 def _train_only(trained: list[nn.Parameter], frozen: list[nn.Parameter]) -> None:
@@ -287,7 +240,7 @@ def _train_only(trained: list[nn.Parameter], frozen: list[nn.Parameter]) -> None
         parameter.requires_grad_(False)
 
 
-def one_hot(probabilities: Tensor) -> Tensor:
+def _one_hot(probabilities: Tensor) -> Tensor:
     """Return the distribution that has decided for the most probable candidate."""
     decided = torch.zeros_like(probabilities)
     decided[probabilities.argmax()] = 1

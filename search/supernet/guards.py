@@ -1,7 +1,7 @@
-"""Is a search collapsing?
+"""Is a search going wrong? (collapse to skip connections, early decision, missed target)
 
-Differentiable searches fail in two ways: skip connections win because they need no training, and a
-block decides before its candidates were compared.
+Differentiable searches collapse in two ways: skip connections win because they need no training,
+or a block decides before its candidates were compared.
 """
 
 import math
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from adapt.space import SKIP, SearchSpace
 
-DECIDED = 0.1  # entropy, as a share of the uniform distribution's
-EARLY = 0.5  # share of the architecture steps
-DOMINANT = 1.5  # times the probability of one candidate among equals
+DECIDED = 0.1  # entropy of a decided distribution, as a share of the uniform one's
+EARLY = 0.5  # share of the architecture steps before which a decision is early
+DOMINANT = 1.5  # mean probability of skips that win, as a multiple of the uniform one
 
 
 def entropy_share(probabilities: Tensor) -> float:
@@ -37,7 +37,7 @@ def mean_entropy(distributions: Sequence[Tensor]) -> float:
 def collapse_warnings(
     space: SearchSpace, ops: Sequence[Sequence[Tensor]], widths: Sequence[Tensor], done: float
 ) -> list[str]:
-    """Return what looks like a collapse, one sentence each; nothing before architecture steps.
+    """Return a sentence for each sign of a collapse; none before the first architecture step.
 
     Args:
         space: The search space.
@@ -47,14 +47,14 @@ def collapse_warnings(
     """
     if done <= 0:
         return []
-    return [*_skips(space, ops), *(_early(ops, widths) if done < EARLY else ())]
+    return [*_skip_warnings(space, ops), *(_early_warnings(ops, widths) if done < EARLY else ())]
 
 
-def _skips(space: SearchSpace, ops: Sequence[Sequence[Tensor]]) -> list[str]:
+def _skip_warnings(space: SearchSpace, ops: Sequence[Sequence[Tensor]]) -> list[str]:
     won = optional = 0
-    excess = 0.0
-    for block, chosen in zip(space.blocks, ops, strict=True):
-        for position, p in enumerate(chosen):
+    excess = 0.0  # sum of the skips' probabilities, each as a multiple of the uniform one
+    for block, block_ops in zip(space.blocks, ops, strict=True):
+        for position, p in enumerate(block_ops):
             candidates = block.candidates(position)
             if SKIP in candidates:
                 optional += 1
@@ -68,15 +68,31 @@ def _skips(space: SearchSpace, ops: Sequence[Sequence[Tensor]]) -> list[str]:
     ]
 
 
-def _early(ops: Sequence[Sequence[Tensor]], widths: Sequence[Tensor]) -> list[str]:
-    found = []
-    for number, (chosen, width) in enumerate(zip(ops, widths, strict=True), start=1):
-        for name, distributions in (("operations", chosen), ("widths", [width])):
+def _early_warnings(ops: Sequence[Sequence[Tensor]], widths: Sequence[Tensor]) -> list[str]:
+    warnings = []
+    for number, (block_ops, width) in enumerate(zip(ops, widths, strict=True), start=1):
+        for name, distributions in (("operations", block_ops), ("widths", [width])):
             share = mean_entropy(distributions)
             if any(len(p) > 1 for p in distributions) and share < DECIDED:
-                found.append(
+                warnings.append(
                     f"block {number} has decided on its {name} (entropy below {DECIDED:.0%} of "
                     "uniform) in the first half of the architecture steps; lower arch_lr, or raise "
                     "warmup_epochs"
                 )
-    return found
+    return warnings
+
+
+def target_warnings(argmax_cost: float, target: float, typed_target: str) -> list[str]:
+    """Return a sentence if the arg max network of a finished search costs more than the target.
+
+    Args:
+        argmax_cost: What it costs, in G MAdds or milliseconds.
+        target: The target, in the same unit.
+        typed_target: The target as the recipe writes it.
+    """
+    if argmax_cost <= target:
+        return []
+    return [
+        f"the search ended at {argmax_cost:.4g}, above its target of {target:.4g}; derive with "
+        f"--budget {typed_target}, and search with more epochs or a higher arch_lr"
+    ]

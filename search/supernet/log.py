@@ -1,23 +1,20 @@
-"""What does a search write down after every epoch?"""
+"""Where is a search's log written and read? (`search.jsonl`, TensorBoard)"""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from adapt.artifacts import write_text
 from adapt.errors import AdaptError
-from adapt.space import SearchSpace
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Entry = dict[str, Any]
-CURVES = (
+CURVES = (  # scalars of an entry that TensorBoard draws
     "weight_loss",
     "arch_loss",
     "lr",
@@ -46,7 +43,7 @@ class SearchLog:
         known = start and self.path.is_file()  # a search goes on without its log, too
         kept = [entry for entry in read_log(self.path) if entry["step"] <= start] if known else []
         write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
-        self.known = {warning for entry in kept for warning in entry["warnings"]}
+        self._warned = {warning for entry in kept for warning in entry["warnings"]}
         self._board: SummaryWriter = SummaryWriter(
             str(folder / "tensorboard"), purge_step=start + 1
         )
@@ -56,8 +53,8 @@ class SearchLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         _to_board(self._board, entry)
-        new = [warning for warning in entry["warnings"] if warning not in self.known]
-        self.known.update(new)
+        new = [warning for warning in entry["warnings"] if warning not in self._warned]
+        self._warned.update(new)
         return new
 
     def __enter__(self) -> "SearchLog":
@@ -119,29 +116,13 @@ def _described(entry: Entry) -> str:
     return " | ".join(blocks)
 
 
-def named_probabilities(
-    space: SearchSpace, ops: Sequence[Sequence[Tensor]], widths: Sequence[Tensor]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the probability of every candidate by block, by position or ``width``, and by name."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for number, (block, chosen, width) in enumerate(
-        zip(space.blocks, ops, widths, strict=True), start=1
-    ):
-        groups = {"width": dict(zip(map(str, block.widths), width.tolist(), strict=True))}
-        for position, p in enumerate(chosen):
-            names = map(str, block.candidates(position))
-            groups[f"op {position + 1}"] = dict(zip(names, p.tolist(), strict=True))
-        found[f"block {number}"] = groups
-    return found
-
-
-class Totals:
-    """Sums of the losses of an epoch, so that a search resumed in it reports the same means."""
+class EpochLosses:
+    """Sums of an epoch's losses; a checkpoint keeps them, so a resumed search logs equal means."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
+        self._sums: dict[str, list[float]] = {}  # sum and number of steps, by kind
 
-    def add(self, kind: str, loss: float) -> None:
+    def add(self, kind: Literal["weight_loss", "arch_loss"], loss: float) -> None:
         """Count a step's loss."""
         total, number = self._sums.get(kind, [0.0, 0])
         self._sums[kind] = [total + loss, number + 1]

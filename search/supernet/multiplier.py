@@ -1,4 +1,4 @@
-"""How much is cost worth, so that a search ends at its target?"""
+"""How large is lambda, the weight of the cost in Eq. 4? (fixed, or learned to meet a target)"""
 
 from typing import Any
 
@@ -6,56 +6,58 @@ from torch import Tensor
 
 from search.recipe.optimisation import SearchRecipe
 
-RELIEF = 20
+FADING = 20  # exponent
 
 
 class Multiplier:
     """lambda of Eq. 4: fixed, or learned by dual ascent.
 
-    With a target T the penalty is lambda * log10(C / T), C the expected cost. What must meet the
-    target is the network that the search will stand for, so lambda follows the cost M of the arg
-    max: after every architecture step it is multiplied by (M / T) ** rate, which is gradient ascent
-    on its logarithm. It stays positive, moves by the same factor whatever the unit of cost, and is
-    kept within ``target_range``. While M is below the target the penalty fades by (M / T) ** 20:
-    lambda rises fast while a search starts far above its target, and would push it far below before
-    it has fallen again.
+    With a target T the penalty is lambda * log10(C / T), C the expected cost. The arg max network
+    is what must meet the target, so lambda follows its cost M: after every architecture step lambda
+    is multiplied by (M / T) ** rate, which is gradient ascent on its logarithm. Thus it stays
+    positive and moves by the same factor whatever the unit of cost. It is kept within
+    ``target_range``.
+
+    While M is below the target, the penalty is also multiplied by (M / T) ** 20. A search starts
+    far above its target, where lambda grows fast; without this fading, a lambda that is still too
+    large would push the search far below the target.
 
     Args:
-        how: lambda, its form, rate and range.
+        settings: lambda, its form, rate and range.
         target: T, in the unit of the costs; None keeps lambda fixed.
     """
 
-    def __init__(self, how: SearchRecipe, target: float | None) -> None:
-        self.how, self.target = how, target
-        self.value = how.cost_weight
+    def __init__(self, settings: SearchRecipe, target: float | None) -> None:
+        self.settings, self.target = settings, target
+        self.value = settings.cost_weight
         if target is not None:
-            self.value = self._clipped(how.cost_weight)
+            self.value = self._clipped(settings.cost_weight)
 
-    def in_force(self, reached: float) -> float:
-        """Return lambda as it weighs while the arg max network costs ``reached``."""
+    def in_force(self, argmax_cost: float) -> float:
+        """Return the factor of the penalty: lambda, faded while the arg max network is cheap."""
         if self.target is None:
             return self.value
-        return self.value * min(1.0, reached / self.target) ** RELIEF
+        return self.value * min(1.0, argmax_cost / self.target) ** FADING
 
-    def penalty(self, cost: Tensor, reached: float) -> Tensor:
+    def penalty(self, cost: Tensor, argmax_cost: float) -> Tensor:
         """Return the cost term of Eq. 4: lambda * C, lambda * log10(C) (FNA), or that of a target.
 
         Args:
             cost: C, in G MAdds or milliseconds.
-            reached: M.
+            argmax_cost: M, in the same unit.
         """
         if self.target is not None:
-            return self.in_force(reached) * (cost / self.target).log10()
-        return self.value * (cost if self.how.penalty == "linear" else cost.log10())
+            return self.in_force(argmax_cost) * (cost / self.target).log10()
+        return self.value * (cost if self.settings.penalty == "linear" else cost.log10())
 
-    def update(self, reached: float) -> None:
+    def update(self, argmax_cost: float) -> None:
         """Raise lambda where the arg max costs more than the target, lower it where less."""
         if self.target is not None:
-            factor = (reached / self.target) ** self.how.target_rate
+            factor = (argmax_cost / self.target) ** self.settings.target_rate
             self.value = self._clipped(self.value * factor)
 
     def _clipped(self, value: float) -> float:
-        least, largest = self.how.target_range
+        least, largest = self.settings.target_range
         return min(max(value, least), largest)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What does a search look like?"""
+"""How is a search drawn? (`search.png`: costs, losses, entropies, probabilities)"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def plot_search(log: Path, path: Path) -> None:
-    """Draw cost against target, losses, entropies, and every probability over the epochs.
+    """Draw cost and target, losses, entropies, and every probability over the epochs.
 
     Args:
         log: ``search.jsonl``.
@@ -44,10 +44,10 @@ def _curves(axes: "Sequence[Axes]", entries: list[Entry]) -> None:
     _line(cost, epochs, entries, "argmax_cost", "arg max", linestyle="--")
     if entries[-1]["target"] is not None:
         cost.axhline(entries[-1]["target"], color="tab:red", label="target", linewidth=1)
-        price = cost.twinx()
-        _line(price, epochs, entries, "cost_weight", "λ", color="tab:gray", linestyle=":")
-        price.set_yscale("log")
-        price.set_ylabel("λ (dotted)")
+        multiplier = cost.twinx()
+        _line(multiplier, epochs, entries, "cost_weight", "λ", color="tab:gray", linestyle=":")
+        multiplier.set_yscale("log")
+        multiplier.set_ylabel("λ (dotted)")
     cost.set_ylabel(unit)
     cost.set_title("Cost of the detector")
     _line(loss, epochs, entries, "weight_loss", "weights (trainA)")
@@ -57,10 +57,10 @@ def _curves(axes: "Sequence[Axes]", entries: list[Entry]) -> None:
     _line(entropy, epochs, entries, "width_entropy", "widths")
     entropy.set_ylim(0, 1.05)
     entropy.set_title("Entropy (1: undecided, 0: decided)")
-    for one in axes:
-        one.set_xlabel("epoch")
-        one.grid(alpha=0.3)
-        one.legend(fontsize=8)
+    for panel in axes:
+        panel.set_xlabel("epoch")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
 
 
 def _line(

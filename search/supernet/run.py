@@ -1,4 +1,4 @@
-"""How is a search run to its end, watched, and continued after a kill?"""
+"""How does a search get from a recipe to `supernet.pt`? (steps, checkpoints, log and plot)"""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from adapt.data.coco import CocoSplit
 from search.recipe.recipe import Recipe
 from search.supernet.bilevel import BilevelSearch
 from search.supernet.log import SearchLog, search_log
+from search.supernet.log_entry import log_entry
 from search.supernet.plot import plot_search
 from search.train.checkpoint import Checkpoint, Clock
 from search.train.loop import checkpointed, training_guarded
@@ -29,11 +30,11 @@ def run_search(
     from the last one, with another number of processes too.
 
     Args:
-        recipe: Numbers of the search.
+        recipe: How to search.
         train: Training images.
         cost: Cost of every choice, in MAdds or milliseconds.
         out: Folder of the results.
-        session: How it is carried out.
+        session: Processes, progress, warnings and a limit of the steps.
 
     Returns:
         Path of the finished ``supernet.pt``.
@@ -60,7 +61,7 @@ def run_search(
                     _write_epoch(search, step, log, session)
                     if plot_due.due():
                         plot_search(log.path, out / "search.png")
-                search.totals.clear()
+                search.losses.clear()
         if log:
             plot_search(log.path, out / "search.png")
     return checkpoint.path
@@ -84,5 +85,5 @@ def _checkpoint(search: BilevelSearch, train: CocoSplit, out: Path, session: Ses
 
 
 def _write_epoch(search: BilevelSearch, step: int, log: SearchLog, session: Session) -> None:
-    for warning in log.append(search.log_entry(step)):
+    for warning in log.append(log_entry(search, step)):
         session.warn(warning)
