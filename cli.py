@@ -1,4 +1,4 @@
-"""Which commands does `adapt` have, and how do they tell what went wrong?
+"""Which commands does `adapt` have, and how do they report errors?
 
 A command is a function in the `commands` module of the highest package that it needs. Heavy
 libraries are imported inside these functions, so that `adapt --help` answers at once.

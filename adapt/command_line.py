@@ -1,4 +1,4 @@
-"""What do all commands share? (groups of options, and how results are shown)"""
+"""What do all commands share? (groups of options, results on stdout, warnings on stderr)"""
 
 import functools
 import inspect
@@ -40,10 +40,11 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**built, **values)
 
-    # Typer reads both. Options may follow arguments without a default in any order.
-    listed = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    flat.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
-    flat.__annotations__ = {p.name: p.annotation for p in listed}
+    # Keywords only: a signature refuses positional parameters without a default behind others.
+    keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    # Typer reads both of these.
+    flat.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in keywords}
     return flat
 
 

@@ -1,11 +1,15 @@
 """Which commands run deployed detectors? (`adapt predict`, `adapt parity`)"""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapt.command_line import JsonOpt, show
+from adapt.command_line import JsonOpt, grouped, show
+
+if TYPE_CHECKING:
+    from export.run.parity import Tolerances
 
 ArtifactArg = Annotated[Path, typer.Argument(help="Detector (.safetensors), ONNX file or engine.")]
 ImagesArg = Annotated[list[Path], typer.Argument(help="Images, or folders of them.")]
@@ -37,29 +41,43 @@ def predict_command(
     from export.run.predict import predict
     from export.run.runner import open_runner, usual_runtime
 
-    found = find_images(images)
+    paths = find_images(images)
     with (
         open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner,
         console_stage("predict") as progress,
     ):
-        content = predict(runner, found, out, score_threshold=score, progress=progress)
+        content = predict(runner, paths, out, score_threshold=score, progress=progress)
     number = len(content["annotations"])
-    show({"images": len(found), "detections": number, "out": str(out)}, as_json=as_json)
+    show({"images": len(paths), "detections": number, "out": str(out)}, as_json=as_json)
 
 
+@dataclass(frozen=True)
+class ToleranceOptions:
+    """How far two artifacts of one detector may differ."""
+
+    score_tol: Annotated[
+        float, typer.Option("--score-tol", min=0, help="Largest difference of scores.")
+    ] = 1e-4
+    box_tol: Annotated[
+        float, typer.Option("--box-tol", min=0, help="Largest difference of boxes in pixels.")
+    ] = 0.05
+    head_tol: Annotated[
+        float, typer.Option("--head-tol", min=0, help="Largest difference of logits and deltas.")
+    ] = 1e-3
+
+    def tolerances(self) -> "Tolerances":
+        """Return these as the comparison takes them."""
+        from export.run.parity import Tolerances
+
+        return Tolerances(self.score_tol, self.box_tol, self.head_tol)
+
+
+@grouped
 def parity_command(
     first: ArtifactArg,
     second: Annotated[Path, typer.Argument(help="Another artifact of the same detector.")],
     images: ImagesArg,
-    score_tol: Annotated[
-        float, typer.Option("--score-tol", min=0, help="Largest difference of scores.")
-    ] = 1e-4,
-    box_tol: Annotated[
-        float, typer.Option("--box-tol", min=0, help="Largest difference of boxes in pixels.")
-    ] = 0.05,
-    head_tol: Annotated[
-        float, typer.Option("--head-tol", min=0, help="Largest difference of logits and deltas.")
-    ] = 1e-3,
+    largest: ToleranceOptions,
     as_json: JsonOpt = False,
 ) -> None:
     """Compare what two artifacts of one detector find; exit code 1 if they differ.
@@ -70,16 +88,16 @@ def parity_command(
     """
     from adapt.data.images import find_images
     from adapt.progress import console_stage
-    from export.run.parity import Tolerances, compare_artifacts
+    from export.run.parity import compare_artifacts
     from export.run.runner import open_runner, usual_runtime
 
-    found, tolerances = find_images(images), Tolerances(score_tol, box_tol, head_tol)
+    paths, tolerances = find_images(images), largest.tolerances()
     with (
         open_runner(usual_runtime(first), first) as a,
         open_runner(usual_runtime(second), second) as b,
         console_stage("parity") as progress,
     ):
-        report = compare_artifacts(a, b, found, tolerances=tolerances, progress=progress)
+        report = compare_artifacts(a, b, paths, tolerances=tolerances, progress=progress)
     show(report.to_dict(), as_json=as_json, title="parity")
     if not report.passed:
         raise typer.Exit(1)

@@ -20,7 +20,6 @@ OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the result
 DataOpt = Annotated[
     Path | None, typer.Option("--data", help="Folder of a COCO-format data set, not the recipe's.")
 ]
-
 LimitOpt = Annotated[
     int | None,
     typer.Option("--limit-steps", min=1, help="Stop every training phase after so many steps."),
@@ -63,7 +62,7 @@ class StartOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How long a training takes, and how it computes."""
+    """How many steps a training takes, and how they are computed."""
 
     limit_steps: LimitOpt = None
     amp: Annotated[
@@ -80,10 +79,6 @@ class TrainingOptions:
         """Return the recipe with these options for one of its trainings."""
         recipe = recipe.with_compute(amp=self.amp, compile=self.compiled or None)
         return recipe.with_accumulate(**{phase: self.accumulate})
-
-    def estimate(self, recipe: "Recipe") -> "RunEstimate":
-        """Return steps, memory and hours of a run of the recipe."""
-        return estimate_recipe(recipe, self.limit_steps)
 
     def session(
         self, title: str, provenance: Mapping[str, Any] | None = None
@@ -103,7 +98,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What the search pays for, and what its steps compute."""
+    """Which cost a search minimises, and which candidates its steps run."""
 
     cost: Annotated[
         Literal["madds", "latency"] | None,
@@ -148,7 +143,7 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class CostsOptions:
-    """Which cost table is used, and how far it must be trusted."""
+    """Which cost table is used, and whether it must be certified."""
 
     costs: Annotated[
         Path | None, typer.Option("--costs", help="Cost table that `adapt profile` wrote.")
@@ -159,7 +154,7 @@ class CostsOptions:
     ] = False
 
     def tell_certificate(self) -> None:
-        """Print on stderr how far the table can be trusted."""
+        """Print on stderr how well the table predicts detectors, if there is one."""
         from adapt.cost.table import CostTable
         from search.recipe.search_cost import certificate_line
 
@@ -178,8 +173,8 @@ def estimate_recipe(recipe: "Recipe", limit_steps: int | None) -> "RunEstimate":
 
 @grouped
 def search_command(
-    recipe: RecipeOptions,
-    choices: SearchOptions,
+    recipe_options: RecipeOptions,
+    search_options: SearchOptions,
     costs: CostsOptions,
     training: TrainingOptions,
     start: StartOptions,
@@ -197,25 +192,26 @@ def search_command(
     from search.recipe.search_cost import search_cost
     from search.supernet.run import run_search
 
-    wanted = choices.apply(training.apply(start.apply(recipe.load()), "search"))
+    recipe = search_options.apply(training.apply(start.apply(recipe_options.load()), "search"))
     if dry_run:
-        show(training.estimate(wanted).to_dict(), as_json=as_json, title="estimate")
+        estimate = estimate_recipe(recipe, training.limit_steps)
+        show(estimate.to_dict(), as_json=as_json, title="estimate")
         return
-    train = wanted.split(wanted.data.train)
-    cost = search_cost(wanted, train, costs.costs, uncertified=costs.uncertified)
-    folder = out or Path("runs") / wanted.name / "search"
+    train = recipe.split(recipe.data.train)
+    cost = search_cost(recipe, train, costs.costs, uncertified=costs.uncertified)
+    folder = out or Path("runs") / recipe.name / "search"
     with training.session("search", cost.provenance) as session:
         if session.world.is_main:
             costs.tell_certificate()
-        path = run_search(wanted, train, cost.model, folder, session)
+        path = run_search(recipe, train, cost.model, folder, session)
     if session.world.is_main:
-        plot, following = folder / "search.png", f"adapt derive {path}"
-        show({"supernet": str(path), "plot": plot, "next": following}, as_json=as_json)
+        plot, next_command = folder / "search.png", f"adapt derive {path}"
+        show({"supernet": str(path), "plot": plot, "next": next_command}, as_json=as_json)
 
 
 @grouped
 def finetune_command(
-    recipe: RecipeOptions,
+    recipe_options: RecipeOptions,
     arch: Annotated[
         str, typer.Option("--arch", help="Architecture file, or `mobilenet_v2` for the source.")
     ],
@@ -234,14 +230,15 @@ def finetune_command(
     """
     from search.train.finetune import resolve_architecture, run_finetune
 
-    wanted = training.apply(start.apply(recipe.load()), "finetune")
-    architecture = resolve_architecture(arch, wanted)
+    recipe = training.apply(start.apply(recipe_options.load()), "finetune")
+    architecture = resolve_architecture(arch, recipe)
     if dry_run:
-        show(training.estimate(wanted).to_dict()["finetune"], as_json=as_json, title="estimate")
+        estimate = estimate_recipe(recipe, training.limit_steps)
+        show(estimate.to_dict()["finetune"], as_json=as_json, title="estimate")
         return
-    path = out or Path("runs") / wanted.name / f"{Path(arch).stem}.safetensors"
-    train = wanted.split(wanted.data.train)
+    path = out or Path("runs") / recipe.name / f"{Path(arch).stem}.safetensors"
+    train = recipe.split(recipe.data.train)
     with training.session("finetune") as session:
-        run_finetune(wanted, architecture, train, path, session)
+        run_finetune(recipe, architecture, train, path, session)
     if session.world.is_main:
         show({"detector": str(path), "next": f"adapt export {path}"}, as_json=as_json)
