@@ -1,4 +1,4 @@
-"""How many steps, how much memory and how many hours will a run take?
+"""How many steps, how much memory and how many hours will a run take? (`--dry-run`)
 
 Nothing is computed: the networks run on PyTorch's meta device, which only knows shapes.
 """
@@ -23,7 +23,7 @@ from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule, SearchSchedule
 from search.train.placement import DTYPES
 
-# The rate at which the paper's 1.7 (search) and 3.6 (fine-tuning) GPU-days on an A100 come out.
+# At this rate the paper's runs take what it reports: 1.7 (search) and 3.6 GPU-days (fine-tuning).
 A100_TFLOPS = 6.5
 OPTIMIZER_COPIES = 3  # weight, gradient, momentum
 
@@ -82,40 +82,38 @@ def estimate_run(
         num_classes: Object classes.
         limit_steps: As for the run itself.
     """
-    how, schedule = recipe.search, SearchSchedule.of(recipe.search, images, limit_steps)
-    config = recipe.detector_config(num_classes)
+    search, config = recipe.search, recipe.detector_config(num_classes)
     with torch.device("meta"):
-        supernet = Supernet(
-            recipe.space.load(), mask=how.mask, gate_norm=how.gate_norm, gates=how.gates
-        )
+        supernet = search.supernet(recipe.space.load())
         searched = build_retinanet(supernet, config)
         derived = build_retinanet(Backbone(mobilenet_v2()), config)
+    schedule = SearchSchedule.of(search, images, limit_steps)
     supernet.recompute = recipe.compute.recompute
-    supernet.paths = largest_paths(supernet, how.arch_paths)
-    everything = supernet.architecture_parameters()
-    chosen = {id(p) for p in everything}
-    arch = _estimate(recipe, searched, schedule.arch_steps, how.weights, everything)
-    supernet.paths = largest_paths(supernet, how.weight_paths)
-    weights = [p for p in searched.parameters() if id(p) not in chosen]
-    weight = _estimate(recipe, searched, schedule.total_steps, how.weights, weights)
-    if how.bi_sampling:
+    arch_parameters = supernet.architecture_parameters()
+    supernet.paths = largest_paths(supernet, search.arch_paths)
+    arch = _estimate(recipe, searched, schedule.arch_steps, search.weights, arch_parameters)
+    arch_ids = {id(p) for p in arch_parameters}
+    weights = [p for p in searched.parameters() if id(p) not in arch_ids]
+    supernet.paths = largest_paths(supernet, search.weight_paths)
+    weight = _estimate(recipe, searched, schedule.total_steps, search.weights, weights)
+    if search.bi_sampling:
         weight = replace(weight, tflops=2 * weight.tflops)
     steps = Schedule.of_finetuning(recipe.finetune, images, limit_steps).total_steps
     finetune = _estimate(recipe, derived, steps, recipe.finetune, list(derived.parameters()))
-    usual, size = recipe.measured_size(), recipe.input.fixed()
-    return RunEstimate(
-        weight=weight,
-        arch=arch,
-        finetune=finetune,
-        method=(
-            f"operations (at {usual.height}x{usual.width}) and saved activations (at "
-            f"{size.height}x{size.width}) counted on the meta device (largest sampled path, "
-            "MobileNetV2 for the derived network, one process, loss and data loading left out; a "
-            "backward pass counts as two forward passes, as one where weights are frozen, and what "
-            f"is computed again as one more); hours at {A100_TFLOPS} TFLOP/s, the rate that makes "
-            "the paper's run take the 1.7 and 3.6 GPU-days it reports on an A100; nothing was "
-            "measured on a GPU"
-        ),
+    return RunEstimate(weight, arch, finetune, _method(recipe))
+
+
+def _method(recipe: Recipe) -> str:
+    """Return in one sentence how the numbers came about, for whoever reads them alone."""
+    usual, largest = recipe.measured_size(), recipe.input.fixed()
+    return (
+        f"operations (at {usual.height}x{usual.width}) and saved activations (at "
+        f"{largest.height}x{largest.width}) counted on the meta device (largest sampled path, "
+        "MobileNetV2 for the derived network, one process, loss and data loading left out; a "
+        "backward pass counts as two forward passes, as one where weights are frozen, and what "
+        f"is computed again as one more); hours at {A100_TFLOPS} TFLOP/s, the rate that makes "
+        "the paper's run take the 1.7 and 3.6 GPU-days it reports on an A100; nothing was "
+        "measured on a GPU"
     )
 
 
@@ -137,21 +135,23 @@ def _estimate(
     recipe: Recipe,
     model: RetinaNet,
     steps: int,
-    how: Optimisation,
+    optimisation: Optimisation,
     trained: list[nn.Parameter],
 ) -> StepEstimate:
+    """Estimate one kind of step of a model on the meta device; all other parameters are frozen."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    size, usual = recipe.input.fixed(), recipe.measured_size()
+    largest, usual = recipe.input.fixed(), recipe.measured_size()
     dtype = DTYPES.get(recipe.compute.amp, torch.float32)
     model.to(dtype)
-    batch = -(-how.batch_size // how.accumulate)
-    images = torch.empty(batch, 3, size.height, size.width, device="meta", dtype=dtype)
+    batch = -(-optimisation.batch_size // optimisation.accumulate)
+    images = torch.empty(batch, 3, largest.height, largest.width, device="meta", dtype=dtype)
     saved, flops = _count(model.train(), images)
     # Memory at the largest input, time at the usual one.
-    share = usual.height * usual.width / (size.height * size.width) * how.batch_size / batch
+    pixels = usual.height * usual.width / (largest.height * largest.width)
+    share = pixels * optimisation.batch_size / batch
     state = sum(p.numel() for p in model.parameters())
     state += (OPTIMIZER_COPIES - 1) * sum(p.numel() for p in trained)
     passes = 3 if any(p.requires_grad for p in model.head.parameters()) else 2
@@ -170,8 +170,8 @@ def _outputs(model: RetinaNet, images: Tensor) -> Tensor:
     return torch.stack([output.sum() for output in heads.values()]).sum()
 
 
-class _Kept:
-    """Counts the storages that the backward pass keeps."""
+class _KeptStorages:
+    """Counts the bytes that the backward pass keeps, every storage once."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[Tensor, int]] = {}
@@ -193,20 +193,20 @@ def _count(model: RetinaNet, images: Tensor) -> tuple[int, int]:
     PyTorch's counter ignores groups in the backward pass, hence only the forward is counted. A
     part that is computed again keeps its input; while the backward pass is in it, all of it.
     """
-    kept, inputs = _Kept(), _Kept()
-    inside: list[int] = []
+    kept, inputs = _KeptStorages(), _KeptStorages()
+    inside: list[int] = []  # bytes that each part which is computed again would keep
 
-    def counted(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def counted(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def run(x: Tensor, *rest: Any) -> Tensor:
             start = kept.nbytes
             inputs.pack(x)
-            out = part(x, *rest)
+            out = forward(x, *rest)
             inside.append(kept.nbytes - start)
             return out
 
         return run
 
-    body, how = model.backbone.body, _recompute(model)
+    body, recompute = model.backbone.body, _recompute(model)
     parts = _recomputed_parts(model)
     for module, name in parts:
         setattr(module, name, counted(getattr(module, name)))
@@ -222,7 +222,7 @@ def _count(model: RetinaNet, images: Tensor) -> tuple[int, int]:
         for module, name in parts:
             delattr(module, name)
         if parts:
-            body.recompute = how
+            body.recompute = recompute
     memory = kept.nbytes - sum(inside) + max(inside, default=0) + inputs.nbytes
     return memory, counter.get_total_flops()
 

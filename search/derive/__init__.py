@@ -1,1 +1,1 @@
-"""Which networks does a finished search stand for?"""
+"""Which networks are derived from a finished search? (arg max, budget, front, held-out images)"""

@@ -1,4 +1,4 @@
-"""How does one network of a search, or a front of them, become architecture files?"""
+"""Which files does `adapt derive` write, for one network of a search or a front of them?"""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ def derive(files: SearchFiles, out: Path, budget: Budget | None = None) -> dict[
     Args:
         files: The search, and the cost table that predicts the latency of the network.
         out: Architecture file to write.
-        budget: What it may cost; the arg max network (paper section III-B) if None.
+        budget: What the network may cost; None derives the arg max (paper section III-B).
 
     Returns:
-        The network, what it costs, and what the search expected.
+        File, layers and costs of the network.
 
     Raises:
         AdaptError: If the search is unfinished, the table does not fit or has no certificate, or no
@@ -29,13 +29,13 @@ def derive(files: SearchFiles, out: Path, budget: Budget | None = None) -> dict[
         if budget:
             architecture = search.network(search.within(budget).choices)
             rule = f"budget {budget}"
-        found = search.costs(architecture)
-    architecture.save(out, rule=rule, search=search.identity, costs=found)
-    return {"architecture": str(out), "network": str(architecture), **found}
+        costs = search.costs(architecture)
+    architecture.save(out, rule=rule, search=search.identity, costs=costs)
+    return {"architecture": str(out), "network": str(architecture), **costs}
 
 
 def fresh_front(folder: Path) -> None:
-    """Create the folder of a front, without the networks of an earlier one.
+    """Create the folder of a front, or delete the networks that an earlier front left in it.
 
     Raises:
         AdaptError: If it cannot be written to, or its ``front.json`` is damaged.
@@ -60,7 +60,7 @@ def derive_front(files: SearchFiles, out: Path, number: int) -> list[dict[str, A
     Args:
         files: The search, and the cost table of the latencies.
         out: Folder to write to; the networks are ``arch-01.json`` and so on, the cheapest first.
-        number: Budgets.
+        number: How many budgets; several may have the same best network.
 
     Returns:
         File, score and costs of every network.
@@ -72,22 +72,23 @@ def derive_front(files: SearchFiles, out: Path, number: int) -> list[dict[str, A
     unit: Unit = "ms" if files.costs else "madds"
     with files.open() as search:
         front = search.deriver(unit).front(number)
-        networks = [search.network(best.choices) for best in front]
+        networks = [search.network(derived.choices) for derived in front]
         costs = [search.costs(network) for network in networks]
     fresh_front(out)
     rows = []
-    for position, (best, network) in enumerate(zip(front, networks, strict=True)):
-        path = out / f"arch-{position + 1:02d}.json"
-        found = costs[position]
-        network.save(path, rule=f"front {unit}", search=search.identity, costs=found)
-        rows.append({"architecture": str(path), "score": best.score, **found})
+    for number, (derived, network, cost) in enumerate(
+        zip(front, networks, costs, strict=True), start=1
+    ):
+        path = out / f"arch-{number:02d}.json"
+        network.save(path, rule=f"front {unit}", search=search.identity, costs=cost)
+        rows.append({"architecture": str(path), "score": derived.score, **cost})
     write_json(out / "front.json", header("front", networks=rows))
     _plot(rows, out / "front.png")
     return rows
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw score over cost: as a budget would count it."""
+    """Draw score over cost, the cost that a budget limits."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""Which networks near the best ones of a search do better on held-out images? (evolution)"""
+"""How does evolution find networks near the best ones of a search that have a lower loss?"""
 
 import random
 from collections.abc import Callable, Sequence
@@ -8,17 +8,17 @@ from adapt.architecture import Choices
 from adapt.cost.expectation import CostModel
 from adapt.space import SearchSpace
 
-TRIES = 50  # per child, to find one that is new and within the budget
+ATTEMPTS = 50  # per child, to find one that is new and within the budget
 
 
 @dataclass(frozen=True)
 class Individual:
-    """A network that was tried.
+    """A network of the population, or one that was bred from it.
 
     Attributes:
         choices: The network.
-        generation: When it was bred; 0 for the first population.
-        loss: Its loss on held-out images, once that is known.
+        generation: In which it was bred; 0 for the first population.
+        loss: Its loss on held-out images; not a number until that is known.
     """
 
     choices: Choices
@@ -35,76 +35,83 @@ def evolve(
     fits: Callable[[Choices], bool],
     seed: int,
 ) -> list[Individual]:
-    """Breed as many children per generation as the population has; the best of all go on.
+    """Search near a population by evolution.
+
+    Every generation breeds as many children as the population has members. Its parents are the best
+    of all that were tried so far.
 
     Args:
         space: The search space.
-        population: Where it starts.
+        population: Networks to start from, with their losses.
         generations: How often children are bred.
         loss: What is minimised; called once for every network.
         fits: Whether a network is within the budget.
-        seed: Seed of all choices.
+        seed: Seed of everything that is drawn.
 
     Returns:
-        Everybody that was tried, the first population included, the best first.
+        All individuals, the first population included, the best first.
     """
-    chance = random.Random(seed)
-    everybody = list(population)
-    seen = {_hash(space, one.choices) for one in population}
+    rng = random.Random(seed)
+    tried = list(population)
+    seen = {_hash(space, individual.choices) for individual in population}
     for generation in range(1, generations + 1):
-        parents = sorted(everybody, key=lambda one: one.loss)[: len(population)]
+        parents = sorted(tried, key=_loss)[: len(population)]
         for _ in population:
-            child = _child(space, [one.choices for one in parents], chance, seen, fits)
+            child = _child(space, [parent.choices for parent in parents], rng, seen, fits)
             if child is not None:
                 seen.add(_hash(space, child))
-                everybody.append(Individual(child, generation, loss(child)))
-    return sorted(everybody, key=lambda one: one.loss)
+                tried.append(Individual(child, generation, loss(child)))
+    return sorted(tried, key=_loss)
+
+
+def _loss(individual: Individual) -> float:
+    return individual.loss
 
 
 def _child(
     space: SearchSpace,
     parents: Sequence[Choices],
-    chance: random.Random,
+    rng: random.Random,
     seen: set[str],
     fits: Callable[[Choices], bool],
 ) -> Choices | None:
-    """Return a new network within the budget, or None if none is found."""
-    for _ in range(TRIES):
-        child = chance.choice(parents)
-        if len(parents) > 1 and chance.random() < 0.5:
-            child = crossed(child, chance.choice(parents), chance)
-        child = mutated(space, child, chance)
+    """Return a network within the budget that was not tried before, or None if none is found."""
+    for _ in range(ATTEMPTS):
+        child = rng.choice(parents)
+        if len(parents) > 1 and rng.random() < 0.5:
+            child = crossed(child, rng.choice(parents), rng)
+        child = mutated(space, child, rng)
         if _hash(space, child) not in seen and fits(child):
             return child
     return None
 
 
-def mutated(space: SearchSpace, choices: Choices, chance: random.Random) -> Choices:
+def mutated(space: SearchSpace, choices: Choices, rng: random.Random) -> Choices:
     """Return the network with one operation or one width drawn anew."""
-    number = chance.randrange(len(space.blocks))
+    number = rng.randrange(len(space.blocks))
     block = space.blocks[number]
-    if chance.random() < 0.5:
+    if rng.random() < 0.5:
         widths = list(choices.widths)
-        widths[number] = chance.randrange(len(block.widths))
+        widths[number] = rng.randrange(len(block.widths))
         return replace(choices, widths=tuple(widths))
-    ops = [list(chosen) for chosen in choices.ops]
-    position = chance.randrange(block.num_ops)
-    ops[number][position] = chance.randrange(len(block.candidates(position)))
+    ops = [list(block_ops) for block_ops in choices.ops]
+    position = rng.randrange(block.num_ops)
+    ops[number][position] = rng.randrange(len(block.candidates(position)))
     return replace(choices, ops=tuple(map(tuple, ops)))
 
 
-def crossed(first: Choices, second: Choices, chance: random.Random) -> Choices:
-    """Return a network that has every block, with its width, from one of two."""
-    picked = [chance.choice((first, second)) for _ in first.widths]
+def crossed(first: Choices, second: Choices, rng: random.Random) -> Choices:
+    """Return a network that takes each block, with its width, from one of two parents."""
+    donors = [rng.choice((first, second)) for _ in first.widths]
     return Choices(
-        tuple(one.ops[block] for block, one in enumerate(picked)),
-        tuple(one.widths[block] for block, one in enumerate(picked)),
+        tuple(donor.ops[block] for block, donor in enumerate(donors)),
+        tuple(donor.widths[block] for block, donor in enumerate(donors)),
     )
 
 
 def cost_of(model: CostModel, choices: Choices) -> float:
     """Return what a network costs, in the unit of the model."""
-    total, before = model.fixed, 0
+    total, before = model.fixed, 0  # the index of the width before
     for number, (ops, width) in enumerate(zip(choices.ops, choices.widths, strict=True)):
         total += float(model.first[number][before, width, ops[0]] + model.taps[number][width])
         total += sum(float(model.later[number][width, op]) for op in ops[1:])

@@ -1,4 +1,4 @@
-"""How good is a network of a search on held-out images, with the weights of its supernet?"""
+"""How good is a network of a search on held-out images, with the weights of the supernet?"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from search.derive.finished import FinishedSearch
 from search.train.step import detection_loss
 from search.train.world import World
 
-RECALIBRATION = 16  # batches of training images
-LEAST_AP = 0.005  # below it, AP says nothing yet, and the loss decides
+RECALIBRATION = 16  # batches of training images, for the statistics of BatchNorms
+LEAST_AP = 0.005  # an AP below it says nothing yet, and the loss ranks networks
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a network does on held-out images.
+    """Loss and metrics of a network on held-out images.
 
     Attributes:
         loss: Detection loss (L_model of Eq. 4), averaged over the images.
@@ -43,7 +43,7 @@ class HeldOut:
 
 
 class Examiner:
-    """Tries networks of a search on held-out images, each with recalibrated BatchNorms.
+    """Evaluates networks of a search on held-out images, each with recalibrated BatchNorms.
 
     Args:
         search: A finished search.
@@ -69,45 +69,51 @@ class Examiner:
         self._device = World.alone().device
         self._supernet = build_retinanet(search.supernet, self._config)
         self._supernet.load_state_dict(search.states)
-        self._images = [
-            DetectionDataset(split, recipe.input, cache_mb=recipe.data.cache_mb)
-            for split in (train, held_out)
-        ]
+        cache_mb = recipe.data.cache_mb
+        self._train_images, self._held_out_images = (
+            DetectionDataset(split, recipe.input, cache_mb=cache_mb) for split in (train, held_out)
+        )
 
     def loss(self, choices: Choices) -> float:
         """Return the detection loss of a network on the held-out images."""
-        return held_out_loss(self._detector(choices), self._batches_of(1), self._device)
+        return held_out_loss(self._detector(choices), self._held_out_batches(), self._device)
 
     def examine(self, choices: Choices) -> HeldOut:
         """Return loss and AP of a network on the held-out images."""
         model = self._detector(choices)
-        loss = held_out_loss(model, self._batches_of(1), self._device)
-        found = detect(model, self._batches_of(1), self._held_out, self._device)
-        return HeldOut(loss, evaluate(self._held_out, found))
+        loss = held_out_loss(model, self._held_out_batches(), self._device)
+        detections = detect(model, self._held_out_batches(), self._held_out, self._device)
+        return HeldOut(loss, evaluate(self._held_out, detections))
 
     def _detector(self, choices: Choices) -> RetinaNet:
         model = inherit_detector(self._supernet, choices, self._config)
         model.to(device=self._device, memory_format=torch.channels_last)
-        recalibrate(model, self._batches_of(0), self._device)
+        recalibrate(model, self._training_batches(), self._device)
         return model
 
-    def _batches_of(self, which: int) -> Iterable[Batch]:
-        """Return batches of training images (0, the same for all networks), or all held-out (1)."""
-        images, size = self._images[which], self._recipe.search.weights.batch_size
-        order: list[list[Index]]
-        if which == 0:
-            seed = self._recipe.seed
-            order = epoch_batches(len(images), size, seed=seed, epoch=0, flip=False)
-            order = order[: self._batches]
-        else:
-            positions = [(position, False) for position in range(len(images))]
-            order = [positions[i : i + size] for i in range(0, len(images), size)]
+    @property
+    def _batch_size(self) -> int:
+        return self._recipe.search.weights.batch_size
+
+    def _training_batches(self) -> Iterable[Batch]:
+        """Return batches of training images, the same for all networks."""
+        images, seed = self._train_images, self._recipe.seed
+        order = epoch_batches(len(images), self._batch_size, seed=seed, epoch=0, flip=False)
+        return self._loader(images, order[: self._batches])
+
+    def _held_out_batches(self) -> Iterable[Batch]:
+        """Return all held-out images, in order."""
+        images, size = self._held_out_images, self._batch_size
+        indices = [(position, False) for position in range(len(images))]
+        return self._loader(images, [indices[i : i + size] for i in range(0, len(images), size)])
+
+    def _loader(self, images: DetectionDataset, order: list[list[Index]]) -> Iterable[Batch]:
         return DataLoader(
             images,
             batch_sampler=order,
             num_workers=self._recipe.data.workers,
             collate_fn=collate,
-            generator=torch.Generator(),  # of its own: the run's random numbers stay
+            generator=torch.Generator(),  # or the loader draws from the run's random numbers
         )
 
 
@@ -120,10 +126,10 @@ def _check_data(search: FinishedSearch, train: CocoSplit, held_out: CocoSplit) -
                 "search with --data"
             )
     trained = {image.path.resolve() for image in train.images}
-    both = sum(image.path.resolve() in trained for image in held_out.images)
-    if both:
+    shared = sum(image.path.resolve() in trained for image in held_out.images)
+    if shared:
         raise AdaptError(
-            f"{both} images of {held_out.annotations} are training images too, of "
+            f"{shared} images of {held_out.annotations} are training images too, of "
             f"{train.annotations}; set data.val to a split that was not trained on"
         )
 
@@ -135,10 +141,10 @@ def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 @torch.no_grad()
 def recalibrate(model: RetinaNet, batches: Iterable[Batch], device: torch.device) -> None:
-    """Set the running statistics of all BatchNorms to their mean over batches.
+    """Set the running statistics of all BatchNorms to their means over batches.
 
-    Weights that were trained among many networks meet other means and variances in each. The heads
-    have no BatchNorm and do not run.
+    Every network that shares the supernet's weights has other means and variances, so each needs
+    statistics of its own.
 
     Args:
         model: A detector; in evaluation mode afterwards.
@@ -153,6 +159,7 @@ def recalibrate(model: RetinaNet, batches: Iterable[Batch], device: torch.device
         norm.momentum = None  # a cumulative mean, in which all batches count the same
         norm.train()
     for images, _ in batches:
+        # The heads have no BatchNorm: the backbone and its pyramid are enough.
         prepared, _ = model.transform([image.to(device) for image in images])
         model.backbone(prepared.tensors.contiguous(memory_format=torch.channels_last))
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -162,15 +169,13 @@ def recalibrate(model: RetinaNet, batches: Iterable[Batch], device: torch.device
 
 @torch.no_grad()
 def held_out_loss(model: RetinaNet, batches: Iterable[Batch], device: torch.device) -> float:
-    """Return the detection loss with running statistics, averaged over images.
-
-    The batches do not matter: torchvision's RetinaNet averages over the images of each.
-    """
+    """Return the detection loss, averaged over images; BatchNorms use running statistics."""
     model.train()  # evaluation mode returns detections
     for norm in batch_norms(model):
         norm.eval()
     total, number = 0.0, 0
     for batch in batches:
+        # torchvision's RetinaNet averages over the images of a batch; batches may differ in size.
         total += len(batch[0]) * float(detection_loss(model, batch, device))
         number += len(batch[0])
     model.eval()
@@ -181,7 +186,7 @@ def held_out_loss(model: RetinaNet, batches: Iterable[Batch], device: torch.devi
 def detect(
     model: RetinaNet, batches: Iterable[Batch], split: CocoSplit, device: torch.device
 ) -> list[Detections]:
-    """Return what a detector finds, in pixels of the original images.
+    """Return a detector's detections, in pixels of the original images.
 
     Args:
         model: The detector, in evaluation mode.
@@ -190,11 +195,11 @@ def detect(
         device: Where the model is.
     """
     sizes = {image.id: (image.width, image.height) for image in split.images}
-    found = []
+    detections = []
     for images, targets in batches:
         outputs: list[dict[str, Tensor]] = model([image.to(device) for image in images])
         for target, output in zip(targets, outputs, strict=True):
             number = int(target["image_id"])
             boxes = detections_to_original(output["boxes"].cpu(), target["factors"], *sizes[number])
-            found.append(Detections(number, boxes, output["scores"], output["labels"]))
-    return found
+            detections.append(Detections(number, boxes, output["scores"], output["labels"]))
+    return detections

@@ -1,1 +1,1 @@
-"""What is asked for? (a run as a value, its steps and its costs)"""
+"""What is a run asked to do? (the recipe, and the steps, budget and cost that follow from it)"""

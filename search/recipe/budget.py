@@ -1,4 +1,4 @@
-"""What may a detector cost?"""
+"""What may a detector cost at most? (a budget in milliseconds or multiply-adds)"""
 
 import math
 import re
@@ -7,7 +7,7 @@ from typing import Literal
 
 from adapt.errors import AdaptError
 
-ROUNDING = 1e-12  # of sums in another order; relative
+ROUNDING = 1e-12  # relative difference of sums that add the same costs in another order
 Unit = Literal["ms", "madds"]
 _UNITS: dict[str, tuple[Unit, float]] = {
     "ms": ("ms", 1.0),
@@ -34,7 +34,7 @@ class Budget:
 
     @property
     def typed(self) -> str:
-        """The budget as a user types it."""
+        """The budget in the form that :meth:`parse` reads."""
         if self.unit == "ms":
             return f"{self.amount:.5g}ms"
         return f"{self.amount / 1e9:.5g}G" if self.amount >= 1e9 else f"{self.amount / 1e6:.5g}M"
@@ -45,7 +45,7 @@ class Budget:
 
         Args:
             text: What the user wrote.
-            option: Where, for the error.
+            option: The option or field it stands in, for the error.
 
         Raises:
             AdaptError: If the text has another form.
@@ -61,19 +61,20 @@ class Budget:
         return cls(unit, amount * factor)
 
     def check_reachable(self, cheapest: float, option: str = "budget") -> None:
-        """Check that some network costs no more.
+        """Check that at least one network costs no more.
 
         Args:
             cheapest: What the cheapest one costs, in this unit.
-            option: What the user would raise.
+            option: What the user would raise, for the error.
 
         Raises:
-            AdaptError: With a budget that can be met.
+            AdaptError: With the lowest budget that can be met.
         """
         if cheapest > self.amount * (1 + ROUNDING):
+            # To four digits, rounded up: the budget that the error names can be met.
             digits = 3 - math.floor(math.log10(cheapest))
-            least = Budget(self.unit, math.ceil(cheapest * 10.0**digits) / 10.0**digits)
+            lowest = Budget(self.unit, math.ceil(cheapest * 10.0**digits) / 10.0**digits)
             raise AdaptError(
-                f"no network costs {self.typed} or less, the cheapest costs {least.typed}; "
+                f"no network costs {self.typed} or less, the cheapest costs {lowest.typed}; "
                 f"raise the {option}"
             )

@@ -1,4 +1,4 @@
-"""What is a run: which data, space, detector, search and training, with which numbers?
+"""What does a recipe say? (data, space, detector, search, fine-tuning, device and computation)
 
 The defaults are the paper's (section IV-A), and where it is silent those of its ancestor FNA.
 """
@@ -32,7 +32,7 @@ Init = Literal["imagenet", "scratch"]
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which images are used.
+    """Which images are used, and how they are loaded.
 
     Attributes:
         root: Folder of a COCO-format data set, relative to the recipe file.
@@ -184,9 +184,9 @@ class Recipe:
     @property
     def search_hash(self) -> str:
         """16 hex digits of everything that a search depends on."""
+        settings = self._hash(without=("name", "finetune", "device", "space"))
         # The space's content, not its file's name: users edit the file.
-        content = self._hash(without=("name", "finetune", "device", "space"))
-        return content_hash([content, self.space.load().hash])
+        return content_hash([settings, self.space.load().hash])
 
     @property
     def finetune_hash(self) -> str:
@@ -291,7 +291,7 @@ class Recipe:
         return DetectorConfig(num_classes, **self.detector.to_dict())
 
     def detectors(self, num_classes: int, size: InputSize | None = None) -> DetectorSpace:
-        """Return every detector that the run can choose, at a fixed input size.
+        """Return all detectors that a search can choose from, at a fixed input size.
 
         Args:
             num_classes: Classes of the data set.
@@ -301,14 +301,14 @@ class Recipe:
         return DetectorSpace(self.space.load(), config, size or self.input.fixed())
 
     def measured_size(self) -> InputSize:
-        """Return the input size that costs refer to."""
+        """Return the input size at which multiply-adds are counted."""
         return InputSize(*self.cost_size) if self.cost_size else self.input.fixed()
 
 
 def _changed(part: Any, changes: dict[str, Any]) -> Any:
-    wanted = {name: value for name, value in changes.items() if value is not None}
+    given = {name: value for name, value in changes.items() if value is not None}
     try:
-        return replace(part, **wanted)
+        return replace(part, **given)
     except ValueError as error:
         raise AdaptError(str(error)) from error
 
@@ -321,6 +321,6 @@ def _parse(text: str, path: Path) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        own = first.get("ctx", {}).get("error")  # a ValueError of ours says what it got
-        reason = str(own) if own else f"{first['msg']}, got {first['input']!r}"
+        of_recipe = first.get("ctx", {}).get("error")  # a recipe's ValueError says what it got
+        reason = str(of_recipe) if of_recipe else f"{first['msg']}, got {first['input']!r}"
         raise AdaptError(f"recipe {path}: {where}: {reason}") from error

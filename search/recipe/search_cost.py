@@ -1,4 +1,4 @@
-"""What does a recipe's search pay for? (multiply-adds, or latencies from a table)"""
+"""Which cost does a recipe's search minimise: multiply-adds, or latencies of a fitting table?"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,14 @@ from search.recipe.recipe import Recipe
 
 
 def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
-    """Return the multiply-adds of every choice."""
+    """Return the multiply-adds of every choice of a recipe's space."""
     return recipe.detectors(num_classes, recipe.measured_size()).costs(madds)
 
 
 def latency_cost(recipe: Recipe, num_classes: int, table: CostTable) -> CostModel:
-    """Return the latency of every choice in milliseconds, as the table's certificate corrects it.
+    """Return the latency in ms of every choice of a recipe's space.
+
+    If the table has a certificate, it corrects the latencies.
 
     Raises:
         AdaptError: If the table was measured under other conditions than the recipe's device, or
@@ -46,7 +48,7 @@ def check_table(recipe: Recipe, table: CostTable) -> None:
         precision=recipe.device.precision,
         batch=recipe.device.batch,
         size=size,
-        device=recipe.device.name or _own_device(recipe),
+        device=recipe.device.name or _this_processor(recipe),
     )
     tail = usual_tail(recipe.device.runtime)
     if table.conditions.tail != tail:
@@ -62,14 +64,15 @@ def check_table(recipe: Recipe, table: CostTable) -> None:
         )
 
 
-def _own_device(recipe: Recipe) -> str | None:
-    """Return this machine's processor; a table of a GPU may be used on another machine."""
+def _this_processor(recipe: Recipe) -> str | None:
+    """Return the processor that a table must be of; None if the device is a GPU, or may be."""
+    # Searches often run on another GPU than the one that the table was measured on.
     on_gpu = recipe.device.runtime in ("ort-cuda", "tensorrt", "tensorrt-rtx")
     return None if on_gpu or torch.cuda.is_available() else processor_name()
 
 
 def check_certificate(table: CostTable) -> None:
-    """Check that somebody measured how well a table predicts whole detectors.
+    """Check that it is known how well a table predicts whole detectors.
 
     Raises:
         AdaptError: With the command that does.
@@ -83,25 +86,25 @@ def check_certificate(table: CostTable) -> None:
 
 
 def certificate_line(table: CostTable) -> str:
-    """Return in one line how far a table can be trusted."""
-    found = table.certificate
-    if found is None:
+    """Return in one line how well a table predicts whole detectors."""
+    certificate = table.certificate
+    if certificate is None:
         return f"{table.path}: not certified"
     return (
         f"{table.path} ({table.conditions}, {table.conditions.device}): over "
-        f"{found['detectors']} random detectors MAPE {found['mape']:.1%}, bias "
-        f"{found['bias']:+.1%}, worst {found['worst']:.1%}, Kendall tau "
-        f"{found['kendall_tau']:.2f}; {found['mape_corrected']:.1%} after correction"
+        f"{certificate['detectors']} random detectors MAPE {certificate['mape']:.1%}, bias "
+        f"{certificate['bias']:+.1%}, worst {certificate['worst']:.1%}, Kendall tau "
+        f"{certificate['kendall_tau']:.2f}; {certificate['mape_corrected']:.1%} after correction"
     )
 
 
 @dataclass(frozen=True)
 class SearchCost:
-    """What a search pays for.
+    """What a search minimises beside its loss: C of Eq. 4.
 
     Attributes:
         model: Cost of every choice, in MAdds or milliseconds.
-        provenance: What identifies the inputs.
+        provenance: Hashes of the data set and of the table; a resumed search must have the same.
     """
 
     model: CostModel
@@ -111,7 +114,7 @@ class SearchCost:
 def search_cost(
     recipe: Recipe, train: CocoSplit, costs: Path | None, *, uncertified: bool = False
 ) -> SearchCost:
-    """Return the cost model of a search, and what identifies its inputs.
+    """Return the cost that a recipe's search minimises.
 
     Args:
         recipe: The run.
@@ -139,17 +142,17 @@ def search_cost(
     with CostTable.open(costs) as table:
         if not uncertified:
             check_certificate(table)
-        identity = {**provenance, "costs": table.hash, "correction": table.correction}
-        return SearchCost(latency_cost(recipe, classes, table), identity)
+        provenance |= {"costs": table.hash, "correction": table.correction}
+        return SearchCost(latency_cost(recipe, classes, table), provenance)
 
 
 def network_costs(
     architecture: Architecture, recipe: Recipe, num_classes: int, table: CostTable | None = None
 ) -> dict[str, float]:
-    """Return the MAdds of a detector, and its latency where a table is given.
+    """Return the MAdds of one network's detector, and its latency where a table is given.
 
-    ``predicted_ms`` is the sum of the table's rows; ``corrected_ms`` takes out what the table's
-    certificate found to be wrong with such sums.
+    ``predicted_ms`` is the sum of the table's rows. ``corrected_ms`` is that sum after the linear
+    correction of the table's certificate, if it has one.
     """
     config = recipe.detector_config(num_classes)
     costs = {"madds": detector_cost(architecture, config, recipe.measured_size(), madds)}
