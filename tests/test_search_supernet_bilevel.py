@@ -25,15 +25,11 @@ from adapt.errors import AdaptError
 from adapt.network.supernet import SharedBlock
 from adapt.network.weights import PUBLISHED, source_backbone
 from search.derive.finished import load_searched
-from search.recipe.optimisation import SearchRecipe
 from search.recipe.recipe import Recipe
-from search.recipe.schedule import SearchSchedule
 from search.supernet.bilevel import BilevelSearch, build_supernet
 from search.supernet.log_entry import log_entry
 from search.supernet.run import run_search
 from search.train.session import Session
-
-COCO_IMAGES = 118_287
 
 
 def costs(recipe: Recipe) -> CostModel:
@@ -60,25 +56,6 @@ def states(path: Path) -> dict[str, Any]:
 
 def log(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()]
-
-
-def test_plan_of_the_paper_alternates_for_six_epochs_of_half_of_coco() -> None:
-    plan = SearchSchedule.of(SearchRecipe(), COCO_IMAGES)
-    steps = COCO_IMAGES // 2 // 8
-    assert plan == SearchSchedule(steps, 14 * steps, 8 * steps, 1)
-    assert plan.arch_steps == 6 * steps
-    assert plan.arch_step(8 * steps - 1) is None
-    assert plan.arch_step(8 * steps) == 0
-
-
-@pytest.mark.parametrize("every", [1, 2, 3, 5])
-@pytest.mark.parametrize("limit", [None, 1, 3])
-def test_plan_counts_the_architecture_steps_it_takes(every: int, limit: int | None) -> None:
-    plan = SearchSchedule.of(SearchRecipe(arch_every=every), 80, limit)
-    taken = [plan.arch_step(step) for step in range(plan.total_steps)]
-    assert [number for number in taken if number is not None] == list(range(plan.arch_steps))
-    if limit is not None:
-        assert (plan.warmup_steps, plan.arch_steps) == (limit, limit)
 
 
 def changed_parameters(search: BilevelSearch, step: Callable[[], object]) -> set[str]:

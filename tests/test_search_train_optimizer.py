@@ -39,12 +39,12 @@ def test_warm_up_is_linear() -> None:
     assert torch.allclose(factors.diff(), torch.full((500,), 2 / 3 / 500), atol=1e-6)
 
 
-def rates(how: Optimisation, steps_per_epoch: int) -> list[float]:
+def rates(optimisation: Optimisation, steps_per_epoch: int) -> list[float]:
     """Learning rate of every step, as training takes them."""
-    optimizer = build_optimizer([nn.Parameter(torch.zeros(1))], how)
-    scheduler = build_scheduler(optimizer, how, steps_per_epoch)
+    optimizer = build_optimizer([nn.Parameter(torch.zeros(1))], optimisation)
+    scheduler = build_scheduler(optimizer, optimisation, steps_per_epoch)
     found = []
-    for _ in range(how.epochs * steps_per_epoch):
+    for _ in range(optimisation.epochs * steps_per_epoch):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
@@ -52,15 +52,15 @@ def rates(how: Optimisation, steps_per_epoch: int) -> list[float]:
 
 
 def test_step_scheduler_applies_the_factor_of_every_step() -> None:
-    how = FinetuneRecipe(epochs=24, warmup_steps=5)
-    expected = [how.lr * step_factor(how, step, 3) for step in range(72)]
-    assert rates(how, 3) == pytest.approx(expected)
+    optimisation = FinetuneRecipe(epochs=24, warmup_steps=5)
+    expected = [optimisation.lr * step_factor(optimisation, step, 3) for step in range(72)]
+    assert rates(optimisation, 3) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_one_cycle_rises_to_its_peak_and_falls(optimizer: str) -> None:
-    how = Optimisation(epochs=5, lr=0.3, schedule="one-cycle", optimizer=optimizer)  # type: ignore[arg-type]
-    found = rates(how, 10)
+    optimisation = Optimisation(epochs=5, lr=0.3, schedule="one-cycle", optimizer=optimizer)  # type: ignore[arg-type]
+    found = rates(optimisation, 10)
     peak = found.index(max(found))
     assert max(found) == pytest.approx(0.3, rel=0.02)
     assert found[: peak + 1] == sorted(found[: peak + 1])

@@ -13,11 +13,11 @@ from search.train.world import World
 ALONE = World.alone()
 
 
-def stepped(how: Optimisation, gradient: float, steps: int = 1) -> float:
+def stepped(optimisation: Optimisation, gradient: float, steps: int = 1) -> float:
     """Value of a parameter that starts at 1, after steps with this gradient."""
     parameter = nn.Parameter(torch.ones(1))
-    optimizer = build_optimizer([parameter], how)
-    stepper = Stepper(optimizer, [parameter], how.clip_norm, "off", ALONE)
+    optimizer = build_optimizer([parameter], optimisation)
+    stepper = Stepper(optimizer, [parameter], optimisation.clip_norm, "off", ALONE)
     for _ in range(steps):
         stepper.step([(1.0, lambda: (parameter * gradient).sum())], ([], []))
     return float(parameter.detach())
@@ -51,8 +51,8 @@ def test_fp16_skips_an_overflow_and_stops_where_scaling_less_does_not_help() -> 
 def test_weighted_losses_make_the_step_of_their_sum() -> None:
     def after(weights: list[float]) -> float:
         parameter = nn.Parameter(torch.ones(1))
-        how = Optimisation(lr=0.1, momentum=0, weight_decay=0)
-        stepper = Stepper(build_optimizer([parameter], how), [parameter], 0, "off", ALONE)
+        optimisation = Optimisation(lr=0.1, momentum=0, weight_decay=0)
+        stepper = Stepper(build_optimizer([parameter], optimisation), [parameter], 0, "off", ALONE)
         stepper.step([(w, lambda: parameter.square().sum()) for w in weights], ([], []))
         return float(parameter.detach())
 
@@ -60,22 +60,24 @@ def test_weighted_losses_make_the_step_of_their_sum() -> None:
 
 
 def test_sgd_is_momentum_with_an_l2_penalty() -> None:
-    how = Optimisation(lr=0.1, momentum=0.9, weight_decay=0.01, clip_norm=0)
+    optimisation = Optimisation(lr=0.1, momentum=0.9, weight_decay=0.01, clip_norm=0)
     velocity = 2 + 0.01 * 1
     after = 1 - 0.1 * velocity
     velocity = 0.9 * velocity + 2 + 0.01 * after
-    assert stepped(how, 2.0, steps=2) == pytest.approx(after - 0.1 * velocity)
+    assert stepped(optimisation, 2.0, steps=2) == pytest.approx(after - 0.1 * velocity)
 
 
 def test_adamw_decays_weights_apart_from_the_gradient() -> None:
-    how = Optimisation(optimizer="adamw", lr=0.1, weight_decay=0.5)
-    assert stepped(how, 2.0) == pytest.approx(1 - 0.1 * 0.5 - 0.1)  # its first step is lr * sign
+    optimisation = Optimisation(optimizer="adamw", lr=0.1, weight_decay=0.5)
+    assert stepped(optimisation, 2.0) == pytest.approx(
+        1 - 0.1 * 0.5 - 0.1
+    )  # its first step is lr * sign
 
 
 @pytest.mark.parametrize(("clip", "moved"), [(0.0, 100.0), (35.0, 35.0), (200.0, 100.0)])
 def test_gradient_is_clipped_to_its_norm_and_zero_means_not(clip: float, moved: float) -> None:
-    how = Optimisation(lr=1, momentum=0, weight_decay=0, clip_norm=clip)
-    assert 1 - stepped(how, 100.0) == pytest.approx(moved)
+    optimisation = Optimisation(lr=1, momentum=0, weight_decay=0, clip_norm=clip)
+    assert 1 - stepped(optimisation, 100.0) == pytest.approx(moved)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
