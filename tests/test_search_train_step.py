@@ -69,9 +69,8 @@ def test_sgd_is_momentum_with_an_l2_penalty() -> None:
 
 def test_adamw_decays_weights_apart_from_the_gradient() -> None:
     optimisation = Optimisation(optimizer="adamw", lr=0.1, weight_decay=0.5)
-    assert stepped(optimisation, 2.0) == pytest.approx(
-        1 - 0.1 * 0.5 - 0.1
-    )  # its first step is lr * sign
+    # Adam's first step is lr * sign of the gradient.
+    assert stepped(optimisation, 2.0) == pytest.approx(1 - 0.1 * 0.5 - 0.1)
 
 
 @pytest.mark.parametrize(("clip", "moved"), [(0.0, 100.0), (35.0, 35.0), (200.0, 100.0)])

@@ -1,4 +1,4 @@
-"""How does evolution find networks near the best ones of a search that have a lower loss?"""
+"""How does evolution find networks of lower loss near the best ones of a search?"""
 
 import random
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Which settings do search and fine-tuning have, and how are their steps computed?"""
+"""How do a search and a fine-tuning optimise? (learning rates, paths, penalty, precision)"""
 
 import re
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What does a recipe say? (data, space, detector, search, fine-tuning, device and computation)
+"""What does a recipe consist of, how is it read, and when are two runs the same?
 
 The defaults are the paper's (section IV-A), and where it is silent those of its ancestor FNA.
 """

@@ -75,7 +75,7 @@ def check_certificate(table: CostTable) -> None:
     """Check that it is known how well a table predicts whole detectors.
 
     Raises:
-        AdaptError: With the command that does.
+        AdaptError: With the command that measures it.
     """
     if table.certificate is None:
         raise AdaptError(

@@ -1,4 +1,4 @@
-"""Where is a search's log written and read? (`search.jsonl`, TensorBoard)"""
+"""Where are the reports of a search written and read? (`search.jsonl`, TensorBoard)"""
 
 import json
 from collections.abc import Iterator
@@ -40,8 +40,9 @@ class SearchLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "search.jsonl"
-        known = start and self.path.is_file()  # a search goes on without its log, too
-        kept = [entry for entry in read_log(self.path) if entry["step"] <= start] if known else []
+        # A checkpoint whose log is lost is enough to continue.
+        entries = read_log(self.path) if start and self.path.is_file() else []
+        kept = [entry for entry in entries if entry["step"] <= start]
         write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._warned = {warning for entry in kept for warning in entry["warnings"]}
         self._board: SummaryWriter = SummaryWriter(

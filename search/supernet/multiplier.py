@@ -6,7 +6,7 @@ from torch import Tensor
 
 from search.recipe.optimisation import SearchRecipe
 
-FADING = 20  # exponent
+FADING = 20  # exponent with which the penalty fades below the target
 
 
 class Multiplier:

@@ -1,1 +1,1 @@
-"""How is a detector trained? (steps, processes and checkpoints, of a search too; fine-tuning)"""
+"""How is a detector trained? (steps, processes, checkpoints of every training; fine-tuning)"""

@@ -180,7 +180,7 @@ def run_finetune(
 def _checkpoint(
     training: Finetuning, info: DetectorInfo, train: CocoSplit, path: Path, session: Session
 ) -> Checkpoint:
-    recipe, annotations = training.recipe.finetune_hash, file_hash(train.annotations)
-    identity = [recipe, session.limit_steps, info.to_dict(), annotations]
+    recipe_hash, data_hash = training.recipe.finetune_hash, file_hash(train.annotations)
+    identity = [recipe_hash, session.limit_steps, info.to_dict(), data_hash]
     file = path.with_suffix(".checkpoint.pt")
     return Checkpoint(file, "finetuning", training.parts, content_hash(identity), fields={})
