@@ -12,7 +12,6 @@ import typer
 from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
 
 if TYPE_CHECKING:
-    from search.estimate import RunEstimate
     from search.recipe.recipe import Recipe
     from search.train.session import Session
 
@@ -153,22 +152,29 @@ class CostsOptions:
         typer.Option("--uncertified", help="Use a cost table that `adapt costs certify` lacks."),
     ] = False
 
-    def tell_certificate(self) -> None:
-        """Print on stderr how well the table predicts detectors, if there is one."""
+    def tell_certificate(self, *, heard: bool = True) -> None:
+        """Print on stderr how well the table predicts detectors, if there is one.
+
+        Args:
+            heard: Whether this process is the one that talks.
+        """
         from adapt.cost.table import CostTable
         from search.recipe.search_cost import certificate_line
 
-        if self.costs:
+        if self.costs and heard:
             with CostTable.open(self.costs) as table:
                 print(certificate_line(table), file=sys.stderr)
 
 
-def estimate_recipe(recipe: "Recipe", limit_steps: int | None) -> "RunEstimate":
-    """Return steps, memory and hours of a run of the recipe, for a dry run."""
+def show_estimate(
+    recipe: "Recipe", limit_steps: int | None, part: str | None = None, *, as_json: bool
+) -> None:
+    """Show steps, memory and hours of a run of the recipe, or of a part of it, for a dry run."""
     from search.estimate import estimate_run
 
     train = recipe.split(recipe.data.train)
-    return estimate_run(recipe, len(train), len(train.class_names), limit_steps)
+    estimate = estimate_run(recipe, len(train), len(train.class_names), limit_steps).to_dict()
+    show(estimate[part] if part else estimate, as_json=as_json, title="estimate")
 
 
 @grouped
@@ -194,19 +200,17 @@ def search_command(
 
     recipe = search_options.apply(training.apply(start.apply(recipe_options.load()), "search"))
     if dry_run:
-        estimate = estimate_recipe(recipe, training.limit_steps)
-        show(estimate.to_dict(), as_json=as_json, title="estimate")
+        show_estimate(recipe, training.limit_steps, as_json=as_json)
         return
     train = recipe.split(recipe.data.train)
     cost = search_cost(recipe, train, costs.costs, uncertified=costs.uncertified)
     folder = out or Path("runs") / recipe.name / "search"
     with training.session("search", cost.provenance) as session:
-        if session.world.is_main:
-            costs.tell_certificate()
+        costs.tell_certificate(heard=session.world.is_main)
         path = run_search(recipe, train, cost.model, folder, session)
     if session.world.is_main:
-        plot, next_command = folder / "search.png", f"adapt derive {path}"
-        show({"supernet": str(path), "plot": plot, "next": next_command}, as_json=as_json)
+        shown = {"supernet": str(path), "plot": folder / "search.png"}
+        show({**shown, "next": f"adapt derive {path}"}, as_json=as_json)
 
 
 @grouped
@@ -233,8 +237,7 @@ def finetune_command(
     recipe = training.apply(start.apply(recipe_options.load()), "finetune")
     architecture = resolve_architecture(arch, recipe)
     if dry_run:
-        estimate = estimate_recipe(recipe, training.limit_steps)
-        show(estimate.to_dict()["finetune"], as_json=as_json, title="estimate")
+        show_estimate(recipe, training.limit_steps, "finetune", as_json=as_json)
         return
     path = out or Path("runs") / recipe.name / f"{Path(arch).stem}.safetensors"
     train = recipe.split(recipe.data.train)

@@ -16,8 +16,9 @@ from torchvision.models.detection import RetinaNet
 from adapt.architecture import mobilenet_v2
 from adapt.detector.retinanet import build_retinanet
 from adapt.network.backbone import Backbone
+from adapt.network.mixed import Paths, Recompute, Sampled
 from adapt.network.operations import MBConv
-from adapt.network.supernet import Paths, Recompute, Sampled, Supernet
+from adapt.network.supernet import Supernet
 from search.recipe.optimisation import Optimisation, PathCount
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule, SearchSchedule

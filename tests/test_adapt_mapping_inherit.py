@@ -8,8 +8,9 @@ from torch import nn
 from adapt.architecture import Choices
 from adapt.detector.retinanet import DetectorConfig, build_retinanet
 from adapt.mapping.inherit import inherit_detector
+from adapt.network.mixed import IndividualBlocks
 from adapt.network.operations import MBConv
-from adapt.network.supernet import IndividualBlocks, Supernet
+from adapt.network.supernet import Supernet
 from adapt.space import SKIP
 
 CONFIG = DetectorConfig(num_classes=3, fpn_width=8, head_depth=1)

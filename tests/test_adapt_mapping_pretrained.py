@@ -12,8 +12,9 @@ from adapt.errors import AdaptError
 from adapt.mapping.pretrained import MappingMode, map_backbone, map_supernet
 from adapt.network.backbone import Backbone
 from adapt.network.masks import MaskKind
+from adapt.network.mixed import IndividualBlocks
 from adapt.network.operations import MBConv
-from adapt.network.supernet import IndividualBlocks, Supernet
+from adapt.network.supernet import Supernet
 from adapt.space import Operation, SearchSpace
 
 K3, K5, K7 = Operation(3, 2), Operation(5, 2), Operation(7, 2)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from adapt.architecture import MBConvShape
 from adapt.network.masks import MaskKind
+from adapt.network.mixed import Recompute
 from adapt.network.operations import MBConv, ReLU6, scaled_norm
 from adapt.network.recompute import can_recompute, frozen_forward
-from adapt.network.supernet import Recompute, Supernet
+from adapt.network.supernet import Supernet
 
 
 def supernet(mask: MaskKind = "non-overlapping") -> Supernet:

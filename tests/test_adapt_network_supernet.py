@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from adapt.architecture import Architecture
 from adapt.network.backbone import Backbone
 from adapt.network.masks import MaskKind
+from adapt.network.mixed import IndividualBlocks, MixedOperation, SharedBlock
 from adapt.network.operations import MBConv
-from adapt.network.supernet import IndividualBlocks, MixedOperation, SharedBlock, Supernet
+from adapt.network.supernet import Supernet
 from adapt.space import SKIP, BlockSpace, Operation, SearchSpace
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from adapt.cost.expectation import CostModel
 from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
 from adapt.errors import AdaptError
-from adapt.network.supernet import SharedBlock
+from adapt.network.mixed import SharedBlock
 from adapt.network.weights import PUBLISHED, source_backbone
 from search.derive.finished import load_searched
 from search.recipe.recipe import Recipe

@@ -10,8 +10,9 @@ from torchvision.models.detection import RetinaNet
 from adapt.architecture import Choices
 from adapt.detector.retinanet import DetectorConfig, build_retinanet
 from adapt.network.backbone import Backbone
+from adapt.network.mixed import MixedBlock
 from adapt.network.operations import MBConv
-from adapt.network.supernet import MixedBlock, Supernet
+from adapt.network.supernet import Supernet
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from adapt.architecture import Architecture
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
+from adapt.network.mixed import MixedBlock
 from adapt.network.operations import MBConv
-from adapt.network.supernet import MixedBlock, Supernet
+from adapt.network.supernet import Supernet
 
 MappingMode = Literal["paper", "identity"]
 

@@ -86,22 +86,27 @@ def derive_command(
     from search.derive.finished import SearchFiles
 
     files = SearchFiles(supernet, costs.costs, costs.uncertified)
-    kind = networks.kind(data)
-    if kind == "refined":
-        result = _refined(files, out or supernet.parent / "refined", networks, data)
-    elif kind == "front":
-        result = _front(files, out or supernet.parent / "front", networks)
-    else:
-        result = _one(files, out or supernet.parent / "arch.json", networks)
-    if kind != "front":
-        costs.tell_certificate()
-    if kind == "refined" and result["chosen_on"] == result["benchmark"]:
+    match networks.kind(data):
+        case "front":
+            result, title = _front(files, out or supernet.parent / "front", networks), ""
+        case "refined":
+            result = _refined(files, out or supernet.parent / "refined", networks, data)
+            title = "refined"
+            costs.tell_certificate()
+            _warn_of_chosen_split(result)
+        case _:
+            result = _one(files, out or supernet.parent / "arch.json", networks)
+            title = "derived"
+            costs.tell_certificate()
+    show(result if as_json else _readable(result), as_json=as_json, title=title)
+
+
+def _warn_of_chosen_split(refined: dict[str, Any]) -> None:
+    if refined["chosen_on"] == refined["benchmark"]:
         warn(
-            f"networks were chosen on `{result['chosen_on']}`, which the benchmark reports too: "
+            f"networks were chosen on `{refined['chosen_on']}`, which the benchmark reports too: "
             "its AP will be too good; set data.test to another split"
         )
-    title = {"refined": "refined", "front": ""}.get(kind, "derived")
-    show(result if as_json else _readable(result), as_json=as_json, title=title)
 
 
 def _one(files: "SearchFiles", out: Path, networks: DeriveOptions) -> dict[str, Any]:

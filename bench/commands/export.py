@@ -1,5 +1,6 @@
 """Which command writes the files that are deployed? (`adapt export`, with `--ap-gate`)"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,7 @@ from adapt.errors import AdaptError
 from adapt.runtime import Precision, Tail
 
 if TYPE_CHECKING:
+    from bench.acceptance.ap_gate import GateOptions
     from export.engine.configure import BuildOptions
 
 
@@ -60,6 +62,18 @@ class CheckOptions:
         typer.Option("--data", help="Data set: --ap-gate evaluates on it, int8 calibrates on it."),
     ] = None
     split: Annotated[str, typer.Option("--split", help="Split of --ap-gate.")] = "val"
+
+    def images(self) -> tuple[Sequence[Path], Sequence[Path]]:
+        """Return what calibrates (the data set, if nothing else does), and what is compared."""
+        return self.calibration or ([self.data] if self.data else ()), self.verify or ()
+
+    def gate(self) -> "GateOptions | None":
+        """Return what may be lost, if AP is gated."""
+        from bench.acceptance.ap_gate import GateOptions
+
+        if self.ap_gate is None:
+            return None
+        return GateOptions(self.ap_gate, self.data, self.split)
 
 
 @dataclass(frozen=True)
@@ -119,20 +133,17 @@ def export_command(
     Example: `adapt export runs/bccd/derived.safetensors --trt --precision fp16`
     """
     from adapt.progress import console_stage
-    from bench.acceptance.ap_gate import GateOptions, deploy_within
+    from bench.acceptance.ap_gate import deploy_within
     from export.deploy import Deployment, deploy
 
+    calibration, verify = checks.images()
     deployment = Deployment(
-        **vars(graph),
-        calibration=checks.calibration or ([checks.data] if checks.data else ()),
-        verify=checks.verify or (),
-        engine=engine.build_options(),
+        **vars(graph), calibration=calibration, verify=verify, engine=engine.build_options()
     )
-    path = out or detector.with_suffix(".onnx")
+    path, gate = out or detector.with_suffix(".onnx"), checks.gate()
     with console_stage("export") as progress:
-        if checks.ap_gate is None:
+        if gate is None:
             summary = deploy(detector, path, deployment, progress=progress)
         else:
-            gate = GateOptions(checks.ap_gate, checks.data, checks.split)
             summary = deploy_within(gate, detector, path, deployment, progress=progress)
     show(summary, as_json=as_json, title="export")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
-from search.commands import LimitOpt, RecipeOptions, StartOptions, estimate_recipe
+from search.commands import LimitOpt, RecipeOptions, StartOptions, show_estimate
 
 if TYPE_CHECKING:
     from bench.pipeline import RunResult
@@ -32,8 +32,7 @@ def run_command(
     """
     started = start.apply(recipe.load())
     if dry_run:
-        estimate = estimate_recipe(started, limit_steps)
-        show(estimate.to_dict(), as_json=as_json, title="estimate")
+        show_estimate(started, limit_steps, as_json=as_json)
         return
     result = _run(started, out or Path("runs") / started.name, limit_steps)
     _show_run(result, as_json=as_json)

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from adapt.artifacts import write_json
 from adapt.command_line import grouped
+from adapt.network.mixed import MixedOperation
 from adapt.network.operations import ReLU6
-from adapt.network.supernet import MixedOperation
 from bench.latency.provenance import device_description
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import madds_cost

@@ -11,7 +11,8 @@ from adapt.data.dataset import steps_per_epoch
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.mapping.pretrained import MappingMode
 from adapt.network.masks import GateNorm, Gates, MaskKind
-from adapt.network.supernet import Recompute, Supernet
+from adapt.network.mixed import Recompute
+from adapt.network.supernet import Supernet
 from adapt.space import SearchSpace
 from search.recipe.budget import Budget
 

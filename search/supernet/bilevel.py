@@ -14,7 +14,8 @@ from adapt.data.coco import CocoSplit
 from adapt.data.dataset import Batch, training_batches
 from adapt.detector.retinanet import build_retinanet
 from adapt.mapping.pretrained import map_supernet
-from adapt.network.supernet import Paths, Supernet
+from adapt.network.mixed import Paths
+from adapt.network.supernet import Supernet
 from adapt.network.weights import source_backbone
 from adapt.space import SearchSpace
 from search.derive.exact import Deriver

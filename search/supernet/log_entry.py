@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from adapt.network.masks import gate
-from adapt.network.supernet import SharedBlock, Supernet
+from adapt.network.mixed import SharedBlock
+from adapt.network.supernet import Supernet
 from adapt.space import SearchSpace
 from search.supernet.bilevel import BilevelSearch
 from search.supernet.guards import collapse_warnings, mean_entropy, target_warnings

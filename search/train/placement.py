@@ -8,8 +8,9 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
 from adapt.network.backbone import Backbone
+from adapt.network.mixed import MixedOperation
 from adapt.network.operations import MBConv
-from adapt.network.supernet import MixedOperation, Supernet
+from adapt.network.supernet import Supernet
 from adapt.network.sync_norm import synchronise
 from search.recipe.optimisation import ComputeRecipe
 from search.train.world import World
