@@ -4,9 +4,11 @@ import random
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from adapt.architecture import Architecture, Choices
@@ -116,6 +118,16 @@ def shake(module: nn.Module, seed: int) -> None:
             layer.running_mean.normal_(0, 0.2, generator=generator)
             layer.running_var.uniform_(0.5, 1.5, generator=generator)
             layer.num_batches_tracked.fill_(7)
+
+
+def once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Make a file or a folder unless another test has, here or in another process."""
+    mark = path.with_name(f"{path.name}.made")
+    with FileLock(f"{path}.lock"):
+        if not mark.exists():
+            make(path)
+            mark.touch()
+    return path
 
 
 class StoppedError(Exception):

@@ -4,8 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-import simulated_device
-from profile_parts import measurement
 from simulated_device import Simulated, true_ms
 from typer.testing import CliRunner
 
@@ -13,49 +11,15 @@ from adapt.architecture import Architecture
 from adapt.errors import AdaptError
 from bench.acceptance.refine import Refinement, candidates, refine_front
 from bench.acceptance.stopwatch import Stopwatch
-from bench.costs.profiler import profile
 from bench.latency.subject import WholeDetector
 from bench.latency.timing import Latency, Protocol
 from bench.latency.workers import Measurement
 from cli import app
 from search.derive.finished import SearchFiles
 from search.recipe.budget import Budget
-from search.recipe.recipe import DeviceRecipe
-from search.recipe.search_cost import madds_cost
-from search.supernet.run import run_search
-from search.train.session import Session
 
 DEVICE = Simulated(runtime="tensorrt")
 SHORT = Protocol(rounds=2, round_ms=2.0)
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    """Where the module's search and its table lie, once they are made."""
-    return tmp_path_factory.mktemp("refine")
-
-
-@pytest.fixture
-def recipe(tiny_recipe, tiny_data):
-    data = replace(tiny_recipe.data, root=str(tiny_data.annotations.parents[1]))
-    return replace(tiny_recipe, data=data, device=DeviceRecipe(runtime="tensorrt", threads=1))
-
-
-@pytest.fixture
-def searched(paths, recipe, tiny_data):
-    if not (paths / "supernet.pt").exists():
-        cost = madds_cost(recipe, len(tiny_data.class_names))
-        run_search(recipe, tiny_data, cost, paths, Session(limit_steps=1))
-    return paths / "supernet.pt"
-
-
-@pytest.fixture
-def table(paths, recipe):
-    simulated_device.reset()
-    path = paths / "costs.sqlite"
-    if not path.exists():
-        profile(recipe.detectors(3), path, measurement(DEVICE))
-    return path
 
 
 def test_the_front_is_ranked_by_held_out_images(searched, tmp_path):
@@ -81,12 +45,13 @@ def test_pareto_optimal_networks_are_marked(searched, tmp_path):
         assert row["pareto"] == (row["loss"] < min(cheaper, default=float("inf")))
 
 
-def test_with_a_table_latency_is_measured(searched, table, recipe, tmp_path):
+def test_with_a_table_latency_is_measured(searched, table, simulated_recipe, tmp_path):
     files, how = SearchFiles(searched, table, uncertified=True), Measurement(DEVICE, SHORT)
     rows = refine_front(files, tmp_path, Refinement(front=8, keep=3), how=how)["networks"]
     for row in rows:
         network = Architecture.load(tmp_path / row["architecture"])
-        whole = WholeDetector(network, recipe.detector_config(3), recipe.input)
+        config, size = simulated_recipe.detector_config(3), simulated_recipe.input
+        whole = WholeDetector(network, config, size)
         assert row["measured_ms"] == pytest.approx(true_ms(whole))
         assert row["predicted_ms"] == pytest.approx(row["measured_ms"])
 
@@ -191,12 +156,11 @@ def test_bad_options_are_one_sentence(searched, arguments, message, tmp_path):
     assert [line[:7] for line in found.stderr.splitlines()][-1] == "error: "
 
 
-def test_a_search_without_a_data_set_asks_for_one(searched, tmp_path, recipe, tiny_data):
-    nowhere = replace(recipe, data=replace(recipe.data, root=""))
-    cost = madds_cost(nowhere, 3)
-    path = run_search(nowhere, tiny_data, cost, tmp_path / "search", Session(limit_steps=1))
+def test_a_search_without_a_data_set_asks_for_one(whole_search, tmp_path):
     with pytest.raises(AdaptError, match=r"names no data set; set data.root or pass --data"):
-        refine_front(SearchFiles(path), tmp_path / "out", Refinement(front=4, keep=2))
+        refine_front(
+            SearchFiles(whole_search / "supernet.pt"), tmp_path / "out", Refinement(front=4, keep=2)
+        )
 
 
 def test_the_command_shows_the_best_network(searched, tmp_path):

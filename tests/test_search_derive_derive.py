@@ -19,32 +19,6 @@ from cli import app
 from search.derive.derive import derive, derive_front
 from search.derive.finished import SearchFiles, load_searched
 from search.recipe.budget import Budget
-from search.recipe.recipe import DeviceRecipe
-from search.recipe.search_cost import madds_cost
-from search.supernet.run import run_search
-from search.train.session import Session
-
-
-@pytest.fixture
-def recipe(tiny_recipe):
-    return replace(tiny_recipe, device=DeviceRecipe(runtime="tensorrt", threads=1))
-
-
-@pytest.fixture
-def searched(recipe, tiny_data, tmp_path):
-    classes = len(tiny_data.class_names)
-    folder = tmp_path / "search"
-    cost, session = madds_cost(recipe, classes), Session(limit_steps=1)
-    return run_search(recipe, tiny_data, cost, folder, session)
-
-
-@pytest.fixture
-def table(recipe, tmp_path):
-    """The true costs of the recipe's space on a simulated device."""
-    path = tmp_path / "costs.sqlite"
-    device = Simulated(runtime="tensorrt")
-    profile(recipe.detectors(3), path, measurement(device))
-    return path
 
 
 def certify(table, **line):
@@ -112,7 +86,7 @@ def test_a_budget_that_the_error_names_can_be_met(searched, table, tmp_path):
     assert 0.99 * named.amount < derived["corrected_ms"] <= named.amount
 
 
-def test_one_search_serves_devices_it_has_not_seen(searched, recipe, table, tmp_path):
+def test_one_search_serves_devices_it_has_not_seen(searched, simulated_recipe, tmp_path):
     """The table of another runtime, precision, batch and machine decides what a network costs."""
 
     class Elsewhere(Simulated):
@@ -121,7 +95,7 @@ def test_one_search_serves_devices_it_has_not_seen(searched, recipe, table, tmp_
 
     other = tmp_path / "other.sqlite"
     device = Elsewhere(runtime="ort-cpu", precision="int8", batch=4, threads=8)
-    profile(recipe.detectors(3), other, measurement(device))
+    profile(simulated_recipe.detectors(3), other, measurement(device))
     files = SearchFiles(searched, other, uncertified=True)
     dearest = derive(files, tmp_path / "a.json")["predicted_ms"]
     found = derive(files, tmp_path / "b.json", budget=Budget("ms", 0.95 * dearest))
@@ -142,7 +116,7 @@ def test_a_new_front_replaces_the_old_one_and_nothing_else(searched, table, tmp_
     assert mine.read_text() == "mine"
 
 
-def test_a_table_of_another_tail_is_refused(searched, recipe, table, tmp_path):
+def test_a_table_of_another_tail_is_refused(searched, table, tmp_path):
     with CostTable.open(table) as opened:
         conditions = replace(opened.conditions, tail="onnx-nms")
     CostTable.create(tmp_path / "other.sqlite", conditions).close()

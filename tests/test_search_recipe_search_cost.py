@@ -34,41 +34,38 @@ CERTIFICATE = {
 
 
 @pytest.fixture
-def recipe(tiny_recipe):
-    return replace(tiny_recipe, device=DeviceRecipe(runtime="tensorrt", threads=1))
+def recipe(simulated_recipe):
+    return simulated_recipe
 
 
 @pytest.fixture
-def table(recipe, tmp_path):
+def opened(table):
     """The true costs of the recipe's space on a device that calls itself a GPU's TensorRT."""
-    path = tmp_path / "costs.sqlite"
-    device = Simulated(runtime="tensorrt")
-    profile(recipe.detectors(3), path, measurement(device))
-    with CostTable.open(path, writable=True) as table:
-        yield table
+    with CostTable.open(table, writable=True) as opened:
+        yield opened
 
 
-def test_costs_of_a_detector_are_true_and_corrected_once_certified(table, recipe):
+def test_costs_of_a_detector_are_true_and_corrected_once_certified(opened, recipe):
     network = random_architecture(recipe.space.load(), seed=1)
     units = detector_units(network, recipe.detector_config(3), InputSize(64, 64))
-    costs = network_costs(network, recipe, 3, table)
+    costs = network_costs(network, recipe, 3, opened)
     assert costs["predicted_ms"] == pytest.approx(sum(map(true_ms, units)))
     assert "corrected_ms" not in costs
-    table.store("certificate", CERTIFICATE)
-    corrected = network_costs(network, recipe, 3, table)["corrected_ms"]
+    opened.store("certificate", CERTIFICATE)
+    corrected = network_costs(network, recipe, 3, opened)["corrected_ms"]
     assert corrected == pytest.approx(1.1 * costs["predicted_ms"] + 0.5)
 
 
-def test_a_table_without_certificate_is_refused_with_the_command(table):
+def test_a_table_without_certificate_is_refused_with_the_command(opened):
     with pytest.raises(AdaptError, match=r"adapt costs certify RECIPE .*--uncertified"):
-        check_certificate(table)
-    assert certificate_line(table).endswith("costs.sqlite: not certified")
+        check_certificate(opened)
+    assert certificate_line(opened).endswith("costs.sqlite: not certified")
 
 
-def test_a_certificate_is_accepted_and_told_in_one_line(table):
-    table.store("certificate", CERTIFICATE)
-    check_certificate(table)
-    line = certificate_line(table)
+def test_a_certificate_is_accepted_and_told_in_one_line(opened):
+    opened.store("certificate", CERTIFICATE)
+    check_certificate(opened)
+    line = certificate_line(opened)
     assert "\n" not in line
     for part in ("30 random detectors", "MAPE 2.1%", "bias -1.3%", "worst 5.0%", "tau 0.97"):
         assert part in line
@@ -83,10 +80,10 @@ def test_a_certificate_is_accepted_and_told_in_one_line(table):
         ({"name": "NVIDIA A100"}, r"at 64x64 \(NVIDIA A100\)"),
     ],
 )
-def test_tables_of_other_conditions_are_refused(table, recipe, change, message):
-    check_table(recipe, table)
+def test_tables_of_other_conditions_are_refused(opened, recipe, change, message):
+    check_table(recipe, opened)
     with pytest.raises(AdaptError, match=message):
-        check_table(replace(recipe, device=replace(recipe.device, **change)), table)
+        check_table(replace(recipe, device=replace(recipe.device, **change)), opened)
 
 
 def test_threads_count_on_a_processor_only(recipe, tmp_path):

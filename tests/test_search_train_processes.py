@@ -1,14 +1,16 @@
 """Searches and fine-tunings that are killed, and those that several processes share."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 import torch
 from core_parts import TINY_SPACE, assert_same_state
 from safetensors.torch import load_file
-from training_process import train
+from training_process import train, train_apart
 
 from adapt.data.synthetic import generate
 from adapt.errors import AdaptError
@@ -51,15 +53,20 @@ def stored(folder: Path) -> Recipe:
     return Recipe.from_dict(json.loads((folder / "recipe.json").read_text()))
 
 
-def start(kind: str, folder: Path, *options: str) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), kind, str(folder), *options]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+FORKS = multiprocessing.get_context("forkserver")
+# They are not imported again by every process, which takes longer than the trainings.
+FORKS.set_forkserver_preload(["search.supernet.run", "search.train.finetune"])
 
 
-def finish(process: "subprocess.Popen[bytes]") -> None:
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
+def start(kind: str, folder: Path, steps: int = 0, **environment: str) -> ForkServerProcess:
+    process = FORKS.Process(target=train_apart, args=(kind, folder, steps, environment))
+    process.start()
+    return process
+
+
+def finish(process: ForkServerProcess) -> None:
+    process.join(timeout=120)
+    assert process.exitcode == 0
 
 
 def whole(kind: str, folder: Path) -> Path:
@@ -78,15 +85,15 @@ def killed_at_random(kind: str, folder: Path, kills: int, seed: int) -> list[int
     chance = random.Random(seed)
     steps = []
     for _ in range(kills):
-        process = start(kind, folder, str(chance.randint(1, 2)))
+        process = start(kind, folder, chance.randint(1, 2))
         mark = folder / "started"
-        while not mark.exists() and process.poll() is None:
+        while not mark.exists() and process.is_alive():
             time.sleep(0.002)
         time.sleep(0.05 * chance.random())  # into the next step, or into a checkpoint
-        if process.poll() is not None:  # it was through
+        if not process.is_alive():  # it was through
             break
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         steps.append(int(mark.read_text()))
         mark.unlink()
     finish(start(kind, folder))
@@ -143,6 +150,16 @@ def test_many_kills_change_nothing(folder: Path, seed: int) -> None:
 
 
 def run_together(kind: str, folder: Path, processes: int) -> None:
+    """Start what torchrun starts, without its own process and three imports of PyTorch."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    for process in [start(kind, folder, **address, **rank) for rank in ranks]:
+        finish(process)
+
+
+def run_by_torchrun(kind: str, folder: Path, processes: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
     command = [*torchrun, f"--nproc-per-node={processes}", sys.executable, str(SCRIPT)]
@@ -165,7 +182,7 @@ def test_two_processes_search_what_one_does_with_the_whole_batch(folder: Path) -
     how = {"weights": weights, "warmup_epochs": 1, "target": "0.00098G", "target_rate": 1.0}
     write(folder, recipe.with_search(**how))
     expected = whole("search", folder)
-    run_together("search", folder, 2)
+    run_by_torchrun("search", folder, 2)
     out = folder / "out"
     assert_nearly_same(states(expected)["detector"], states(out)["detector"], 1e-7)
     assert states(out)["arch_optimizer"]["state"][0]["step"] == 2
@@ -190,11 +207,11 @@ def test_search_goes_on_with_another_number_of_processes(folder: Path) -> None:
     weights = replace(recipe.search.weights, epochs=2, batch_size=4)
     write(folder, recipe.with_search(weights=weights, warmup_epochs=1))
     expected = whole("search", folder)
-    process = start("search", folder, "2")
-    while not (folder / "started").exists():
+    process = start("search", folder, 2)
+    while not (folder / "started").exists() and process.is_alive():
         time.sleep(0.002)
     process.kill()
-    process.communicate()
+    process.join()
     run_together("search", folder, 2)
     assert_nearly_same(states(expected)["detector"], states(folder / "out")["detector"], 1e-7)
 

@@ -9,6 +9,7 @@ STEPS a file ``started`` appears once so many steps were taken, so that a test k
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def main(kind: str, folder: Path, steps: int = 0) -> None:
 
     with joined_world() as world:
         train(kind, folder, folder / "out", progress, world)
+
+
+def train_apart(kind: str, folder: Path, steps: int, environment: dict[str, str]) -> None:
+    """Do the same in a process that was forked, and with an environment of its own."""
+    os.environ.update(environment)
+    main(kind, folder, steps)
 
 
 if __name__ == "__main__":
