@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
@@ -118,6 +119,11 @@ def shake(module: nn.Module, seed: int) -> None:
             layer.running_mean.normal_(0, 0.2, generator=generator)
             layer.running_var.uniform_(0.5, 1.5, generator=generator)
             layer.num_batches_tracked.fill_(7)
+
+
+def mostly_slow(number: int, usual: int) -> list[Any]:
+    """Seeds that promise the same, of which a few are in the usual suite."""
+    return [pytest.param(n, marks=[] if n < usual else [pytest.mark.slow]) for n in range(number)]
 
 
 def once(path: Path, make: Callable[[Path], object]) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from core_parts import once
 from torch import nn
 from torchvision.models.detection import RetinaNet
 
@@ -14,7 +15,7 @@ from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.detector.retinanet import DetectorConfig
 from adapt.runtime import Tail
-from export.graph.detector import export_detector
+from export.graph.detector import export_detector, export_rest
 from export.graph.options import GraphOptions
 from export.run.runner import unit
 
@@ -61,18 +62,35 @@ def tensors(number: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(unit(images(number, seed)))
 
 
-@functools.cache
 def exported(folder: Path, tail: Tail = "tensor-nms") -> Path:
     """The small detector as ONNX; written once per folder."""
-    options = GraphOptions(tail=tail)
-    return export_detector(
-        small_detector(), INFO, folder / f"{tail}.onnx", options, provenance={"run": "test"}
-    )
+    options, provenance = GraphOptions(tail=tail), {"run": "test"}
+
+    def export(path: Path) -> None:
+        export_detector(small_detector(), INFO, path, options, provenance=provenance)
+
+    return once(folder / f"{tail}.onnx", export)
 
 
-@functools.cache
+def dynamic(folder: Path) -> Path:
+    """The small detector as ONNX for one to four images of bytes; written once per folder."""
+    options = GraphOptions(batch=4, dynamic=True, pixels="uint8")
+
+    def export(path: Path) -> None:
+        export_detector(small_detector(), INFO, path, options, provenance={})
+
+    return once(folder / "dynamic.onnx", export)
+
+
 def saved(folder: Path) -> Path:
     """The small detector as safetensors; written once per folder."""
-    path = folder / "detector.safetensors"
-    save_detector(path, small_detector(), INFO)
-    return path
+
+    def save(path: Path) -> None:
+        save_detector(path, small_detector(), INFO)
+
+    return once(folder / "detector.safetensors", save)
+
+
+def rest(folder: Path) -> Path:
+    """All behind the backbone of the small detector as ONNX; written once per folder."""
+    return once(folder / "rest.onnx", lambda path: export_rest(INFO.detector, SIZE, path))

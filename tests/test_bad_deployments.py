@@ -1,8 +1,9 @@
 """What users get wrong when they deploy is one sentence, and nothing is left behind."""
 
 import json
-import subprocess
-import sys
+import resource
+import shutil
+from pathlib import Path
 
 import onnx
 import pytest
@@ -19,11 +20,11 @@ NO_GPU = not torch.cuda.is_available()
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(exports, tmp_path_factory):
     """A sound detector and its ONNX file, beside everything that is not."""
     folder = tmp_path_factory.mktemp("files")
-    saved(folder)
-    whole = exported(folder)
+    shutil.copy(saved(exports), folder)
+    whole = Path(shutil.copy(exported(exports), folder))
     (folder / "half.onnx").write_bytes(whole.read_bytes()[:5000])
     (folder / "half.safetensors").write_bytes((folder / "detector.safetensors").read_bytes()[:5000])
     save_foreign(folder / "foreign.onnx")
@@ -110,13 +111,14 @@ def test_one_sentence_and_nothing_left(command, code, fragment, files, monkeypat
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(files, tmp_path):
     """Files may not grow beyond 100 kB, which the operating system says as it does of a disk."""
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        f"sys.argv = ['adapt', 'export', {str(files / 'detector.safetensors')!r},"
-        f" '--out', {str(tmp_path / 'a.onnx')!r}]; from cli import app; app()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    command = ["export", str(files / "detector.safetensors"), "--out", str(tmp_path / "a.onnx")]
+    usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
+    try:
+        done = CliRunner().invoke(app, command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
+    assert done.exit_code == 1
     (sentence,) = done.stderr.strip().splitlines()
     assert "a.onnx: File too large; free some space or choose another --out" in sentence
     assert not list(tmp_path.iterdir())

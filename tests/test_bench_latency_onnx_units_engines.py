@@ -87,7 +87,11 @@ def test_other_units_build(unit, precision):
     assert output.startswith("half" if precision == "fp16" else "float")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+# Whole detectors hold the rest in every precision.
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param(p, marks=[] if p == "int8" else [pytest.mark.slow]) for p in PRECISIONS],
+)
 def test_the_rest_of_the_detector_builds(precision):
     built = build(unit_model(rest_unit(DETECTOR, SMALL), precision=precision), "rest")
     assert len(built.inputs) == 4

@@ -67,10 +67,9 @@ def test_other_classes_are_refused_by_name(split):
 
 
 @pytest.fixture(scope="module")
-def result(split, tmp_path_factory):
+def result(split, exports):
     """The same small detector on two runtimes."""
-    folder = tmp_path_factory.getbasetemp() / "exported"
-    artifacts = {"eager": ("torch", saved(folder)), "deployed": ("ort-cpu", exported(folder))}
+    artifacts = {"eager": ("torch", saved(exports)), "deployed": ("ort-cpu", exported(exports))}
     steps = []
     result = compare(
         artifacts, split, protocol=QUICK, progress=lambda *step: steps.append(step[:2])

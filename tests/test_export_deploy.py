@@ -27,8 +27,8 @@ RTX = BuildOptions(flavour="tensorrt_rtx")
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    return saved(tmp_path_factory.getbasetemp() / "exported")
+def detector(exports):
+    return saved(exports)
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +211,12 @@ def test_artifacts_of_one_precision_are_the_same(detector, deployed, photos):
     assert report.match.matched > 100
 
 
-def test_raw_heads_are_compared_where_one_artifact_ends_in_them(detector, photos, tmp_path):
-    heads = exported(tmp_path, "none")
+def test_raw_heads_are_compared_where_one_artifact_ends_in_them(detector, photos, exports):
+    heads = exported(exports, "none")
     report = compared(detector, heads, [photos])
     assert (report.passed, report.match) == (True, None)
     assert 0 < max(report.heads.values()) < 1e-4
-    detections = exported(tmp_path)
+    detections = exported(exports)
     with (
         open_runner("ort-cpu", heads) as a,
         open_runner("ort-cpu", detections) as b,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from export_parts import INFO, SIZE, exported, small_detector
+from export_parts import INFO, dynamic, exported, rest
 from onnx import TensorProto, helper
 
 import export.engine.build
@@ -21,9 +21,7 @@ from export.engine.configure import BuildOptions
 from export.engine.execution import check_fits
 from export.engine.installed import trt_flavours
 from export.engine.layers import check_precision, inspected_layers
-from export.graph.detector import export_detector, export_rest
 from export.graph.onnx_file import description_of, save_onnx
-from export.graph.options import GraphOptions
 
 HERE = Path(__file__).parent
 NAMES = json.loads((HERE / "data" / "tensorrt_api_names.json").read_text())
@@ -60,13 +58,8 @@ needs_rtx = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.getbasetemp() / "exported"
-
-
-@pytest.fixture(scope="module")
-def detector_onnx(folder):
-    return exported(folder)
+def detector_onnx(exports):
+    return exported(exports)
 
 
 def names_in_use():
@@ -117,13 +110,12 @@ class TestWithTensorRTRTX:
         assert set(report.layers) == {"fp32", "other"}  # other: indices and masks of the tail
         assert (report.layers_of, report.profile) == ("network", {})
 
-    def test_a_dynamic_batch_has_a_profile(self, folder, tmp_path):
-        options = GraphOptions(batch=4, dynamic=True)
-        path = export_detector(small_detector(), INFO, tmp_path / "d.onnx", options, provenance={})
+    def test_a_dynamic_batch_has_a_profile(self, exports, tmp_path):
+        path = dynamic(exports)
         how = BuildOptions(flavour="tensorrt_rtx", workspace_mb=256, level=1, tuned_batch=2)
         report = build_engine(path, tmp_path / "d.plan", how)
         assert report.profile == {"images": [(n, 3, 128, 160) for n in (1, 2, 4)]}
-        assert report.inputs == {"images": "float[-1, 3, 128, 160]"}
+        assert report.inputs == {"images": "uint8[-1, 3, 128, 160]"}
         assert (report.workspace_mb, report.level) == (256, 1)
         with pytest.raises(AdaptError, match="tuned for 1 to 4 images, got 5"):
             build_engine(path, tmp_path / "e.plan", BuildOptions("tensorrt_rtx", tuned_batch=5))
@@ -136,9 +128,8 @@ class TestWithTensorRTRTX:
             build_engine(tmp_path / "lies.onnx", tmp_path / "lies.plan", RTX)
         assert not list(tmp_path.glob("lies.plan*"))
 
-    def test_rest_of_the_detector_builds(self, tmp_path):
-        path = export_rest(INFO.detector, SIZE, tmp_path / "rest.onnx")
-        report = build_engine(path, tmp_path / "rest.plan", RTX)
+    def test_rest_of_the_detector_builds(self, exports, tmp_path):
+        report = build_engine(rest(exports), tmp_path / "rest.plan", RTX)
         assert list(report.inputs) == ["lateral3", "lateral4", "lateral5", "p6"]
 
     @pytest.mark.parametrize(

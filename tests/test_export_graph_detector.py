@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_parts import INFO, SIZE, exported, small_detector, tensors
+from export_parts import INFO, SIZE, exported, rest, small_detector, tensors
 
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
@@ -14,7 +14,6 @@ from export.graph.detector import (
     RestOfDetector,
     best_pairs,
     export_detector,
-    export_rest,
     level_anchors,
     read_onnx_info,
     run_heads,
@@ -27,13 +26,8 @@ RAW_SIZE = InputSize(120, 150, "shortest-edge")  # its letterbox is SIZE
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.getbasetemp() / "exported"
-
-
-@pytest.fixture(scope="module")
-def detector_onnx(folder):
-    return exported(folder)
+def detector_onnx(exports):
+    return exported(exports)
 
 
 @torch.no_grad()
@@ -109,8 +103,8 @@ def test_laterals_and_p6_into_the_rest_are_the_whole_detector():
     with torch.no_grad():
         taps = list(model.backbone.body((x - whole.features.mean) / whole.features.std).values())
         laterals = [conv(tap) for conv, tap in zip(fpn.inner_blocks, taps, strict=True)]
-        rest = RestOfDetector(model, INFO.detector, SIZE)
-        parts = rest(*laterals, fpn.extra_blocks.p6(taps[-1]))
+        behind = RestOfDetector(model, INFO.detector, SIZE)
+        parts = behind(*laterals, fpn.extra_blocks.p6(taps[-1]))
         assert all(torch.equal(a, b) for a, b in zip(parts, whole(x), strict=True))
 
 
@@ -126,9 +120,9 @@ def test_onnx_has_the_promised_inputs_and_outputs(detector_onnx):
     }
 
 
-def test_raw_heads_have_the_letterbox_of_the_input(folder):
+def test_raw_heads_have_the_letterbox_of_the_input(tmp_path):
     info = replace(INFO, input=RAW_SIZE)
-    path = folder / "raw.onnx"
+    path = tmp_path / "raw.onnx"
     export_detector(small_detector(), info, path, GraphOptions("none"), provenance={})
     assert read_onnx_info(path)[0] == INFO
 
@@ -169,9 +163,8 @@ def test_fused_copy_computes_the_same():
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_rest_runs_on_its_four_inputs(tmp_path):
-    path = export_rest(INFO.detector, SIZE, tmp_path / "rest.onnx")
-    session = ort_session("ort-cpu", path.read_bytes(), 1)
+def test_rest_runs_on_its_four_inputs(exports):
+    session = ort_session("ort-cpu", rest(exports).read_bytes(), 1)
     inputs = {x.name: np.ones(x.shape, np.float32) for x in session.get_inputs()}
     assert list(inputs) == ["lateral3", "lateral4", "lateral5", "p6"]
     assert inputs["p6"].shape == (1, 32, 2, 3)
@@ -192,14 +185,14 @@ def test_unreadable_files_are_explained(detector_onnx, tmp_path):
     truncated, empty = tmp_path / "truncated.onnx", tmp_path / "empty.onnx"
     truncated.write_bytes(detector_onnx.read_bytes()[:5000])
     empty.touch()
-    rest = foreign_onnx(tmp_path / "rest.onnx", adapt=json.dumps({"format": "adapt-onnx-rest"}))
+    other = foreign_onnx(tmp_path / "rest.onnx", adapt=json.dumps({"format": "adapt-onnx-rest"}))
     table = [
         (truncated, "truncated.onnx is not a readable ONNX file"),
         (empty, "empty.onnx is not a readable ONNX file"),
         (tmp_path / "absent.onnx", "absent.onnx does not exist"),
         (foreign_onnx(tmp_path / "foreign.onnx"), "foreign.onnx is not an adapt onnx-detector"),
         (foreign_onnx(tmp_path / "junk.onnx", adapt="{"), "junk.onnx is not an adapt"),
-        (rest, "its format is 'adapt-onnx-rest'"),
+        (other, "its format is 'adapt-onnx-rest'"),
     ]
     for path, message in table:
         with pytest.raises(AdaptError, match=message):

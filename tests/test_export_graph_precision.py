@@ -23,13 +23,8 @@ HALF, FLOAT, INT8 = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.Tenso
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.getbasetemp() / "exported"
-
-
-@pytest.fixture(scope="module")
-def half_detector(folder):
-    path = folder / "half.onnx"
+def half_detector(tmp_path_factory):
+    path = tmp_path_factory.mktemp("half") / "half.onnx"
     return export_detector(
         small_detector(), INFO, path, GraphOptions(precision="fp16"), provenance={}
     )
@@ -98,8 +93,8 @@ def test_units_have_the_pairs_of_quantize_static(unit, tmp_path):
     assert operators(with_qdq(onnx.load_from_string(model))) == operators(expected)
 
 
-def test_detectors_have_the_pairs_of_quantize_static(folder, tmp_path):
-    path = exported(folder)
+def test_detectors_have_the_pairs_of_quantize_static(exports, tmp_path):
+    path = exported(exports)
     expected = quantised_by_onnx_runtime(
         path, {"images": unit(images(1))}, path=tmp_path / "detector.onnx"
     )
@@ -108,8 +103,8 @@ def test_detectors_have_the_pairs_of_quantize_static(folder, tmp_path):
     assert operators(found) == operators(expected)
 
 
-def test_with_calibrated_scales_heads_compute_what_those_of_quantize_static_do(folder, tmp_path):
-    path = exported(folder, "none")
+def test_with_calibrated_scales_heads_compute_what_those_of_quantize_static_do(exports, tmp_path):
+    path = exported(exports, "none")
     batches = [{"images": unit(images(1, seed))} for seed in range(3)]
     expected = quantised_by_onnx_runtime(path, *batches, path=tmp_path / "heads.onnx")
     scales = {
@@ -171,8 +166,8 @@ def test_no_pair_stands_between_convolution_and_clip():
     assert kinds == {"QuantizeLinear": 1, "Clip": 2, "Add": 1}  # the first is the light one's
 
 
-def test_weights_that_five_levels_share_have_one_pair(folder):
-    model = with_qdq(onnx.load(exported(folder)))
+def test_weights_that_five_levels_share_have_one_pair(exports):
+    model = with_qdq(onnx.load(exported(exports)))
     pairs = Counter(node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
     assert set(pairs.values()) == {1}
     shared = [n for n in pairs if "cls_logits.weight" in n]

@@ -23,11 +23,6 @@ from export.run.runner import ImageDetections
 TOLERANCES = {"score_tol": 0.01, "box_tol": 0.5}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.getbasetemp() / "exported"
-
-
 def detections(*rows):
     """Detections of (score, label, left edge)."""
     boxes = np.array([[x, 0, x + 10, 10] for _, _, x in rows], np.float32).reshape(-1, 4)
@@ -79,8 +74,8 @@ def test_nothing_matches_nothing():
 
 
 @pytest.mark.parametrize("tail", ["none", "tensor-nms"])
-def test_raw_heads_on_onnx_runtime_equal_torch(folder, tail):
-    path = exported(folder, tail)
+def test_raw_heads_on_onnx_runtime_equal_torch(exports, tail):
+    path = exported(exports, tail)
     differences = raw_head_differences(small_detector(), path, [images(1), images(1, seed=1)])
     assert list(differences) == ["cls_logits", "bbox_regression"]
     assert 0 < max(differences.values()) <= 1e-4
@@ -95,16 +90,16 @@ def test_heads_that_are_no_numbers_never_pass(tmp_path):
     assert not report.passed
 
 
-def test_raw_heads_alone_are_verified_without_detections(folder):
-    report = verify_export(small_detector(), INFO, exported(folder, "none"), NamedImages(images(2)))
+def test_raw_heads_alone_are_verified_without_detections(exports):
+    heads = small_detector(), INFO, exported(exports, "none"), NamedImages(images(2))
+    report = verify_export(*heads)
     assert (report.passed, report.match, report.images) == (True, None, 2)
     strict = Tolerances(head=1e-9)
-    heads = small_detector(), INFO, exported(folder, "none"), NamedImages(images(2))
     assert not verify_export(*heads, tolerances=strict).passed
 
 
-def test_exported_detections_equal_torchvisions(folder):
-    report = verify_export(small_detector(), INFO, exported(folder), NamedImages(images(6)))
+def test_exported_detections_equal_torchvisions(exports):
+    report = verify_export(small_detector(), INFO, exported(exports), NamedImages(images(6)))
     assert report.passed
     assert report.match.matched > 300
     assert report.match.excused <= 2
@@ -114,10 +109,10 @@ def test_exported_detections_equal_torchvisions(folder):
     assert 0 < max(content["heads"].values()) < 1e-4
 
 
-def test_export_of_other_weights_fails_parity(folder):
+def test_export_of_other_weights_fails_parity(exports):
     other = INFO.build().eval()
     nn.init.constant_(other.head.classification_head.cls_logits.bias, 0.0)
-    assert not verify_export(other, INFO, exported(folder), NamedImages(images(1))).passed
+    assert not verify_export(other, INFO, exported(exports), NamedImages(images(1))).passed
 
 
 def test_a_file_that_is_no_export_is_explained(tmp_path):

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from export_parts import INFO, exported, images, saved, small_detector
+from export_parts import INFO, dynamic, exported, images, saved, small_detector
 
 from adapt.errors import AdaptError
 from export.engine.build import build_engine
@@ -19,34 +19,27 @@ CUDA = torch.cuda.is_available()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.getbasetemp() / "exported"
-
-
-@pytest.fixture(scope="module")
-def artifacts(folder):
+def artifacts(exports, tmp_path_factory):
     """What each runtime runs, by variant."""
+    folder = tmp_path_factory.mktemp("runner")
     onnx = {
-        "fp32": exported(folder),
-        "fp16 uint8": variant(folder, GraphOptions("tensor-nms", "fp16", pixels="uint8")),
-        "onnx-nms": exported(folder, "onnx-nms"),
-        "int8": int8(folder),
-        "dynamic uint8": variant(
-            folder, GraphOptions("tensor-nms", batch=3, dynamic=True, pixels="uint8")
-        ),
+        "fp32": exported(exports),
+        "fp16 uint8": fp16(folder / "fp16.onnx"),
+        "onnx-nms": exported(exports, "onnx-nms"),
+        "int8": int8(exports, folder / "int8.onnx"),
+        "dynamic uint8": dynamic(exports),
     }
-    return {"torch": {"fp32": saved(folder)}, "ort-cpu": onnx, "ort-cuda": onnx}
+    return {"torch": {"fp32": saved(exports)}, "ort-cpu": onnx, "ort-cuda": onnx}
 
 
-def variant(folder, options):
-    name = "-".join(map(str, options.to_dict().values()))
-    path = folder / f"{name}.onnx"
+def fp16(path):
+    options = GraphOptions("tensor-nms", "fp16", pixels="uint8")
     return export_detector(small_detector(), INFO, path, options, provenance={})
 
 
-def int8(folder):
+def int8(exports, path):
     batches = [unit(images(1, seed)) for seed in range(3)]
-    return Quantizer(exported(folder), batches).write(folder / "runner-int8.onnx")
+    return Quantizer(exported(exports), batches).write(path)
 
 
 VARIANTS = ("fp32", "fp16 uint8", "int8", "dynamic uint8")
@@ -117,10 +110,10 @@ def test_every_runner_binds_images_to_a_call_without_result(runner):
     assert call() is None
 
 
-def test_raw_heads_of_other_runners_are_those_of_torch(folder, artifacts):
+def test_raw_heads_of_other_runners_are_those_of_torch(exports, artifacts):
     with (
         TorchRunner(artifacts["torch"]["fp32"]) as reference,
-        open_runner("ort-cpu", exported(folder, "none")) as runner,
+        open_runner("ort-cpu", exported(exports, "none")) as runner,
     ):
         expected, found = (r.heads(images(1)) for r in (reference, runner))
     assert expected.keys() == found.keys() == {"cls_logits", "bbox_regression"}
@@ -131,13 +124,13 @@ def test_raw_heads_of_other_runners_are_those_of_torch(folder, artifacts):
 def test_a_dynamic_batch_takes_as_many_images_as_were_promised(artifacts):
     path = artifacts["ort-cpu"]["dynamic uint8"]
     with open_runner("ort-cpu", path) as runner:
-        one_by_one = [runner.infer(images(3)[[i]])[0] for i in range(3)]
-        together = runner.infer(images(3))
+        one_by_one = [runner.infer(images(4)[[i]])[0] for i in range(4)]
+        together = runner.infer(images(4))
         for alone, found in zip(one_by_one, together, strict=True):
             np.testing.assert_allclose(alone.scores, found.scores, atol=1e-5)
             np.testing.assert_array_equal(alone.labels, found.labels)
-        with pytest.raises(AdaptError, match=r"of shape 1-3x3x128x160, got 4x3x128x160"):
-            runner.infer(images(4))
+        with pytest.raises(AdaptError, match=r"of shape 1-4x3x128x160, got 5x3x128x160"):
+            runner.infer(images(5))
 
 
 def test_torch_threads_are_restored(artifacts):
@@ -155,9 +148,9 @@ def test_batch_of_another_size_says_how_to_export(artifacts):
         runner.infer(images(2))
 
 
-def test_raw_heads_say_how_to_export(folder):
+def test_raw_heads_say_how_to_export(exports):
     with (
-        open_runner("ort-cpu", exported(folder, "none")) as runner,
+        open_runner("ort-cpu", exported(exports, "none")) as runner,
         pytest.raises(AdaptError, match=r"ends in raw heads .*export it with tail 'tensor-nms'"),
     ):
         runner.infer(images(1))

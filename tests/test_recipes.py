@@ -29,18 +29,18 @@ def test_paper_recipe_searches_derives_and_finetunes_on_real_coco_images(
     recipe = replace(
         recipe,
         data=replace(recipe.data, root=str(shared_data / "tiny_coco"), workers=0),
-        input=InputSize(96, 160, "shortest-edge"),
+        input=InputSize(64, 96, "shortest-edge"),
     )
     train = load_split(Path(recipe.data.root), recipe.data.train)
     cost = search_cost(recipe, train, None)
-    session = Session(limit_steps=2, provenance=cost.provenance)
+    session = Session(limit_steps=1, provenance=cost.provenance)
     searched = run_search(recipe, train, cost.model, tmp_path, session)
     found = derive(SearchFiles(searched), tmp_path / "arch.json")
     assert 129.1e9 < found["madds"] < 142.1e9  # the space's smallest and largest detector
     architecture = Architecture.load(tmp_path / "arch.json")
     architecture.check_fits(recipe.space.load())
     path = run_finetune(
-        recipe, architecture, train, tmp_path / "detector.safetensors", Session(limit_steps=2)
+        recipe, architecture, train, tmp_path / "detector.safetensors", Session(limit_steps=1)
     )
     model, info = load_detector(path)
     assert len(info.classes) == 80

@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from core_parts import random_architecture
+from core_parts import mostly_slow, random_architecture
 from export_parts import awake
 from published import TABLE_TWO, mbconv_rows, published_backbone, row_architecture
 
@@ -21,7 +21,7 @@ SPACE = SearchSpace.load("mobilenet_v2")
 SIZE = InputSize(64, 96)
 DETECTOR = DetectorConfig(num_classes=2, fpn_width=16, head_depth=1, candidates=150)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 96), dtype=np.uint8)
-FAST = 4  # the others need minutes
+USUAL = {"FBNet-C", "DenseNAS-C"}  # one with plain ReLU, one with other taps
 
 
 def check(model, info, folder):
@@ -37,10 +37,7 @@ def check(model, info, folder):
 
 
 @pytest.mark.trt
-@pytest.mark.parametrize(
-    "seed",
-    [pytest.param(n, marks=[] if n < FAST else [pytest.mark.slow]) for n in range(20)],
-)
+@pytest.mark.parametrize("seed", mostly_slow(20, usual=2))
 def test_random_architectures(seed, tmp_path):
     info = DetectorInfo(random_architecture(SPACE, seed), DETECTOR, SIZE, ("a", "b"))
     check(awake(info.build, SIZE), info, tmp_path)
@@ -49,7 +46,13 @@ def test_random_architectures(seed, tmp_path):
 @pytest.mark.trt
 @pytest.mark.shared
 @pytest.mark.skipif(not TABLE_TWO.is_file(), reason=f"{TABLE_TWO} is absent")
-@pytest.mark.parametrize("name", ["MobileNetV2", "FNA", "FBNet-C", "Proxyless (GPU)", "DenseNAS-C"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in USUAL else [pytest.mark.slow])
+        for name in ("MobileNetV2", "FNA", "FBNet-C", "Proxyless (GPU)", "DenseNAS-C")
+    ],
+)
 def test_published_backbones(name, tmp_path):
     row = mbconv_rows()[name]
     info = DetectorInfo(row_architecture(row), DETECTOR, SIZE, ("a", "b"))

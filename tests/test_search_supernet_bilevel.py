@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,13 +132,12 @@ def test_weight_step_after_an_architecture_step_still_freezes_the_choices(
 
 
 def test_same_seed_gives_the_same_search(
-    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+    tiny_recipe: Recipe, tiny_data: CocoSplit, whole_search: Path, tmp_path: Path
 ) -> None:
-    first = run(tiny_recipe, tiny_data, tmp_path / "a")
     torch.rand(7)  # whatever else happened in the process
-    second = run(tiny_recipe, tiny_data, tmp_path / "b")
-    assert log(tmp_path / "a") == log(tmp_path / "b")
-    assert_same_state(states(first), states(second))
+    again = run(tiny_recipe, tiny_data, tmp_path)
+    assert log(tmp_path) == log(whole_search)
+    assert_same_state(states(again), states(whole_search / "supernet.pt"))
 
 
 def test_other_seed_gives_another_search(
@@ -148,26 +148,42 @@ def test_other_seed_gives_another_search(
     assert log(tmp_path / "a")[0]["weight_loss"] != log(tmp_path / "b")[0]["weight_loss"]
 
 
-@pytest.mark.parametrize(("stop", "every"), [(1, 1), (3, 1), (5, 1), (7, 1), (7, 2), (7, 3)])
+@pytest.mark.parametrize(
+    ("stop", "every"),
+    [
+        (1, 1),  # before there is a checkpoint
+        pytest.param(3, 1, marks=pytest.mark.slow),
+        pytest.param(5, 1, marks=pytest.mark.slow),
+        (7, 1),
+        pytest.param(7, 2, marks=pytest.mark.slow),
+        (7, 3),
+    ],
+)
 def test_resumed_search_is_the_uninterrupted_one_bit_for_bit(
-    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path, stop: int, every: int
+    tiny_recipe: Recipe,
+    tiny_data: CocoSplit,
+    whole_search: Path,
+    tmp_path: Path,
+    stop: int,
+    every: int,
 ) -> None:
-    recipe = with_search(tiny_recipe, arch_every=every)
-    whole = run(recipe, tiny_data, tmp_path / "whole")
+    recipe, whole = with_search(tiny_recipe, arch_every=every), whole_search
+    if recipe != tiny_recipe:
+        whole = run(recipe, tiny_data, tmp_path / "whole").parent
     with pytest.raises(StoppedError):
         run(recipe, tiny_data, tmp_path / "parts", progress=stop_after(stop))
     resumed = run(recipe, tiny_data, tmp_path / "parts")
-    assert_same_state(states(resumed), states(whole))
-    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+    assert_same_state(states(resumed), states(whole / "supernet.pt"))
+    assert log(tmp_path / "parts") == log(whole)
 
 
 def test_resuming_a_finished_search_changes_nothing(
-    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+    tiny_recipe: Recipe, tiny_data: CocoSplit, whole_search: Path, tmp_path: Path
 ) -> None:
-    path = run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
-    before = path.read_bytes(), log(tmp_path)
-    run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
-    assert (path.read_bytes(), log(tmp_path)) == before
+    path = Path(shutil.copytree(whole_search, tmp_path / "out")) / "supernet.pt"
+    before = path.read_bytes(), log(path.parent)
+    run(tiny_recipe, tiny_data, path.parent)
+    assert (path.read_bytes(), log(path.parent)) == before
 
 
 def other_space(recipe: Recipe) -> Recipe:
@@ -186,21 +202,22 @@ def other_space(recipe: Recipe) -> Recipe:
 def test_checkpoint_of_another_run_is_refused(
     tiny_recipe: Recipe,
     tiny_data: CocoSplit,
+    whole_search: Path,
     tmp_path: Path,
     change: Callable[[Recipe], Recipe],
 ) -> None:
-    run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
+    shutil.copy(whole_search / "supernet.pt", tmp_path)
     with pytest.raises(AdaptError, match=r"supernet.pt belongs to another run .* another --out"):
-        run(change(tiny_recipe), tiny_data, tmp_path, limit_steps=1)
+        run(change(tiny_recipe), tiny_data, tmp_path)
 
 
 def test_damaged_checkpoint_is_refused(
-    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+    tiny_recipe: Recipe, tiny_data: CocoSplit, whole_search: Path, tmp_path: Path
 ) -> None:
-    path = run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
-    path.write_bytes(path.read_bytes()[:-1000])
+    content = (whole_search / "supernet.pt").read_bytes()
+    (tmp_path / "supernet.pt").write_bytes(content[:-1000])
     with pytest.raises(AdaptError, match=r"supernet.pt is damaged .* delete it to start over"):
-        run(tiny_recipe, tiny_data, tmp_path, limit_steps=1)
+        run(tiny_recipe, tiny_data, tmp_path)
 
 
 def test_diverging_search_stops_with_the_images(

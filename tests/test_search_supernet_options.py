@@ -313,29 +313,25 @@ def test_log_and_event_files_follow_every_probability(
     assert "block 2 op 3/skip" in board.Tags()["scalars"]
 
 
-def test_plot_of_a_search_has_a_panel_for_every_choice(
-    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
-) -> None:
-    run_search(tiny_recipe, tiny_data, costs(tiny_recipe), tmp_path)
-    plot_search(tmp_path / "search.jsonl", tmp_path / "search.png")
+def test_plot_of_a_search_has_a_panel_for_every_choice(whole_search: Path, tmp_path: Path) -> None:
+    plot_search(whole_search / "search.jsonl", tmp_path / "search.png")
     assert (tmp_path / "search.png").stat().st_size > 30_000
 
 
 def test_entries_after_the_last_checkpoint_are_written_again_by_the_resumed_search(
-    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+    tiny_recipe: Recipe, tiny_data: CocoSplit, whole_search: Path, tmp_path: Path
 ) -> None:
-    def run(out: Path, **options: Any) -> None:
-        run_search(tiny_recipe, tiny_data, costs(tiny_recipe), out, Session(**options))
+    def run(**options: Any) -> None:
+        run_search(tiny_recipe, tiny_data, costs(tiny_recipe), tmp_path, Session(**options))
 
-    run(tmp_path / "whole")
     with pytest.raises(StoppedError):
-        run(tmp_path / "parts", progress=stop_after(5))
-    log = tmp_path / "parts" / "search.jsonl"
+        run(progress=stop_after(5))
+    log = tmp_path / "search.jsonl"
     last = json.loads(log.read_text().splitlines()[-1])
     with log.open("a") as file:  # killed between the log and the checkpoint, then in the log
         file.write(json.dumps({**last, "step": last["step"] + 2}) + '\n{"step": 8, "ep')
-    run(tmp_path / "parts")
-    assert read_log(log) == read_log(tmp_path / "whole" / "search.jsonl")
+    run()
+    assert read_log(log) == read_log(whole_search / "search.jsonl")
 
 
 def test_diverging_runs_save_the_images_of_the_batch(

@@ -1,6 +1,7 @@
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,16 @@ def test_same_seed_gives_the_same_detector(
     assert not torch.equal(load_file(first)[weight], load_file(other)[weight])
 
 
-@pytest.mark.parametrize("schedule", ["step", "one-cycle"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("stop", [1, 3, 5])
+USUAL = {(1, "sgd", "step"), (3, "adamw", "one-cycle"), (5, "sgd", "one-cycle")}
+
+
+@pytest.mark.parametrize(
+    ("stop", "optimizer", "schedule"),
+    [
+        pytest.param(*how, marks=[] if how in USUAL else [pytest.mark.slow])
+        for how in product((1, 3, 5), ("sgd", "adamw"), ("step", "one-cycle"))
+    ],
+)
 def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(
     tiny_recipe: Recipe,
     tiny_data: CocoSplit,
