@@ -16,7 +16,6 @@ import simulated_device
 import torch
 from core_parts import TINY_SPACE, once, tiny
 from profile_parts import measurement
-from search.recipe.costs import madds_cost
 from simulated_device import Simulated
 
 from adapt.data.coco import CocoSplit, load_split
@@ -27,6 +26,7 @@ from adapt.space import SearchSpace
 from bench.costs.profiler import profile
 from search.recipe.optimisation import FinetuneRecipe, SearchOptimisation, SearchRecipe
 from search.recipe.recipe import DataRecipe, DeviceRecipe, Recipe, SpaceRecipe
+from search.recipe.search_cost import madds_cost
 from search.supernet.run import run_search
 from search.train.session import Session
 
