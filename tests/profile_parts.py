@@ -1,6 +1,9 @@
 """Small spaces to profile, and how."""
 
+import pickle
 from dataclasses import replace
+
+from core_parts import once
 
 from adapt.architecture import Architecture, Block
 from adapt.cost.detector_space import DetectorSpace
@@ -41,6 +44,13 @@ def measurement(backend, protocol=None, **options):
     """Measure quickly on this processor, and as usual on a simulated device."""
     protocol = protocol or (QUICK if backend == ORT else unit_protocol(backend))
     return Measurement(backend, protocol, **options)
+
+
+def measured_really(path):
+    """Measure the space on this processor once for all files of tests; return what was told."""
+    told = path.with_suffix(".pickle")
+    once(path, lambda path: told.write_bytes(pickle.dumps(profiled(path))))
+    return pickle.loads(told.read_bytes())
 
 
 def profiled(

@@ -1,8 +1,10 @@
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import simulated_device
-from profile_parts import DETECTORS, ORT, SPACE, profiled
+from profile_parts import DETECTORS, ORT, SPACE, measured_really, profiled
 from simulated_device import Simulated
 
 from adapt.cost.table import CostTable
@@ -14,9 +16,9 @@ from bench.latency.workers import Measurement
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    path = tmp_path_factory.mktemp("certify") / "costs.sqlite"
-    profiled(path)
+def table(made, tmp_path_factory):
+    measured_really(made / "real.sqlite")
+    path = Path(shutil.copy(made / "real.sqlite", tmp_path_factory.mktemp("certify")))
     with CostTable.open(path, writable=True) as table:
         yield table
 

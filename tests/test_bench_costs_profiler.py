@@ -1,5 +1,6 @@
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,10 @@ from profile_parts import (
     NETWORK,
     ORT,
     SIZE,
+    SPACE,
     WIDE,
     WIDE_DETECTORS,
+    measured_really,
     measurement,
     profiled,
 )
@@ -49,10 +52,10 @@ def costs_in(path, units):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
+def real(made):
     """The tiny space, measured for real."""
-    path = tmp_path_factory.mktemp("profile") / "costs.sqlite"
-    return path, profiled(path)
+    path = made / "real.sqlite"
+    return path, measured_really(path)
 
 
 class TestOnThisProcessor:
@@ -206,16 +209,16 @@ def test_an_interrupted_run_keeps_its_rows_and_continues(tmp_path, monkeypatch):
     assert [(done, total) for done, total, _ in steps][-1] == (len(MEASURABLE),) * 2
 
 
-@pytest.mark.parametrize("grid", [1, 8])
-def test_merged_shards_are_the_table_of_one_run(tmp_path, grid):
-    profiled(tmp_path / "whole", Simulated(), space=WIDE, part=Part(grid=grid))
+@pytest.mark.parametrize(("space", "grid"), [(SPACE, 1), (WIDE, 8)], ids=["all", "grid"])
+def test_merged_shards_are_the_table_of_one_run(tmp_path, space, grid):
+    profiled(tmp_path / "whole", Simulated(), space=space, part=Part(grid=grid))
     parts = []
     for number in (1, 2, 3, 4):
         simulated_device.reset()
         parts.append(tmp_path / f"part{number}")
-        profiled(parts[-1], Simulated(), space=WIDE, part=Part(Shard(number, 4), grid))
+        profiled(parts[-1], Simulated(), space=space, part=Part(Shard(number, 4), grid))
     merge_tables(parts, tmp_path / "merged")
-    again = profiled(tmp_path / "merged", Simulated(), space=WIDE, part=Part(grid=grid))
+    again = profiled(tmp_path / "merged", Simulated(), space=space, part=Part(grid=grid))
     assert again.measured == 0
     with CostTable.open(tmp_path / "merged") as merged, CostTable.open(tmp_path / "whole") as whole:
         found, expected = merged.rows(), whole.rows()
@@ -227,12 +230,17 @@ def test_merged_shards_are_the_table_of_one_run(tmp_path, grid):
             assert cost.min_ms == pytest.approx(expected[key].min_ms)
 
 
-class TestInference:
-    @pytest.fixture
-    def sparse(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(bench.costs.profiler, "HELD_OUT", 20)
-        return profiled(tmp_path / "costs", Simulated(noise=0.005), space=WIDE, part=Part(grid=8))
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory):
+    """What was told of a profile that inferred most units; copy its table to write to it."""
+    path = tmp_path_factory.mktemp("sparse") / "costs"
+    simulated_device.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.costs.profiler, "HELD_OUT", 20)
+        return profiled(path, Simulated(noise=0.005), space=WIDE, part=Part(grid=8))
 
+
+class TestInference:
     def test_units_off_the_design_are_inferred_and_some_of_them_checked(self, sparse):
         work = select(WIDE_DETECTORS, part=Part(grid=8))
         assert sparse.measured == len(work.to_measure)
@@ -252,8 +260,9 @@ class TestInference:
         assert 0.5 * mape < stated["mape"] < 2 * mape
         assert stated["mape"] <= stated["p90"] <= stated["worst"]
 
-    def test_a_finer_grid_measures_what_was_inferred(self, sparse):
-        fine = profiled(sparse.table, Simulated(noise=0.005), space=WIDE)
+    def test_a_finer_grid_measures_what_was_inferred(self, sparse, tmp_path):
+        path = Path(shutil.copy(sparse.table, tmp_path))
+        fine = profiled(path, Simulated(noise=0.005), space=WIDE)
         assert (fine.measured, fine.inferred) == (sparse.inferred, 0)
 
 
@@ -321,7 +330,7 @@ print(len(known))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks so that kills come within a second")
-@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_random_kills_lose_nothing_that_was_reported(tmp_path, kills):
     path = tmp_path / "costs.sqlite"
     here = [str(Path(__file__).parent), str(Path(__file__).parents[1])]

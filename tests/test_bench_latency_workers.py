@@ -43,16 +43,16 @@ def test_all_subjects_are_measured(isolated):
     [
         ("build", "error", "CUDA error: an illegal memory access was encountered"),
         ("build", "crash", "its process died (exit code 11)"),
-        ("build", "hang", "took longer than 2 s and was stopped"),
+        ("build", "hang", "took longer than 1 s and was stopped"),
         ("measure", "error", "CUDA error: an illegal memory access was encountered"),
         ("measure", "crash", "its process died (exit code 11)"),
-        ("measure", "hang", "took longer than 2 s and was stopped"),
+        ("measure", "hang", "took longer than 1 s and was stopped"),
     ],
 )
 def test_what_goes_wrong_costs_one_subject(stage, fault, reason):
     device = Simulated(isolated=True, faults=((f"{stage} {BAD}", fault),))
     start = time.perf_counter()
-    found = run(device, build_seconds=2.0, measure_seconds=1.0)
+    found = run(device, build_seconds=1.0, measure_seconds=0.5)
     assert time.perf_counter() - start < 60
     assert_measured(found, ("8", "32"))
     assert isinstance(found["16"], Failure)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from core_parts import TINY_SPACE
 from typer.testing import CliRunner, Result
 
 from adapt.architecture import Architecture, Block, mobilenet_v2
@@ -53,13 +54,28 @@ rounds = 2
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_data: CocoSplit) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.format(root=data_root(tiny_data)))
+    return path
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path, tiny_data: CocoSplit) -> Path:
     return written_recipe(tmp_path, tiny_data)
 
 
 def written_recipe(folder: Path, data: CocoSplit) -> Path:
-    path = folder / "tiny.toml"
-    path.write_text(RECIPE.format(root=data.annotations.parents[1]))
+    """A recipe whose space has few units to measure, and no weights to start from."""
+    (folder / "space.toml").write_text(TINY_SPACE)
+    space = f'preset = "{folder / "space.toml"}"'
+    text = RECIPE.format(root=data_root(data)).replace("width_grid = 400", space)
+    path = folder / "small.toml"
+    path.write_text(text.replace("[data]", 'init = "scratch"\n[data]', 1))
     return path
+
+
+def data_root(data: CocoSplit) -> Path:
+    return data.annotations.parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,7 +172,7 @@ def test_run_refuses_a_folder_of_another_recipe(
     finished_run: tuple[Any, ...], tmp_path: Path
 ) -> None:
     _, recipe, *options = finished_run[0]
-    other = tmp_path / "tiny.toml"
+    other = tmp_path / "small.toml"
     other.write_text(recipe.read_text().replace("fpn_width = 8", "fpn_width = 16"))
     result = run("run", other, *options)
     assert result.exit_code == 1
@@ -164,10 +180,10 @@ def test_run_refuses_a_folder_of_another_recipe(
 
 
 def test_shards_of_a_profile_merge_into_a_table_that_shows_itself(
-    recipe: Path, shards: tuple[Path, Path], tmp_path: Path
+    small_recipe: Path, shards: tuple[Path, Path], tmp_path: Path
 ) -> None:
     merged = ok("costs", "merge", *shards, "--out", tmp_path / "all.sqlite")
-    planned = ok("profile", recipe, "--out", tmp_path / "all.sqlite", "--dry-run")
+    planned = ok("profile", small_recipe, "--out", tmp_path / "all.sqlite", "--dry-run")
     assert planned["to_measure"] == planned["estimated_seconds"] == 0
     assert planned["distinct_units"] + planned["boundaries"] == merged["rows"]
     assert merged["slowest_machine"] >= 0
@@ -195,7 +211,10 @@ def test_dry_run_for_a_gpu_elsewhere_says_that_the_time_is_unknown(recipe: Path)
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_search_wants_a_certificate_or_to_be_told_otherwise(recipe: Path, tmp_path: Path) -> None:
+def test_a_search_wants_a_certificate_or_to_be_told_otherwise(
+    small_recipe: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe
     table, out = tmp_path / "costs.sqlite", tmp_path / "out"
     profiled = ok("profile", recipe, "--precision", "int8", "--out", table)
     assert (profiled["conditions"], profiled["inferred_now"]) == ("ort-cpu int8 batch 1", 0)
@@ -382,8 +401,9 @@ def test_broken_data_stop_a_training_with_one_sentence(
 
 
 def test_table_of_another_processor_is_refused_when_the_recipe_names_one(
-    recipe: Path, shards: tuple[Path, Path]
+    small_recipe: Path, shards: tuple[Path, Path]
 ) -> None:
+    recipe = small_recipe
     recipe.write_text(recipe.read_text().replace("[device]", '[device]\nname = "Jetson Orin"'))
     result = run("search", recipe, "--cost", "latency", "--costs", shards[0], "--uncertified")
     assert result.exit_code == 1

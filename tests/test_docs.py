@@ -89,7 +89,7 @@ ADAPT = r"(adapt [a-z]|torchrun .*-m cli [a-z])"
 COMMAND_LINES, COMMANDS_IN_TEXT = of_pages(block_lines, ADAPT), of_pages(inline_code, ADAPT)
 DRY_RUNS = sorted(
     {
-        code.partition(" #")[0].rstrip()
+        code.partition(" #")[0].rstrip().replace("my-recipe.toml", "RECIPE")
         for _, code in (found.values for found in (*COMMAND_LINES, *COMMANDS_IN_TEXT))
         if "--dry-run" in code
     }
@@ -146,7 +146,7 @@ def stand_ins(
         shutil.copy(root / "annotations" / f"{split}.json", annotations)
         (coco / f"{split}2017").symlink_to(root / "images")
     shipped = {f"recipes/{path.name}": str(path) for path in ROOT.glob("recipes/*.toml")}
-    names = {"RECIPE": recipe, "my-recipe.toml": recipe, "DATASET": str(root)}
+    names = {"RECIPE": recipe, "DATASET": str(root)}
     return folder, {**shipped, **names, "COCO2017": str(coco)}
 
 
