@@ -31,7 +31,7 @@ WIDE = SearchSpace(
     8,
     8,
     (2, 3, 4),
-    tuple(replace(b, kernels=(3, 5, 7), widths=tuple(range(8, 33, 4))) for b in BLOCKS),
+    tuple(replace(b, kernels=(3, 7), widths=tuple(range(8, 33, 4))) for b in BLOCKS),
 )
 QUICK = Protocol(rounds=3, round_ms=0.2, retries=0)
 ORT = OrtBackend("ort-cpu")

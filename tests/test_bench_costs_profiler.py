@@ -330,7 +330,7 @@ print(len(known))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks so that kills come within a second")
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
 def test_random_kills_lose_nothing_that_was_reported(tmp_path, kills):
     path = tmp_path / "costs.sqlite"
     here = [str(Path(__file__).parent), str(Path(__file__).parents[1])]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from profile_parts import DETECTOR, NETWORK, SIZE
 
-from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Stem, rest_unit
+from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Rest, Stem, rest_unit
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from bench.latency.backend import (
@@ -62,7 +62,13 @@ def test_ort_takes_longer_for_more_images():
 
 @pytest.mark.trt
 @needs_rtx
-@pytest.mark.parametrize("subject", SUBJECTS, ids=kinds)
+@pytest.mark.parametrize(
+    "subject",
+    [  # the whole detector holds its rest
+        pytest.param(s, marks=[pytest.mark.slow] if isinstance(s, Rest) else []) for s in SUBJECTS
+    ],
+    ids=kinds,
+)
 def test_engines_of_every_kind_of_subject_are_built(subject, tmp_path):
     cache = tmp_path / "timing-cache"  # TensorRT-RTX has none
     target = open_backend("tensorrt-rtx", precision="fp16", timing_cache=cache)

@@ -98,7 +98,11 @@ def test_the_rest_of_the_detector_builds(precision):
     assert built.outputs["boxes"].startswith("float")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+# In fp16 a backend builds one, in test_bench_latency_backend.py.
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param(p, marks=[pytest.mark.slow] if p == "fp16" else []) for p in PRECISIONS],
+)
 def test_whole_detectors_build(precision):
     network = random_architecture(SPACE, seed=0)
     whole = WholeDetector(network, DETECTOR, SMALL)

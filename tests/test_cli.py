@@ -236,9 +236,9 @@ def test_a_search_wants_a_certificate_or_to_be_told_otherwise(
 
 
 @pytest.mark.parametrize("command", ["search", "finetune", "run"])
-def test_dry_run_estimates_and_says_how(command: str, recipe: Path) -> None:
+def test_dry_run_estimates_and_says_how(command: str, small_recipe: Path) -> None:
     extra = ("--arch", "mobilenet_v2") if command == "finetune" else ()
-    estimate = ok(command, recipe, *extra, "--dry-run")
+    estimate = ok(command, small_recipe, *extra, "--dry-run")
     assert estimate["a100_hours"] if command == "finetune" else "meta device" in estimate["method"]
 
 

@@ -37,7 +37,7 @@ def check(model, info, folder):
 
 
 @pytest.mark.trt
-@pytest.mark.parametrize("seed", mostly_slow(20, usual=2))
+@pytest.mark.parametrize("seed", mostly_slow(20, usual=1))
 def test_random_architectures(seed, tmp_path):
     info = DetectorInfo(random_architecture(SPACE, seed), DETECTOR, SIZE, ("a", "b"))
     check(awake(info.build, SIZE), info, tmp_path)

@@ -46,7 +46,7 @@ def steps() -> tuple[int, list[int], int, int]:
 def test_memory_of_one_step_serves_the_next_and_is_returned_at_the_end() -> None:
     # In a process of its own: the first steps still grow the heap, and in one that other tests
     # left in pieces many of them do.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as process:
         usual, faults, during, after = process.submit(steps).result()
     pages = 240 * MB / resource.getpagesize()
     assert usual > pages / 2
