@@ -150,9 +150,9 @@ def test_sensitive_weights_stay_in_fp32(detector, photos, tmp_path):
         ({"precision": "int8"}, "int8 needs images to calibrate on.*--calibration"),
         ({"precision": "int8", "calibration": ["no"]}, r"image .*no does not exist"),
         ({"precision": "int8", "calibration": ["empty"]}, r"folder .*empty holds no image"),
-        ({"precision": "int8", "calibration": ["bad.png"]}, r"bad\.png is no readable image"),
+        ({"precision": "int8", "calibration": ["bad.png"]}, r"bad\.png cannot be decoded"),
         ({"precision": "int8", "calibration": ["good.png"], "batch": 3}, "1 images do not fill"),
-        ({"verify": ["bad.png"]}, r"bad\.png is no readable image"),
+        ({"verify": ["bad.png"]}, r"bad\.png cannot be decoded"),
         ({"tail": "onnx-nms", "engine": RTX}, "TensorRT-RTX has no NonMaxSuppression"),
     ],
 )

@@ -1,6 +1,6 @@
 """What is wrong with a data set? (found before hours of training on it)"""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags
+from PIL.Image import Image
 
 from adapt.data.coco import (
+    TOLERANCE,
     CocoImage,
     CocoSplit,
     ImageBoxes,
+    Repair,
     as_annotated,
-    decode,
     load_split,
+    stored_image,
 )
+from adapt.data.images import upright
 from adapt.errors import AdaptError
 from adapt.progress import Stage, silent_stage
 
@@ -110,8 +114,11 @@ def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = 
         dropped_boxes=repaired["dropped"],
         boxes_per_class=per_class,
         boxes_per_size=_boxes_per_size(split),
-        problems=(*problems, *_repair_problems(split)),
-        warnings=tuple(_box_warnings(split, per_class, duplicates)),
+        problems=(*problems, *_turned_problems(split, findings), *_repair_problems(split)),
+        warnings=(
+            *_orientation_warnings(findings),
+            *_box_warnings(split, per_class, duplicates),
+        ),
     )
 
 
@@ -121,21 +128,73 @@ class _Finding:
 
     kinds: tuple[str, ...]
     problem: str = ""
+    path: Path = Path()
 
 
 def _inspect(image: CocoImage) -> _Finding:
     try:
-        stored = decode(image)
+        stored = stored_image(image)
     except AdaptError as error:
         return _Finding(("unreadable",), str(error))
     kinds = ("grayscale",) if stored.mode in ("1", "L", "LA") else ()
     if stored.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        kinds = (*kinds, "rotated")
+        kinds = (*kinds, "rotated", _orientation(stored, image))
     try:
         as_annotated(stored, image)
     except AdaptError as error:
         return _Finding((*kinds, "mismatched"), str(error))
-    return _Finding(kinds)
+    return _Finding(kinds, path=image.path)
+
+
+def _orientation(stored: Image, image: CocoImage) -> str:
+    """Say how the annotated size decides on an image that its EXIF data turn."""
+    if upright(stored).size == stored.size:
+        return "undecided"
+    return "as stored" if stored.size == (image.width, image.height) else "as shown"
+
+
+def _orientation_warnings(findings: Sequence[_Finding]) -> list[str]:
+    """Say how images are read whose EXIF data and annotations leave a doubt."""
+    texts = {
+        "undecided": "have the same width and height with and without their EXIF orientation (the "
+        "first: {}); they are read as viewers show them, boxes must be drawn on that",
+        "as stored": "are turned by their EXIF orientation, but have the annotated width and "
+        "height as they are stored (the first: {}); they are read as stored",
+    }
+    warnings = []
+    for kind, text in texts.items():
+        paths = [finding.path for finding in findings if kind in finding.kinds]
+        if paths:
+            warnings.append(f"{len(paths)} images {text.format(paths[0])}")
+    return warnings
+
+
+def _turned_problems(split: CocoSplit, findings: Sequence[_Finding]) -> list[str]:
+    """Name the likely cause where boxes fit the image as EXIF turns it, and not as it is stored."""
+    repairs: dict[int, list[Repair]] = defaultdict(list)
+    for repair in split.repairs:
+        repairs[repair.image_id].append(repair)
+    swapped = [
+        image
+        for image, finding in zip(split.images, findings, strict=True)
+        if "as stored" in finding.kinds
+        and repairs[image.id]
+        and all(_fits(repair.corners, image.height, image.width) for repair in repairs[image.id])
+    ]
+    if not swapped:
+        return []
+    first = swapped[0]
+    return [
+        f"{len(swapped)} images have boxes that fit them only as their EXIF orientation turns them "
+        f"(the first: {first.path}); their annotations give width and height as stored, "
+        f"{first.width}x{first.height}: write {first.height}x{first.width}"
+    ]
+
+
+def _fits(corners: tuple[float, ...], width: int, height: int) -> bool:
+    x1, y1, x2, y2 = corners
+    inside = min(x1, y1) >= -TOLERANCE and x2 <= width + TOLERANCE and y2 <= height + TOLERANCE
+    return inside and x1 < x2 and y1 < y2
 
 
 def _boxes_per_class(split: CocoSplit) -> dict[str, int]:

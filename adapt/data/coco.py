@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from adapt.artifacts import read_json
+from adapt.data.images import decode, upright
 from adapt.errors import AdaptError
 
 TOLERANCE = 1.0  # pixels a box may stick out of its image: annotation tools round
@@ -61,6 +62,7 @@ class Repair:
     image_id: int
     kind: Literal["clipped", "dropped"]
     reason: str
+    corners: Box  # (x1, y1, x2, y2) as annotated
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,12 +315,12 @@ def _repair_box(box: Box, image: CocoImage, what: str) -> tuple[Box, Repair | No
     corners = x, y, x + width, y + height
     inside = max(x, 0.0), max(y, 0.0), min(x + width, image.width), min(y + height, image.height)
     if width == 0 or height == 0:
-        return corners, Repair(image.id, "dropped", f"{what} of no size")
+        return corners, Repair(image.id, "dropped", f"{what} of no size", corners)
     where = f"its image {image.path.name} of {image.width}x{image.height} pixels"
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        return corners, Repair(image.id, "dropped", f"{what} outside of {where}")
+        return corners, Repair(image.id, "dropped", f"{what} outside of {where}", corners)
     if max(abs(a - b) for a, b in zip(corners, inside, strict=True)) > TOLERANCE:
-        return inside, Repair(image.id, "clipped", f"{what} that sticks out of {where}")
+        return inside, Repair(image.id, "clipped", f"{what} that sticks out of {where}", corners)
     return corners, None
 
 
@@ -348,50 +350,41 @@ def read_image(image: CocoImage) -> Image.Image:
     Raises:
         AdaptError: If the file is missing, corrupt, of more than 8 bits, or of another size.
     """
-    return as_annotated(decode(image), image).convert("RGB")
+    return as_annotated(stored_image(image), image).convert("RGB")
 
 
-def decode(image: CocoImage) -> Image.Image:
-    """Return the whole image as it is stored.
+def stored_image(image: CocoImage) -> Image.Image:
+    """Return an annotated image as it is stored.
 
     Raises:
-        AdaptError: If the file is missing, damaged, or no image.
+        AdaptError: If it cannot be read; with the command that finds all such images.
     """
-    try:
-        with Image.open(image.path) as file:
-            file.load()
-            # Via RGBA, because a palette with transparency has no direct way to RGB.
-            stored = file.convert("RGBA") if file.mode == "P" else file.copy()
-    except FileNotFoundError as error:
+    if not image.path.exists():
         raise AdaptError(
             f"image {image.path} does not exist; add it or remove its annotations {SEE_CHECK}"
-        ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise AdaptError(
-            f"image {image.path} cannot be decoded ({error}); replace it {SEE_CHECK}"
-        ) from error
-    if stored.mode[0] in "IF":
-        raise AdaptError(
-            f"image {image.path} has pixels of mode {stored.mode}; convert it to 8 bits a channel "
-            f"{SEE_CHECK}"
         )
-    return stored
+    try:
+        return decode(image.path)
+    except AdaptError as error:
+        raise AdaptError(f"{error} {SEE_CHECK}") from error
 
 
 def as_annotated(stored: Image.Image, image: CocoImage) -> Image.Image:
-    """Return an image in the orientation its annotations refer to: as stored, or EXIF's.
+    """Return an image in the orientation its annotations refer to.
+
+    That is what viewers show (EXIF's orientation), unless only the stored image has the annotated
+    width and height.
 
     Raises:
         AdaptError: If neither orientation has the annotated size.
     """
     # COCO does not say whether EXIF's rotation comes before annotating, and tools differ: the width
-    # and height in the JSON file decide.
+    # and height in the JSON file decide where they can. A half turn, a mirroring and squares have
+    # the same size both ways; there, people have drawn boxes on what they saw.
     expected = image.width, image.height
-    if stored.size == expected:
-        return stored
-    upright = ImageOps.exif_transpose(stored)
-    if upright.size == expected:
-        return upright
+    for turned in (upright(stored), stored):
+        if turned.size == expected:
+            return turned
     raise AdaptError(
         f"image {image.path} is {stored.width}x{stored.height} pixels, its annotations say "
         f"{image.width}x{image.height}; correct one of them {SEE_CHECK}"

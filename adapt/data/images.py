@@ -1,5 +1,6 @@
 """How does an image become the detector's input, the same way in training and deployment?"""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 # Near the ImageNet mean, so the padded area is near zero after normalisation.
 PADDING = 114
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # of files that folders are searched for
+# Of files that folders are searched for.
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# Pillow's own limit is for servers that open files of strangers; ours is max_megapixels.
+Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     images: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = sorted(filter(_is_image, path.rglob("*")))
             if not inside:
                 raise AdaptError(
                     f"folder {path} holds no image; files must end in {', '.join(sorted(SUFFIXES))}"
@@ -112,16 +116,74 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return images
 
 
+def _is_image(path: Path) -> bool:
+    # macOS writes a companion ._photo.jpg beside photo.jpg, which is no image.
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 def open_image(path: Path) -> Image.Image:
-    """Decode an image as RGB, turned as its EXIF data say: what a viewer shows.
+    """Return an image as RGB, turned as its EXIF data say: what a viewer shows.
 
     Raises:
-        AdaptError: If the file is missing, damaged, or no image.
+        AdaptError: If :func:`decode` cannot read it.
+    """
+    return upright(decode(path)).convert("RGB")
+
+
+def upright(stored: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF data say."""
+    return ImageOps.exif_transpose(stored)
+
+
+def decode(path: Path) -> Image.Image:
+    """Return all pixels of an image file as they are stored, in a mode that converts to RGB.
+
+    The one place where image files are opened: training, evaluation, calibration and prediction
+    accept and refuse the same files.
+
+    Raises:
+        AdaptError: If the file is missing, damaged, no image, larger than
+            :func:`max_megapixels`, or has more than 8 bits per channel.
     """
     try:
         with Image.open(path) as file:
+            _check_pixels(file, path)
+            file.load()
             # Via RGBA, because a palette with transparency has no direct way to RGB.
-            stored = file.convert("RGBA") if file.mode == "P" else file
-            return ImageOps.exif_transpose(stored).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise AdaptError(f"{path} is no readable image ({error}); remove or replace it") from error
+            return file.convert("RGBA") if file.mode == "P" else file.copy()
+    except FileNotFoundError as error:
+        raise AdaptError(f"image {path} does not exist; check the path") from error
+    except AdaptError:  # a ValueError too
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise AdaptError(f"image {path} cannot be decoded ({error}); replace it") from error
+
+
+def max_megapixels() -> float:
+    """Return how large images may be, in 10^6 pixels: ``ADAPT_MAX_MEGAPIXELS``, or 500.
+
+    Raises:
+        AdaptError: If the variable holds no positive number.
+    """
+    text = os.environ.get("ADAPT_MAX_MEGAPIXELS", "500")
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise AdaptError(f"ADAPT_MAX_MEGAPIXELS must be a positive number, got {text!r}")
+    return limit
+
+
+def _check_pixels(file: Image.Image, path: Path) -> None:
+    megapixels = file.width * file.height / 1e6
+    if megapixels > max_megapixels():
+        raise AdaptError(
+            f"image {path} has {megapixels:,.0f} megapixels, more than the limit of "
+            f"{max_megapixels():g}; scale it down, or raise the limit with ADAPT_MAX_MEGAPIXELS"
+        )
+    # Converted to 8 bits, Pillow would saturate them: 40000 becomes white, without a word.
+    if file.mode[0] in "IF":
+        raise AdaptError(
+            f"image {path} has pixels of mode {file.mode}; convert it to 8 bits a channel"
+        )
