@@ -90,7 +90,7 @@ def read_text(path: Path, what: str) -> str:
         AdaptError: If the file is missing, unreadable or not UTF-8 text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before it
     except FileNotFoundError as error:
         raise AdaptError(f"{what} {path} does not exist; check the path") from error
     except (OSError, UnicodeDecodeError) as error:

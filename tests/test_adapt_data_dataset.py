@@ -27,9 +27,7 @@ SIZE = InputSize(64, 96)
 def boxes_of(*rows: list[float], crowd: bool = False) -> ImageBoxes:
     xyxy = np.array(rows, dtype=np.float64).reshape(-1, 4)
     count = len(xyxy)
-    return ImageBoxes(
-        xyxy, np.arange(count) % 2, np.full(count, crowd), np.ones(count), np.arange(count)
-    )
+    return ImageBoxes(xyxy, np.arange(count) % 2, np.full(count, crowd), np.ones(count))
 
 
 def split_of(folder: Path, *boxes: ImageBoxes, width: int = 60, height: int = 50) -> CocoSplit:

@@ -11,7 +11,7 @@ from adapt.errors import AdaptError
 SIDE = 40.0  # of the squares below: 1600 square pixels, a medium object
 
 
-def squares(*corners: tuple[float, float], crowd: bool = False, first_id: int = 0) -> ImageBoxes:
+def squares(*corners: tuple[float, float], crowd: bool = False) -> ImageBoxes:
     """Squares of class 0 with the given upper left corners."""
     xyxy = np.array([(x, y, x + SIDE, y + SIDE) for x, y in corners]).reshape(-1, 4)
     count = len(xyxy)
@@ -20,7 +20,6 @@ def squares(*corners: tuple[float, float], crowd: bool = False, first_id: int = 
         np.zeros(count, dtype=np.int64),
         np.full(count, crowd),
         np.full(count, SIDE**2),
-        np.arange(first_id, first_id + count),
     )
 
 
@@ -80,7 +79,6 @@ def test_detection_in_a_crowd_is_neither_right_nor_wrong() -> None:
         np.zeros(2, dtype=np.int64),
         np.array([False, True]),
         np.array([SIDE**2, 9000]),
-        np.array([0, 1]),
     )
     right = found(0, squares((0, 0)), score=0.5)
     in_crowd = found(0, squares((300, 300), (310, 320), (360, 350)))

@@ -228,6 +228,11 @@ def _repair_problems(split: CocoSplit) -> list[str]:
 
 def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) -> list[str]:
     warnings = []
+    if split.root_category:
+        warnings.append(
+            f"category {split.root_category!r} of {split.annotations} has no box and is the "
+            "supercategory of all others; it is not counted as a class"
+        )
     if duplicates:
         warnings.append(f"{split.annotations} repeats {duplicates} boxes; remove the copies")
     absent = [name for name, count in per_class.items() if not count]

@@ -2,11 +2,13 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,14 +44,12 @@ class ImageBoxes:
         crowd: ``bool[N]``, boxes around groups, which neither training nor evaluation counts.
         areas: ``float64[N]``, square pixels of the object: of its mask if the file says so, less
             than the box then.
-        ids: ``int64[N]``, annotation ids.
     """
 
     xyxy: NDArray[np.float64]
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     areas: NDArray[np.float64]
-    ids: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,6 +77,7 @@ class CocoSplit:
         class_names: Names in label order.
         category_ids: The file's category id of every label.
         repairs: What loading did to boxes that cannot be used as they stand in the file.
+        root_category: Name of the category that only stands above the others and is no class.
     """
 
     annotations: Path
@@ -86,6 +87,7 @@ class CocoSplit:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     repairs: tuple[Repair, ...] = ()
+    root_category: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -115,6 +117,16 @@ class CocoSplit:
             images=tuple(self.images[position] for position in chosen),
             boxes=tuple(self.boxes[position] for position in chosen),
             repairs=tuple(repair for repair in self.repairs if repair.image_id in kept),
+        )
+
+    def repaired(self) -> str:
+        """Return in one line how many boxes were cut or left out; empty if none."""
+        counts = Counter(repair.kind for repair in self.repairs)
+        if not counts:
+            return ""
+        return (
+            f"of the boxes in {self.annotations}, {counts['clipped']} were cut at the border of "
+            f"their image and {counts['dropped']} left out; `adapt data check` tells why"
         )
 
     def limit(self, max_images: int | None) -> "CocoSplit":
@@ -199,7 +211,10 @@ def load_annotations(annotations: Path, images: Path, *, strict: bool = False) -
     if not images.is_dir():
         raise AdaptError(f"image folder {images} of {annotations} does not exist; check the path")
     records = _parse_images(content["images"], annotations, images)
-    categories = _parse_categories(content["categories"], annotations)
+    root = _root_category(content)
+    categories = _parse_categories(
+        [entry for entry in content["categories"] if entry is not root], annotations
+    )
     labels = {category: label for label, category in enumerate(categories)}
     rows: dict[int, list[tuple[float, ...]]] = defaultdict(list)
     repairs = []
@@ -222,6 +237,7 @@ def load_annotations(annotations: Path, images: Path, *, strict: bool = False) -
         class_names=tuple(categories.values()),
         category_ids=tuple(categories),
         repairs=tuple(repairs),
+        root_category=str(root["name"]) if root else "",
     )
 
 
@@ -253,8 +269,39 @@ def _parse_images(entries: list[Any], file: Path, folder: Path) -> dict[int, Coc
             raise AdaptError(f"{what} in {file} has file_name {name!r}; name its file")
         if width < 1 or height < 1:
             raise AdaptError(f"{what} in {file} is {width}x{height} pixels; correct its size")
-        images[number] = CocoImage(number, folder / name, width, height)
+        images[number] = CocoImage(number, _existing(folder, name), width, height)
     return images
+
+
+def _existing(folder: Path, name: str) -> Path:
+    """Return the path of an image by the name that the annotations give it.
+
+    Tools write names that are not those on the disk: with backslashes, with the image folder in
+    front, with %20 for a space, with a composed letter where the disk has two signs.
+    """
+    path = folder / name
+    if path.exists():
+        return path
+    slashes = name.replace("\\", "/")
+    names = [slashes, unquote(slashes)]
+    names += [variant.removeprefix(f"{folder.name}/") for variant in names]
+    names += [normalize(form, variant) for variant in names for form in ("NFC", "NFD")]
+    return next((folder / variant for variant in names if (folder / variant).exists()), path)
+
+
+def _root_category(content: dict[str, list[Any]]) -> Any:
+    """Return the entry that only stands above all other categories, as Roboflow writes one.
+
+    It is no class: no box is of it, and all others name it as their supercategory.
+    """
+    entries = [entry for entry in content["categories"] if isinstance(entry, dict)]
+    boxes = [entry for entry in content["annotations"] if isinstance(entry, dict)]
+    for root in entries:
+        others = [entry for entry in entries if entry is not root]
+        above = bool(others) and all(e.get("supercategory") == root.get("name") for e in others)
+        if above and all(box.get("category_id") != root.get("id") for box in boxes):
+            return root
+    return None
 
 
 def _parse_categories(entries: list[Any], file: Path) -> dict[int, str]:
@@ -262,6 +309,8 @@ def _parse_categories(entries: list[Any], file: Path) -> dict[int, str]:
     for entry in entries:
         number = _integer(entry, "id", "a category", file)
         name = entry.get("name")
+        if isinstance(name, int | float) and not isinstance(name, bool):
+            name = str(name)  # digits, or sizes: classes are named, not counted
         if number in names:
             raise AdaptError(f"category id {number} occurs twice in {file}; make the ids unique")
         if not isinstance(name, str) or name in names.values():
@@ -275,9 +324,10 @@ def _parse_categories(entries: list[Any], file: Path) -> dict[int, str]:
 def _parse_annotation(
     entry: Any, images: dict[int, CocoImage], labels: dict[int, int], file: Path
 ) -> tuple[int, tuple[float, ...], Repair | None]:
-    """Return the image id, the row (x1, y1, x2, y2, label, crowd, area, id) and the repair."""
-    number = _integer(entry, "id", "an annotation", file)
-    what = f"annotation {number}"
+    """Return the image id, the row (x1, y1, x2, y2, label, crowd, area) and the repair."""
+    # Ids of annotations only name them in errors: tools write numbers, UUIDs, or none.
+    number = entry.get("id") if isinstance(entry, dict) else None
+    what = f"annotation {number}" if number is not None else "an annotation without id"
     for name, known in (("image_id", images), ("category_id", labels)):
         if _integer(entry, name, what, file) not in known:
             raise AdaptError(
@@ -287,25 +337,26 @@ def _parse_annotation(
     image = images[int(entry["image_id"])]
     box = _parse_box(entry.get("bbox"), what, file)
     corners, repair = _repair_box(box, image, f"{what} in {file} has the box {entry['bbox']}")
-    label, crowd = labels[int(entry["category_id"])], bool(entry.get("iscrowd"))
+    label, crowd = labels[int(entry["category_id"])], _is_crowd(entry.get("iscrowd"))
     area = entry.get("area")
     if not isinstance(area, int | float) or not area > 0:
         area = (corners[2] - corners[0]) * (corners[3] - corners[1])
-    return image.id, (*corners, label, crowd, area, number), repair
+    return image.id, (*corners, label, crowd, area), repair
+
+
+def _is_crowd(value: Any) -> bool:
+    """Return whether ``iscrowd`` says so, as a number, a truth value or a word."""
+    return value.strip().lower() in ("1", "true", "yes") if isinstance(value, str) else bool(value)
 
 
 def _parse_box(box: Any, what: str, file: Path) -> Box:
-    """Return (x, y, width, height)."""
+    """Return (x, y, width, height), whether or not that is a usable box."""
     sound = isinstance(box, list) and len(box) == 4
-    if not sound or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+    if not sound or not all(isinstance(v, int | float) for v in box):
         raise AdaptError(
             f"{what} in {file} has the bbox {box!r}; give four finite numbers: x, y, width, height"
         )
     x, y, width, height = map(float, box)
-    if width < 0 or height < 0:
-        raise AdaptError(
-            f"{what} in {file} has the bbox {box} of negative size; give x, y, width, height"
-        )
     return x, y, width, height
 
 
@@ -314,6 +365,11 @@ def _repair_box(box: Box, image: CocoImage, what: str) -> tuple[Box, Repair | No
     x, y, width, height = box
     corners = x, y, x + width, y + height
     inside = max(x, 0.0), max(y, 0.0), min(x + width, image.width), min(y + height, image.height)
+    if not all(map(math.isfinite, box)):
+        reason = f"{what} of numbers that are not finite"
+        return corners, Repair(image.id, "dropped", reason, corners)
+    if width < 0 or height < 0:
+        return corners, Repair(image.id, "dropped", f"{what} of negative size", corners)
     if width == 0 or height == 0:
         return corners, Repair(image.id, "dropped", f"{what} of no size", corners)
     where = f"its image {image.path.name} of {image.width}x{image.height} pixels"
@@ -325,13 +381,12 @@ def _repair_box(box: Box, image: CocoImage, what: str) -> tuple[Box, Repair | No
 
 
 def _to_boxes(rows: list[tuple[float, ...]]) -> ImageBoxes:
-    table = np.array(rows, dtype=np.float64).reshape(-1, 8)
+    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
     return ImageBoxes(
         xyxy=table[:, :4],
         labels=table[:, 4].astype(np.int64),
         crowd=table[:, 5].astype(np.bool_),
         areas=table[:, 6],
-        ids=table[:, 7].astype(np.int64),
     )
 
 
@@ -341,6 +396,8 @@ def _integer(entry: Any, name: str, what: str, file: Path) -> int:
         return int(value)  # some exporters write 640.0
     if isinstance(value, bool) or not isinstance(value, int):
         raise AdaptError(f"{what} in {file} has {name} {value!r}; it must be an integer")
+    if abs(value) >= 2**63:
+        raise AdaptError(f"{what} in {file} has {name} {value}; it must be below 2^63")
     return value
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapt.command_line import JsonOpt, grouped, show
+from adapt.command_line import JsonOpt, grouped, show, warn
 from export.commands import ArtifactArg, RuntimeOpt, ThreadsOpt
 
 if TYPE_CHECKING:
@@ -20,13 +20,18 @@ class SplitOptions:
 
     data: Annotated[Path, typer.Option("--data", help="Folder of a COCO-format data set.")]
     split: Annotated[str, typer.Option("--split", help="Split to evaluate.")] = "val"
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="First N images.")] = None
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="N images, spread evenly.")
+    ] = None
 
     def load(self) -> "CocoSplit":
         """Read the split."""
         from adapt.data.coco import load_split
 
-        return load_split(self.data, self.split).limit(self.limit)
+        split = load_split(self.data, self.split).limit(self.limit)
+        if split.repairs:
+            warn(split.repaired())
+        return split
 
 
 @grouped

@@ -169,11 +169,11 @@ class Recipe:
 
     def relative_to(self, folder: Path) -> "Recipe":
         """Return the recipe with its paths resolved against ``folder``."""
-        root = str(folder / self.data.root) if self.data.root else ""
-        weights = str(folder / self.weights) if self.weights else ""
+        root = str(folder / Path(self.data.root).expanduser()) if self.data.root else ""
+        weights = str(folder / Path(self.weights).expanduser()) if self.weights else ""
         space = self.space
         if space.preset.endswith(".toml"):
-            space = replace(space, preset=str(folder / space.preset))
+            space = replace(space, preset=str(folder / Path(space.preset).expanduser()))
         return replace(self, data=replace(self.data, root=root), weights=weights, space=space)
 
     @classmethod
