@@ -128,6 +128,7 @@ class TestWithTensorRTRTX:
             build_engine(tmp_path / "lies.onnx", tmp_path / "lies.plan", RTX)
         assert not list(tmp_path.glob("lies.plan*"))
 
+    @pytest.mark.slow  # test_bench_latency_unit_engines.py builds one that is measured
     def test_rest_of_the_detector_builds(self, exports, tmp_path):
         report = build_engine(rest(exports), tmp_path / "rest.plan", RTX)
         assert list(report.inputs) == ["lateral3", "lateral4", "lateral5", "p6"]

@@ -154,7 +154,7 @@ def test_other_seed_gives_another_search(
         (1, 1),  # before there is a checkpoint
         pytest.param(3, 1, marks=pytest.mark.slow),
         pytest.param(5, 1, marks=pytest.mark.slow),
-        (7, 1),
+        pytest.param(7, 1, marks=pytest.mark.slow),
         pytest.param(7, 2, marks=pytest.mark.slow),
         (7, 3),
     ],

@@ -59,7 +59,8 @@ FORKS.set_forkserver_preload(["search.supernet.run", "search.train.finetune"])
 
 
 def start(kind: str, folder: Path, steps: int = 0, **environment: str) -> ForkServerProcess:
-    process = FORKS.Process(target=train_apart, args=(kind, folder, steps, environment))
+    arguments = (kind, folder, steps, environment)
+    process = FORKS.Process(target=train_apart, args=arguments, daemon=True)
     process.start()
     return process
 
