@@ -223,3 +223,18 @@ def test_width_grid_thins_the_space(tmp_path: Path) -> None:
 def test_benchmark_split_is_the_test_split_if_there_is_one() -> None:
     data = Recipe().data
     assert (data.benchmark, replace(data, test="holdout").benchmark) == ("val", "holdout")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = tmp_path / "recipe.toml"
+    path.write_text('weights = "~/w.pth"\n[data]\nroot = "~/data"\n[space]\npreset = "~/s.toml"\n')
+    recipe = Recipe.load(str(path))
+    found = recipe.data.root, recipe.weights, recipe.space.preset
+    assert found == tuple(str(tmp_path / "home" / name) for name in ("data", "w.pth", "s.toml"))
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('name = "marked"\n', encoding="utf-8-sig")
+    assert Recipe.load(str(path)).name == "marked"
