@@ -1,5 +1,6 @@
 """How are candidate operations and widths mixed into one block? (paper Eq. 1 and 2)"""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -159,7 +160,7 @@ def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList
     )
 
 
-class MixedBlock(nn.Module):
+class MixedBlock(nn.Module, ABC):
     """All operations and widths of one block of a space; its output is as wide as the widest.
 
     Called with the output of the block before, the softmax of alpha per position, the softmax of
@@ -177,17 +178,17 @@ class MixedBlock(nn.Module):
         self.gates_operations = gates_operations
         self.register_buffer("reach_masks", overlapping_masks(widths), persistent=False)
 
+    @abstractmethod
     def chains(self) -> list[list[MixedOperation]]:
         """Return the sequences of operations that the block consists of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chain(self, width: int) -> list[MixedOperation]:
         """Return the sequence of operations that computes the width with this index."""
-        raise NotImplementedError
 
+    @abstractmethod
     def factors(self, width_probabilities: Tensor) -> Tensor:
         """Return Tensor[C], what the channels of the output are multiplied by."""
-        raise NotImplementedError
 
     def reach(self, width_probabilities: Tensor) -> Tensor | None:
         """Return Tensor[C], the probability that each output channel exists; None to use all."""
