@@ -11,8 +11,9 @@ import numpy as np
 from torchvision.models.detection import RetinaNet
 
 from adapt.artifacts import file_hash, make_folder, write_json
-from adapt.data.coco import has_split, load_split
+from adapt.data.coco import load_split
 from adapt.data.images import InputSize, find_images, fit, open_image
+from adapt.data.layout import has_split
 from adapt.detector.file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adapt.data.annotated_image import CocoImage, read_image
 from adapt.data.check import check_split
-from adapt.data.coco import CocoImage, load_annotations, load_split, read_image
+from adapt.data.coco import load_annotations, load_split
 from adapt.errors import AdaptError
 
 ORIENTATION, TURN_LEFT = 0x0112, 8  # EXIF: shown turned left by a quarter

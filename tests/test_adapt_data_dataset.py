@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adapt.data.coco import CocoImage, CocoSplit, ImageBoxes
+from adapt.data.annotated_image import CocoImage
+from adapt.data.coco import CocoSplit, ImageBoxes
 from adapt.data.dataset import (
     Batch,
     DetectionDataset,

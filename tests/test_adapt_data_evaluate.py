@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from adapt.data.coco import CocoImage, CocoSplit, ImageBoxes, load_split
+from adapt.data.annotated_image import CocoImage
+from adapt.data.coco import CocoSplit, ImageBoxes, load_split
 from adapt.data.evaluate import Detections, coco_results, detections_to_original, evaluate
 from adapt.errors import AdaptError
 

@@ -8,8 +8,9 @@ from PIL import Image, ImageOps
 from test_adapt_data_coco import IMAGE, annotation, write_set
 from typer.testing import CliRunner
 
+from adapt.data.annotated_image import CocoImage, read_image
 from adapt.data.check import check_split
-from adapt.data.coco import CocoImage, load_split, read_image
+from adapt.data.coco import load_split
 from adapt.data.images import decode, find_images, open_image
 from adapt.errors import AdaptError
 from cli import app

@@ -10,17 +10,10 @@ import numpy as np
 from PIL import ExifTags
 from PIL.Image import Image
 
-from adapt.data.coco import (
-    TOLERANCE,
-    CocoImage,
-    CocoSplit,
-    ImageBoxes,
-    Repair,
-    as_annotated,
-    load_split,
-    stored_image,
-)
+from adapt.data.annotated_image import CocoImage, as_annotated, stored_image
+from adapt.data.coco import CocoSplit, ImageBoxes, load_split
 from adapt.data.images import upright
+from adapt.data.repair import TOLERANCE, Repair
 from adapt.errors import AdaptError
 from adapt.progress import Stage, silent_stage
 

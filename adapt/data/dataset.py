@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import clip_boxes_to_image
 
-from adapt.data.coco import CocoSplit, read_image
+from adapt.data.annotated_image import read_image
+from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize, fit
 from adapt.errors import AdaptError
 

@@ -11,7 +11,8 @@ from torch import from_numpy
 
 from adapt.artifacts import library_versions, make_folder, write_text
 from adapt.cost.units import detector_units, madds
-from adapt.data.coco import CocoImage, CocoSplit, read_image
+from adapt.data.annotated_image import CocoImage, read_image
+from adapt.data.coco import CocoSplit
 from adapt.data.evaluate import Detections, Metrics, coco_results, detections_to_original, evaluate
 from adapt.data.images import fit
 from adapt.detector.file import DetectorInfo

@@ -1,0 +1,72 @@
+"""Where do the annotations and the images of a split lie?"""
+
+import re
+from pathlib import Path
+from unicodedata import normalize
+from urllib.parse import unquote
+
+from adapt.errors import AdaptError
+
+
+def find_split(root: Path, split: str) -> tuple[Path, Path]:
+    """Return annotation file and image folder of a split; :func:`load_split` says which fit.
+
+    Raises:
+        AdaptError: If no or more than one split fits.
+    """
+    if not root.is_dir():
+        raise AdaptError(f"data set {root} is not a folder; pass the one that holds annotations")
+    splits = _find_splits(root)
+    accepted = (split, "valid") if split == "val" else (split,)
+    matches = [name for name in splits if name in accepted]
+    matches = matches or [name for name in splits if _without_year(name) in accepted]
+    if len(matches) != 1:
+        problem = f"{len(matches)} splits named {split!r}" if matches else f"no split {split!r}"
+        raise AdaptError(
+            f"{root} has {problem}: looked for annotations/instances_{split}*.json, "
+            f"annotations/{split}.json and {split}/_annotations.coco.json; choose one of "
+            f"the splits it has ({', '.join(splits) or 'none'})"
+        )
+    return splits[matches[0]]
+
+
+def has_split(root: Path, split: str) -> bool:
+    """Return whether a folder is a data set with this split."""
+    return root.is_dir() and split in map(_without_year, _find_splits(root))
+
+
+def _without_year(name: str) -> str:
+    return re.sub(r"\d{4}$", "", name)  # of train2017
+
+
+def _find_splits(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Return (annotation file, image folder) of every split by its name."""
+    splits = {}
+    folder = root / "annotations"
+    # COCO's folder also holds captions and key points: every file counts only where none is named
+    # instances_*.
+    for file in sorted(folder.glob("instances_*.json")) or sorted(folder.glob("*.json")):
+        name = file.stem.removeprefix("instances_")
+        places = (root / name, root / "images" / name, root / "images")
+        splits[name] = file, next((place for place in places if place.is_dir()), places[0])
+    for file in sorted(root.glob("*/_annotations.coco.json")):
+        splits[file.parent.name] = file, file.parent
+    return splits
+
+
+def image_path(folder: Path, name: str) -> Path:
+    """Return the path of an image by the name that the annotations give it.
+
+    Tools write names that are not those on the disk: with backslashes, with the image folder in
+    front, with %20 for a space, with a composed letter where the disk has two signs.
+    """
+    path = folder / name
+    # Usual names are not looked up: a hundred thousand of them take minutes on a network drive.
+    odd = name.startswith(f"{folder.name}/") or re.search(r"[\\%]|[^ -~]", name)
+    if not odd or path.exists():
+        return path
+    slashes = name.replace("\\", "/")
+    names = [slashes, unquote(slashes)]
+    names += [variant.removeprefix(f"{folder.name}/") for variant in names]
+    names += [normalize(form, variant) for variant in names for form in ("NFC", "NFD")]
+    return next((folder / variant for variant in names if (folder / variant).exists()), path)
