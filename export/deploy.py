@@ -24,8 +24,8 @@ from export.engine.installed import load_tensorrt
 from export.graph.detector import export_detector, read_onnx_info
 from export.graph.options import GraphOptions, ImageInput, Pixels
 from export.quantize import Quantizer
+from export.run.inference import Array, batch_of_one, in_type
 from export.run.parity import NamedImages, ParityReport, Tolerances, verify_export
-from export.run.runner import Array, batch_of_one, in_type
 
 CALIBRATION_IMAGES = 64
 VERIFY_IMAGES = 8

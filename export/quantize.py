@@ -13,8 +13,8 @@ from adapt.progress import Progress, silent
 from export.graph.onnx_file import load_onnx, read_description, save_onnx, with_outputs
 from export.graph.options import RAW_HEADS
 from export.graph.precision import LARGEST, conv_weights, with_qdq
+from export.run.inference import Array
 from export.run.onnx_session import ort_session
-from export.run.runner import Array
 
 SENSITIVITY_BATCHES = 4
 

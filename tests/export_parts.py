@@ -17,7 +17,7 @@ from adapt.detector.retinanet import DetectorConfig
 from adapt.runtime import Tail
 from export.graph.detector import export_detector, export_rest
 from export.graph.options import GraphOptions
-from export.run.runner import unit
+from export.run.inference import unit
 
 SIZE = InputSize(128, 160)
 INFO = DetectorInfo(

@@ -69,7 +69,7 @@ def test_boxes_return_to_the_original_image(
     box = [1.5, 2.25, width - 3.0, height - 4.5]
     split = split_of(tmp_path, boxes_of(box), width=width, height=height)
     _, target = DetectionDataset(split, InputSize(64, 96, resize))[0]  # type: ignore[arg-type]
-    original = detections_to_original(target["boxes"], target["factors"], width, height)
+    original, _ = detections_to_original(target["boxes"], target["factors"], width, height)
     assert original.tolist() == [pytest.approx(box, rel=1e-5)]
 
 

@@ -140,8 +140,17 @@ def test_evaluation_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_boxes_are_divided_by_the_factors_and_clipped() -> None:
     boxes = torch.tensor([[5.0, 10.0, 20.0, 30.0], [-2.0, 0.0, 500.0, 40.0]])
-    original = detections_to_original(boxes, (0.5, 2.0), width=100, height=15)
+    original, _ = detections_to_original(boxes, (0.5, 2.0), width=100, height=15)
     assert original.tolist() == [[10, 5, 40, 15], [0, 0, 100, 15]]
+
+
+def test_boxes_in_the_padding_alone_are_marked() -> None:
+    """An image of 100x20 pixels fills the left half of its input."""
+    right = [60.0, 0.0, 90.0, 20.0]
+    boxes = torch.tensor([[40.0, 5.0, 70.0, 15.0], right, [50.0, 0.0, 99.0, 20.0]])
+    original, inside = detections_to_original(boxes, (0.5, 1.0), width=100, height=20)
+    assert inside.tolist() == [True, False, False]
+    assert original[inside].tolist() == [[80, 5, 100, 15]]
 
 
 @pytest.mark.shared

@@ -62,7 +62,6 @@ def test_an_export_that_loses_more_is_refused_and_not_written(detector, data, tm
     [
         ({}, False, "pass a data set with --data"),
         ({"tail": "none"}, True, "tail 'none' has none; use another tail"),
-        ({"batch": 2}, True, "use batch 1 or a dynamic batch"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(

@@ -11,6 +11,7 @@ from torch import nn
 from adapt.errors import AdaptError
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
+from export.run.inference import ImageDetections
 from export.run.parity import (
     NamedImages,
     Tolerances,
@@ -18,7 +19,6 @@ from export.run.parity import (
     raw_head_differences,
     verify_export,
 )
-from export.run.runner import ImageDetections
 
 TOLERANCES = {"score_tol": 0.01, "box_tol": 0.5}
 

@@ -12,8 +12,9 @@ from export.engine.installed import trt_flavours
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
 from export.quantize import Quantizer
+from export.run.inference import unit
 from export.run.parity import Tolerances, match_detections
-from export.run.runner import RUNTIMES, TorchRunner, open_runner, unit
+from export.run.runner import RUNTIMES, TorchRunner, open_runner
 
 CUDA = torch.cuda.is_available()
 

@@ -215,7 +215,7 @@ def _metrics(evaluation: COCOeval, class_names: Sequence[str]) -> Metrics:
 
 def detections_to_original(
     boxes: Tensor, factors: Tensor | Sequence[float], width: int, height: int
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Convert boxes from pixels of the detector's input to pixels of the original image.
 
     Args:
@@ -225,8 +225,9 @@ def detections_to_original(
         height: Its height.
 
     Returns:
-        ``Tensor[N, 4]`` in pixels of the original image, clipped to it.
+        ``Tensor[N, 4]`` in pixels of the original image, clipped to it, and bool ``Tensor[N]``:
+        which of them have an area there. What lies in the padding alone is no detection.
     """
     scale = torch.as_tensor(factors, dtype=boxes.dtype, device=boxes.device).repeat(2)
     clipped: Tensor = clip_boxes_to_image(boxes / scale, (height, width))
-    return clipped
+    return clipped, (clipped[:, 2:] > clipped[:, :2]).all(dim=1)

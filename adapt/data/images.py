@@ -15,6 +15,9 @@ from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 # Near the ImageNet mean, so the padded area is near zero after normalisation.
 PADDING = 114
+# The ImageNet mean. torchvision pads images of a batch, where their sizes differ, with zeros after
+# normalisation: what a detector has seen beside its images that was trained by the shortest edge.
+MEAN = (124, 116, 104)
 # Of files that folders are searched for.
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Pillow's own limit is for servers that open files of strangers; ours is max_megapixels.
@@ -59,6 +62,17 @@ class InputSize:
         """Return this size as a letterbox, rounded up to multiples of 32: one fixed input shape."""
         return InputSize(-(-self.height // 32) * 32, -(-self.width // 32) * 32)
 
+    def canvases(self) -> tuple["InputSize", ...]:
+        """Return the fixed input shapes that hold every image as it was fitted in training.
+
+        One, or for ``shortest-edge`` two: of landscape images, which is :meth:`fixed`, and of
+        portrait ones.
+        """
+        canvas = self.fixed()
+        if self.resize == "letterbox" or canvas.height >= canvas.width:
+            return (canvas,)
+        return canvas, InputSize(canvas.width, canvas.height)
+
     def scale(self, height: int, width: int) -> float:
         """Return the factor by which an image of this size is scaled."""
         if self.resize == "letterbox":
@@ -70,28 +84,72 @@ class InputSize:
         return asdict(self)
 
 
-def fit(image: Image.Image, size: InputSize) -> tuple[Tensor, tuple[float, float]]:
+def fit(
+    image: Image.Image, size: InputSize, canvas: InputSize | None = None
+) -> tuple[Tensor, tuple[float, float]]:
     """Scale an RGB image into the input.
 
     Args:
         image: RGB image of any size.
         size: The detector's input.
+        canvas: The fixed shape that the image is padded to, and made smaller for if need be; by
+            default ``size`` of a letterbox, and none for ``shortest-edge``.
 
     Returns:
         ``Tensor[3, H, W]`` uint8, and the factors (x, y) from image to input coordinates; divide
         detected boxes by them to get boxes of the image.
     """
-    scale = size.scale(image.height, image.width)
+    if size.resize == "letterbox":
+        canvas = canvas or size
+    scale = min(of.scale(image.height, image.width) for of in (size, canvas or size))
     width = max(1, round(image.width * scale))
     height = max(1, round(image.height * scale))
     factors = width / image.width, height / image.height
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1)
-    if size.resize == "shortest-edge":
+    if canvas is None:
         return pixels.contiguous(), factors
-    canvas = torch.full((3, size.height, size.width), PADDING, dtype=torch.uint8)
-    canvas[:, :height, :width] = pixels
-    return canvas, factors
+    colour = (PADDING,) * 3 if size.resize == "letterbox" else MEAN
+    padded = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1)
+    padded = padded.repeat(1, canvas.height, canvas.width)
+    padded[:, :height, :width] = pixels
+    return padded, factors
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a detector, in training or deployed, fits images into its input.
+
+    Attributes:
+        resize: How images were scaled in training.
+        canvases: The fixed shapes that it takes, of which an image gets the one that it is largest
+            on; empty if it takes any size.
+    """
+
+    resize: InputSize
+    canvases: tuple[InputSize, ...] = ()
+
+    @classmethod
+    def trained(cls, size: InputSize) -> "Fitting":
+        """Return how a detector with this input was trained."""
+        return cls(size, (size,) if size.resize == "letterbox" else ())
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, tuple[float, float]]:
+        """Fit an image; see :func:`fit`."""
+        return fit(image, self.resize, self.canvas(image.height, image.width))
+
+    def canvas(self, height: int, width: int) -> InputSize | None:
+        """Return the canvas that an image of this size gets, if it gets any."""
+        return max(self.canvases, key=lambda c: self._on(c, height, width), default=None)
+
+    def relative_scale(self, height: int, width: int) -> float:
+        """Return the scale at which an image of this size is seen, 1 for that of training."""
+        canvas = self.canvas(height, width)
+        return self._on(canvas, height, width) / self.resize.scale(height, width) if canvas else 1.0
+
+    def _on(self, canvas: InputSize, height: int, width: int) -> float:
+        """Return the factor by which an image is scaled on a canvas."""
+        return min(self.resize.scale(height, width), canvas.scale(height, width))
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:

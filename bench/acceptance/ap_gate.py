@@ -159,8 +159,6 @@ def _evaluable_split(options: GateOptions, deployment: Deployment) -> CocoSplit:
         raise AdaptError("--ap-gate evaluates on images with boxes; pass a data set with --data")
     if deployment.graph.tail == "none":
         raise AdaptError("--ap-gate evaluates detections, tail 'none' has none; use another tail")
-    if deployment.batch != 1 and not deployment.dynamic:
-        raise AdaptError("--ap-gate evaluates single images; use batch 1 or a dynamic batch")
     return load_split(options.data, options.split)
 
 

@@ -38,9 +38,10 @@ from export.engine.installed import trt_flavours
 from export.graph.detector import RawHeads, export_detector
 from export.graph.onnx_file import OPSET
 from export.graph.options import GraphOptions
+from export.run.inference import Array, ImageDetections, unit
 from export.run.onnx_session import bound_call, ort_session
 from export.run.parity import MatchReport, match_detections
-from export.run.runner import Array, ImageDetections, OrtRunner, unit
+from export.run.runner import OrtRunner
 
 CLASSES = 80
 LEGACY_OPSET = 17  # newest that the legacy exporter writes

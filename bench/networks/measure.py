@@ -7,14 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import from_numpy
-
 from adapt.artifacts import library_versions, make_folder, write_text
 from adapt.cost.units import detector_units, madds
 from adapt.data.annotated_image import CocoImage, read_image
 from adapt.data.coco import CocoSplit
-from adapt.data.evaluate import Detections, Metrics, coco_results, detections_to_original, evaluate
-from adapt.data.images import fit
+from adapt.data.evaluate import Detections, Metrics, coco_results, evaluate
 from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import count_parameters
 from adapt.errors import AdaptError
@@ -23,14 +20,8 @@ from bench.latency.backend import OrtBackend
 from bench.latency.provenance import device_description
 from bench.latency.subject import ANCHOR
 from bench.latency.timing import Anchor, Latency, Protocol, Timer, measure, wall_timer
-from export.run.runner import (
-    ARTIFACTS,
-    Runner,
-    batch_of_one,
-    check_artifact,
-    open_runner,
-    usual_runtime,
-)
+from export.run.inference import Runner, batch_of_one
+from export.run.runner import ARTIFACTS, check_artifact, open_runner, usual_runtime
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
 Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
@@ -166,7 +157,7 @@ class _Steps:
 def evaluate_runner(
     runner: Runner, split: CocoSplit, *, progress: Progress = silent
 ) -> tuple[Metrics, list[Detections]]:
-    """Run a detector over a split, one image at a time, and evaluate its detections.
+    """Run a detector over a split, batch by batch, and evaluate its detections.
 
     Args:
         runner: An open runner.
@@ -180,10 +171,13 @@ def evaluate_runner(
         AdaptError: If the detector's classes are not those of the split.
     """
     _check_classes(runner.info, split)
-    detections = []
-    for done, image in enumerate(split.images, start=1):
-        detections.append(_detect(runner, image))
-        progress(done, len(split))
+    detections: list[Detections] = []
+    for start in range(0, len(split), runner.batch):
+        batch = split.images[start : start + runner.batch]
+        found = runner.detect([read_image(image) for image in batch])
+        for image, of_image in zip(batch, found, strict=True):
+            detections.append(Detections(image.id, *of_image))
+            progress(len(detections), len(split))
     return evaluate(split, detections), detections
 
 
@@ -199,18 +193,11 @@ def _listed(names: tuple[str, ...], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" ... ({len(names)})" if len(names) > limit else "")
 
 
-def _detect(runner: Runner, image: CocoImage) -> Detections:
-    pixels, factors = fit(read_image(image), runner.size)
-    ((boxes, scores, labels),) = runner.infer(batch_of_one(pixels))
-    original = detections_to_original(from_numpy(boxes), factors, image.width, image.height)
-    return Detections(image.id, original, scores, labels)
-
-
 def _timers(runners: Mapping[str, Runner], image: CocoImage) -> dict[str, Timer]:
     """Return what times each runner on an image that is in the runtime's memory already."""
     pixels = read_image(image)
     return {
-        name: wall_timer(runner.bind(batch_of_one(fit(pixels, runner.size)[0])))
+        name: wall_timer(runner.bind(batch_of_one(runner.fitting(pixels)[0])))
         for name, runner in runners.items()
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torchvision.models.detection import RetinaNet
 
-from adapt.data.images import fit, open_image
+from adapt.data.images import open_image
 from adapt.detector.file import DetectorInfo
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
@@ -18,18 +18,17 @@ from adapt.runtime import Precision
 from export.graph.detector import DeployedDetector, read_onnx_info
 from export.graph.onnx_file import load_onnx, with_outputs
 from export.graph.options import RAW_HEADS
-from export.run.onnx_session import ort_session
-from export.run.runner import (
+from export.run.inference import (
     Array,
     ImageDetections,
-    OrtRunner,
     Runner,
     batch_detections,
     batch_of_one,
     in_type,
-    torch_heads,
     unit,
 )
+from export.run.onnx_session import ort_session
+from export.run.runner import OrtRunner, torch_heads
 
 # Two runtimes in fp32 differ by about 1e-6 in scores, 1e-4 pixels in boxes, and 1e-5 in logits and
 # box deltas; these tolerances leave a wide margin.
@@ -350,16 +349,16 @@ def compare_artifacts(
         AdaptError: If classes or inputs of the two differ, if only one of them can give raw heads,
             or if an image cannot be read.
     """
-    if (a.info.classes, a.size) != (b.info.classes, b.size):
+    if (a.info.classes, a.fitting) != (b.info.classes, b.fitting):
         raise AdaptError(
-            f"the two detectors differ: {a.size} with {len(a.info.classes)} classes, {b.size} with "
-            f"{len(b.info.classes)}; compare artifacts of one detector"
+            f"the two detectors differ: {a.fitting} with {len(a.info.classes)} classes, "
+            f"{b.fitting} with {len(b.info.classes)}; compare artifacts of one detector"
         )
     tolerances = tolerances or Tolerances()
     raw = "none" in (a.tail, b.tail)
     totals, heads = _MatchTotals(a.info, tolerances), dict.fromkeys(RAW_HEADS, 0.0)
     for done, path in enumerate(images, start=1):
-        pixels = batch_of_one(fit(open_image(path), a.size)[0])
+        pixels = batch_of_one(a.fitting(open_image(path))[0])
         if raw:
             _keep_largest(heads, a.heads(pixels), b.heads(pixels))
         else:

@@ -1,6 +1,7 @@
 """How are a detector's detections in images drawn, and written as JSON?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from adapt.artifacts import atomic_path, make_folder, write_json
-from adapt.data.evaluate import detections_to_original
-from adapt.data.images import fit, open_image
+from adapt.data.images import open_image
 from adapt.progress import Progress, silent
-from export.run.runner import Runner, batch_of_one
+from export.run.inference import Runner
 
 COLOURS = ("red", "lime", "blue", "yellow", "magenta", "cyan", "orange", "white")
 
@@ -34,7 +34,7 @@ def predict(
     are a COCO results list.
 
     Args:
-        runner: An open runner of batch 1.
+        runner: An open runner; the images of its batch share an inference.
         images: Image files.
         out: Folder of the drawn images and ``predictions.json``.
         score_threshold: Detections below are neither drawn nor written.
@@ -53,9 +53,11 @@ def predict(
         "categories": [{"id": n, "name": name} for n, name in enumerate(classes, start=1)],
         "annotations": [],
     }
-    for number, path in enumerate(images, start=1):
-        image = open_image(path)
-        detections = _detect(runner, image, score_threshold)
+    opened, shown = tee(map(open_image, images))
+    found = _detect(runner, opened, score_threshold)
+    for number, (path, image, detections) in enumerate(
+        zip(images, shown, found, strict=True), start=1
+    ):
         content["images"].append(
             {"id": number, "file_name": str(path), "width": image.width, "height": image.height}
         )
@@ -69,16 +71,13 @@ def predict(
 
 
 def _detect(
-    runner: Runner, image: Image, score_threshold: float
-) -> tuple[Tensor, list[float], list[int]]:
-    """Return boxes ``Tensor[n, 4]`` in pixels of the image, scores and labels."""
-    pixels, factors = fit(image, runner.size)
-    ((boxes, scores, labels),) = runner.infer(batch_of_one(pixels))
-    kept = scores >= score_threshold
-    original = detections_to_original(
-        torch.from_numpy(boxes[kept]), factors, image.width, image.height
-    )
-    return original, scores[kept].tolist(), labels[kept].tolist()
+    runner: Runner, images: Iterator[Image], score_threshold: float
+) -> Iterator[tuple[Tensor, list[float], list[int]]]:
+    """Yield boxes ``Tensor[n, 4]`` in pixels of the image, scores and labels of every image."""
+    while batch := list(islice(images, runner.batch)):
+        for boxes, scores, labels in runner.detect(batch):
+            kept = scores >= score_threshold
+            yield torch.from_numpy(boxes[kept]), scores[kept].tolist(), labels[kept].tolist()
 
 
 def _annotations(

@@ -1,24 +1,29 @@
 """Which runtime runs which detector file, and how does a file run there on images?"""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
 from adapt.artifacts import check_header
-from adapt.data.images import InputSize
+from adapt.data.images import Fitting
 from adapt.detector.file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
-from adapt.runtime import Precision, Tail
 from export.engine.execution import EngineExecution, read_plan_info
 from export.graph.detector import RawHeads, read_onnx_info
-from export.graph.options import DETECTIONS, RAW_HEADS, ImageInput, Pixels
+from export.graph.options import DETECTIONS, RAW_HEADS, ImageInput
+from export.run.inference import (
+    Array,
+    ImageDetections,
+    Runner,
+    batch_detections,
+    in_type,
+    unit,
+)
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 
 ARTIFACTS = {  # what the files of a runtime end in
@@ -29,83 +34,6 @@ ARTIFACTS = {  # what the files of a runtime end in
     "tensorrt-rtx": ".plan",
 }
 RUNTIMES = tuple(ARTIFACTS)
-
-Array = NDArray[Any]
-
-
-class ImageDetections(NamedTuple):
-    """What a detector found in one image.
-
-    Attributes:
-        boxes: float32 ``[n, 4]``, corners (x1, y1, x2, y2) in pixels of the detector's input.
-        scores: float32 ``[n]``, in descending order.
-        labels: int64 ``[n]``, indices into the detector's classes.
-    """
-
-    boxes: Array
-    scores: Array
-    labels: Array
-
-    @classmethod
-    def from_torchvision(cls, detections: Mapping[str, Tensor]) -> "ImageDetections":
-        """Take over what torchvision's RetinaNet returns for one image."""
-        return cls(*(detections[name].numpy() for name in cls._fields))
-
-
-class Runner(ABC):
-    """One artifact, ready to run on one runtime; a context manager.
-
-    Attributes:
-        info: The detector.
-        precision: In which the artifact computes.
-        tail: How its graph ends; None for PyTorch, which gives detections and raw heads.
-    """
-
-    info: DetectorInfo
-    precision: Precision = "fp32"
-    tail: Tail | None = None
-
-    @property
-    def size(self) -> InputSize:
-        """How images are fitted for this runtime: a fixed letterbox, unless it takes any size."""
-        return self.info.input.fixed()
-
-    @abstractmethod
-    def infer(self, images: Array) -> list[ImageDetections]:
-        """Detect in uint8 images ``[B, 3, H, W]``, fitted to ``info.input``.
-
-        Raises:
-            AdaptError: If the artifact takes images of another shape, or ends in raw heads.
-        """
-
-    @abstractmethod
-    def heads(self, images: Array) -> dict[str, Array]:
-        """Return float32 ``cls_logits [B, A, K]`` and ``bbox_regression [B, A, 4]`` of images.
-
-        Raises:
-            AdaptError: If the artifact takes images of another shape, or ends in detections.
-        """
-
-    @abstractmethod
-    def bind(self, images: Array) -> Callable[[], None]:
-        """Return a call to be timed: it runs inference on these images and nothing else.
-
-        The images are on the runtime's device before; the call returns when the outputs are
-        complete, without copying them back.
-
-        Raises:
-            AdaptError: If the artifact takes images of another shape.
-        """
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Return runtime, version, device and threads."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def open_runner(runtime: str, artifact: Path, threads: int = 1) -> Runner:
@@ -162,13 +90,9 @@ class TorchRunner(Runner):
 
     def __init__(self, artifact: Path, threads: int = 1) -> None:
         self._model, self.info = load_detector(artifact)
+        self.fitting = Fitting.trained(self.info.input)
         self._threads = threads
         self._threads_before = torch.get_num_threads()
-
-    @property
-    def size(self) -> InputSize:
-        """How the detector was trained to see images: eager inference takes any size."""
-        return self.info.input
 
     def __enter__(self) -> Self:
         # PyTorch's number of threads belongs to the process, so it is restored on exit.
@@ -228,6 +152,8 @@ class ExportedRunner(Runner):
         self._runtime = runtime
         self._artifact = artifact
         self._input = ImageInput.of(self.info, header)
+        self.fitting = Fitting.trained(self.info.input)
+        self.batch, self.dynamic = self._input.shape[0], self._input.dynamic
 
     @abstractmethod
     def _outputs(self, images: Array, names: Sequence[str]) -> list[Array]:
@@ -337,28 +263,3 @@ class EngineRunner(ExportedRunner):
 def _engine_runtime(engine: Mapping[str, Any]) -> str:
     """Return the runtime of an engine; TensorRT's packages have an underscore in their names."""
     return str(engine["flavour"]).replace("_", "-")
-
-
-def batch_of_one(pixels: Tensor) -> Array:
-    """Return uint8 ``Tensor[3, H, W]`` as uint8 ``[1, 3, H, W]``."""
-    return pixels.numpy()[None]
-
-
-def unit(images: Array) -> NDArray[np.float32]:
-    """Return uint8 images as float32 in [0, 1]."""
-    return images.astype(np.float32) / np.float32(255)
-
-
-def in_type(images: Array, pixels: Pixels) -> Array:
-    """Return uint8 images as they are, or as float32 in [0, 1]."""
-    return images if pixels == "uint8" else unit(images)
-
-
-def batch_detections(
-    number: Array, boxes: Array, scores: Array, classes: Array
-) -> list[ImageDetections]:
-    """Cut a graph's outputs, padded to a fixed size, to the detections of each image."""
-    return [
-        ImageDetections(boxes[i, :n], scores[i, :n], classes[i, :n].astype(np.int64))
-        for i, n in enumerate(number[:, 0])
-    ]

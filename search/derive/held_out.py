@@ -200,6 +200,7 @@ def detect(
         outputs: list[dict[str, Tensor]] = model([image.to(device) for image in images])
         for target, output in zip(targets, outputs, strict=True):
             number = int(target["image_id"])
-            boxes = detections_to_original(output["boxes"].cpu(), target["factors"], *sizes[number])
-            detections.append(Detections(number, boxes, output["scores"], output["labels"]))
+            boxes, scores, labels = (output[name].cpu() for name in ("boxes", "scores", "labels"))
+            boxes, inside = detections_to_original(boxes, target["factors"], *sizes[number])
+            detections.append(Detections(number, boxes[inside], scores[inside], labels[inside]))
     return detections
