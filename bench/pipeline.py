@@ -27,7 +27,7 @@ from adapt.progress import Progress, Stage
 from adapt.runtime import usual_tail
 from bench.costs.recipe_table import RecipeTable, recipe_backend
 from bench.latency.backend import conditions
-from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, BenchResult, compare
+from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, BenchResult, Timing, compare
 from bench.networks.report import write_report
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
@@ -254,10 +254,10 @@ class Run:
     def _bench(self, artifacts: Artifacts) -> BenchResult:
         device = self.recipe.device
         protocol = replace(DETECTOR_PROTOCOL, rounds=device.rounds)
+        timing = Timing(device.threads, device.batch, protocol)
 
         def work(progress: Progress) -> BenchResult:
-            how: dict[str, Any] = {"threads": device.threads, "protocol": protocol}
-            return compare(artifacts, self.benchmark, **how, progress=progress)
+            return compare(artifacts, self.benchmark, timing, progress=progress)
 
         return self.stages.always("bench", work)
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from export_parts import INFO, exported, saved
+from core_parts import once
+from export_parts import INFO, dynamic, exported, saved, small_detector
 
 from adapt.cost.units import detector_units, madds
 from adapt.data.coco import load_split
@@ -8,8 +9,11 @@ from adapt.data.images import Fitting
 from adapt.data.synthetic import generate
 from adapt.errors import AdaptError
 from bench.latency.timing import Protocol
-from bench.networks.measure import compare, evaluate_runner
+from bench.networks.measure import Timing, compare, evaluate_artifact, evaluate_runner
+from export.graph.detector import export_detector
+from export.graph.options import GraphOptions
 from export.run.inference import ImageDetections, Runner
+from export.run.runner import open_runner
 
 QUICK = Protocol(rounds=2, round_ms=1, retries=0)
 
@@ -82,7 +86,7 @@ def result(split, exports):
     artifacts = {"eager": ("torch", saved(exports)), "deployed": ("ort-cpu", exported(exports))}
     steps = []
     result = compare(
-        artifacts, split, protocol=QUICK, progress=lambda *step: steps.append(step[:2])
+        artifacts, split, Timing(protocol=QUICK), progress=lambda *step: steps.append(step[:2])
     )
     assert steps == [(done, 12) for done in range(1, 13)]  # 2 x (4 images + 2 rounds)
     return result
@@ -107,3 +111,45 @@ def test_cost_and_size_describe_the_whole_detector(result):
 def test_nothing_to_compare_is_refused(split):
     with pytest.raises(AdaptError, match="at least one artifact"):
         compare({}, split)
+
+
+@pytest.fixture(scope="module")
+def pairs(exports):
+    """The small detector as a graph of exactly two images."""
+
+    def export(path):
+        export_detector(small_detector(), INFO, path, GraphOptions(batch=2), provenance={})
+
+    return once(exports / "pairs.onnx", export)
+
+
+def test_a_fixed_batch_is_evaluated_to_the_last_image_and_timed_as_it_is(split, exports, pairs):
+    odd = split.limit(3)  # its last image does not fill a batch
+    artifacts = {"eager": ("torch", saved(exports)), "pairs": ("ort-cpu", pairs)}
+    eager, fixed = compare(artifacts, odd, Timing(batch=3, protocol=QUICK)).entries
+    assert fixed.metrics.ap == pytest.approx(eager.metrics.ap, abs=1e-3)
+    assert (eager.batch, fixed.batch) == (3, 2)  # as told, where the file is free
+    assert fixed.metrics == evaluate_artifact(pairs, odd)
+
+
+def test_a_dynamic_batch_is_timed_at_what_was_asked_for_and_no_more(split, exports):
+    artifacts = {"free": ("ort-cpu", dynamic(exports))}
+    (entry,) = compare(artifacts, split, Timing(batch=4, protocol=QUICK)).entries
+    assert entry.batch == 4
+    with pytest.raises(AdaptError, match=r"takes images of shape 1-4x.*got 5x.*export"):
+        compare(artifacts, split, Timing(batch=5, protocol=QUICK))
+
+
+def test_evaluation_takes_all_cores_and_timing_the_threads_that_were_asked_for(
+    split, exports, monkeypatch
+):
+    opened = []
+
+    def spy(runtime, artifact, threads=1):
+        opened.append(threads)
+        return open_runner(runtime, artifact, threads)
+
+    monkeypatch.setattr("bench.networks.measure.open_runner", spy)
+    monkeypatch.setattr("bench.networks.measure.usable_cores", lambda: 3)
+    compare({"graph": ("ort-cpu", exported(exports))}, split, Timing(1, protocol=QUICK))
+    assert opened == [3, 1]

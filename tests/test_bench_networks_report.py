@@ -23,6 +23,7 @@ def entry(name, *, ap=0.525, rounds=((10.0, 12.0), (10.0, 12.0))):
         architecture="0123456789abcdef",
         height=256,
         width=320,
+        batch=1,
         metrics=Metrics(ap, 0.8, 0.5, None, 0.4, 0.6, 0.7, {"cell": ap}),
         latency=Latency.of(rounds),
         madds=1.5e9,

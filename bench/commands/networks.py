@@ -72,6 +72,9 @@ def bench_command(
         typer.Option("--runtime", help="Runtime, repeatable; each file's usual one if left out."),
     ] = None,
     threads: ThreadsOpt = 1,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Images per timed call, where a file is free.")
+    ] = 1,
     rounds: Annotated[int, typer.Option("--rounds", min=2, help="Interleaved rounds.")] = 10,
     as_json: JsonOpt = False,
 ) -> None:
@@ -82,13 +85,13 @@ def bench_command(
     from rich.console import Console
 
     from adapt.progress import console_stage
-    from bench.networks.measure import DETECTOR_PROTOCOL, compare, on_runtimes
+    from bench.networks.measure import DETECTOR_PROTOCOL, Timing, compare, on_runtimes
     from bench.networks.report import rich_table, write_report
 
-    protocol = replace(DETECTOR_PROTOCOL, rounds=rounds)
+    how = Timing(threads, batch, replace(DETECTOR_PROTOCOL, rounds=rounds))
     compared, split = on_runtimes(artifacts, runtime or ()), images.load()
     with console_stage("bench") as progress:
-        result = compare(compared, split, threads=threads, protocol=protocol, progress=progress)
+        result = compare(compared, split, how, progress=progress)
     write_report(out, result)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapt.artifacts import library_versions, make_folder, write_text
 from adapt.cost.units import detector_units, madds
 from adapt.data.annotated_image import CocoImage, read_image
@@ -16,15 +18,30 @@ from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import count_parameters
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from bench.latency.backend import OrtBackend
-from bench.latency.provenance import device_description
+from bench.latency.backend import open_backend
+from bench.latency.provenance import device_description, usable_cores
 from bench.latency.subject import ANCHOR
-from bench.latency.timing import Anchor, Latency, Protocol, Timer, measure, wall_timer
-from export.run.inference import Runner, batch_of_one
+from bench.latency.timing import Anchor, Latency, Protocol, measure, wall_timer
+from export.run.inference import Array, Runner, batch_of_one
 from export.run.runner import ARTIFACTS, check_artifact, open_runner, usual_runtime
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
 Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How artifacts are timed.
+
+    Attributes:
+        threads: CPU threads of one inference.
+        batch: Images of one call, for artifacts that take any number.
+        protocol: How much to time.
+    """
+
+    threads: int = 1
+    batch: int = 1
+    protocol: Protocol = DETECTOR_PROTOCOL
 
 
 @dataclass(frozen=True)
@@ -39,8 +56,9 @@ class Entry:
         architecture: Hash of the backbone's architecture.
         height: Height of the input in pixels.
         width: Width of the input in pixels.
+        batch: Images of one timed call.
         metrics: COCO metrics of the detections this runtime made.
-        latency: Latency of this runtime with one image, pre-processing not included.
+        latency: Latency of such a call on this runtime, pre-processing not included.
         madds: Multiply-adds of the whole detector, as Table II counts them.
         params: Parameters of the whole detector.
         size_mb: Size of the file in 10^6 bytes.
@@ -53,6 +71,7 @@ class Entry:
     architecture: str
     height: int
     width: int
+    batch: int
     metrics: Metrics
     latency: Latency
     madds: float
@@ -95,18 +114,16 @@ class BenchResult:
 def compare(
     artifacts: Artifacts,
     split: CocoSplit,
+    timing: Timing | None = None,
     *,
-    threads: int = 1,
-    protocol: Protocol = DETECTOR_PROTOCOL,
     progress: Progress = silent,
 ) -> BenchResult:
-    """Measure mAP and latency of artifacts, all latencies in interleaved rounds.
+    """Measure mAP and latency of artifacts, all latencies of a device in interleaved rounds.
 
     Args:
         artifacts: Runtime and file of each, by the name it gets in the report.
         split: Images and boxes to evaluate on.
-        threads: CPU threads of one inference.
-        protocol: How much to time.
+        timing: How to time; evaluation takes all cores and the batch that a file was exported for.
         progress: Called with (done, total) of images and rounds together.
 
     Raises:
@@ -114,29 +131,32 @@ def compare(
     """
     if not artifacts:
         raise AdaptError("there is nothing to compare; pass at least one artifact")
-    steps = _Steps(len(artifacts) * (len(split) + protocol.rounds), progress)
+    timing = timing or Timing()
+    device = device_description()
+    steps = _Steps(len(artifacts) * (len(split) + timing.protocol.rounds), progress)
+    metrics = {
+        name: evaluate_artifact(path, split, runtime, usable_cores(), progress=steps)
+        for name, (runtime, path) in artifacts.items()
+    }
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(open_runner(runtime, path, threads))
+            name: stack.enter_context(open_runner(runtime, path, timing.threads))
             for name, (runtime, path) in artifacts.items()
         }
-        metrics = {
-            name: evaluate_runner(runner, split, progress=steps)[0]
-            for name, runner in runners.items()
-        }
-        timers = _timers(runners, split.images[0])
-        latencies = measure(timers, protocol, anchor=_anchor(threads), progress=steps)
+        first, batch = split.images[0], timing.batch
+        images = {name: _timed_images(runner, first, batch) for name, runner in runners.items()}
+        latencies = _latencies(runners, images, timing, steps)
         entries = tuple(
-            _entry(name, artifacts[name][1], runner, metrics[name], latencies[name])
-            for name, runner in runners.items()
+            _entry(name, path, runners[name], len(images[name]), metrics[name], latencies[name])
+            for name, (_, path) in artifacts.items()
         )
     return BenchResult(
         entries=entries,
         annotations=split.annotations,
         images=len(split),
-        threads=threads,
-        protocol=protocol,
-        device=device_description(),
+        threads=timing.threads,
+        protocol=timing.protocol,
+        device=device,
         versions=library_versions(),
     )
 
@@ -193,21 +213,43 @@ def _listed(names: tuple[str, ...], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" ... ({len(names)})" if len(names) > limit else "")
 
 
-def _timers(runners: Mapping[str, Runner], image: CocoImage) -> dict[str, Timer]:
-    """Return what times each runner on an image that is in the runtime's memory already."""
-    pixels = read_image(image)
-    return {
-        name: wall_timer(runner.bind(batch_of_one(runner.fitting(pixels)[0])))
-        for name, runner in runners.items()
-    }
+def _timed_images(runner: Runner, image: CocoImage, batch: int) -> Array:
+    """Return the images of one timed call: copies of one, as many as the artifact takes."""
+    pixels, _ = runner.fitting(read_image(image))
+    return np.repeat(batch_of_one(pixels), batch if runner.dynamic else runner.batch, axis=0)
 
 
-def _anchor(threads: int) -> Anchor:
-    backend = OrtBackend("ort-cpu", threads=threads)
-    return Anchor(backend.load(backend.build(ANCHOR)))
+def _latencies(
+    runners: Mapping[str, Runner],
+    images: Mapping[str, Array],
+    timing: Timing,
+    progress: Progress,
+) -> dict[str, Latency]:
+    """Time runners on images that are in the runtime's memory already.
+
+    Those of one device are timed in rounds of their own, beside an anchor on that device: whether
+    a processor is slow says nothing about a GPU.
+    """
+    latencies: dict[str, Latency] = {}
+    on_cpu = {name: runner.describe()["device"] == "cpu" for name, runner in runners.items()}
+    for cpu in dict.fromkeys(on_cpu.values()):
+        timed = [name for name, on in on_cpu.items() if on is cpu]
+        timers = {name: wall_timer(runners[name].bind(images[name])) for name in timed}
+        runtime = "ort-cpu" if cpu else runners[timed[0]].describe()["runtime"]
+        backend = open_backend(runtime, threads=timing.threads)
+        latencies |= measure(
+            timers,
+            timing.protocol,
+            anchor=Anchor(backend.load(backend.build(ANCHOR))),
+            state=backend.state,
+            progress=progress,
+        )
+    return latencies
 
 
-def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency: Latency) -> Entry:
+def _entry(
+    name: str, artifact: Path, runner: Runner, batch: int, metrics: Metrics, latency: Latency
+) -> Entry:
     info, size = runner.info, runner.info.input.fixed()
     units = detector_units(info.architecture, info.detector, size)
     return Entry(
@@ -218,6 +260,7 @@ def _entry(name: str, artifact: Path, runner: Runner, metrics: Metrics, latency:
         architecture=info.architecture.hash,
         height=size.height,
         width=size.width,
+        batch=batch,
         metrics=metrics,
         latency=latency,
         madds=sum(map(madds, units)),

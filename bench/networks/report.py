@@ -25,6 +25,7 @@ COLUMNS: tuple[Column, ...] = (
     ("runtime", lambda e: str(e.runner["runtime"])),
     ("precision", lambda e: e.precision),
     ("input", lambda e: f"{e.height}x{e.width}"),
+    ("batch", lambda e: str(e.batch)),
     ("AP", lambda e: _percent(e.metrics.ap)),
     ("AP50", lambda e: _percent(e.metrics.ap50)),
     ("AP75", lambda e: _percent(e.metrics.ap75)),
@@ -88,12 +89,17 @@ def conditions(result: BenchResult) -> str:
     device = result.device.get("device", "unknown device")
     threads = f"{result.threads} thread" + "s" * (result.threads != 1)
     return (
-        f"{device}, {_precisions(result)}, batch 1, {threads}, median (p50) of single-image latency"
+        f"{device}, {_precisions(result)}, batch {_batches(result)}, {threads}, median (p50) "
+        "latency of a call"
     )
 
 
 def _precisions(result: BenchResult) -> str:
     return " and ".join(sorted({entry.precision for entry in result.entries}))
+
+
+def _batches(result: BenchResult) -> str:
+    return " and ".join(map(str, sorted({entry.batch for entry in result.entries})))
 
 
 def markdown(result: BenchResult) -> str:
@@ -117,16 +123,17 @@ def _how_measured(result: BenchResult) -> list[str]:
         f"Data: {result.annotations}, {result.images} images; AP is COCO's box AP in percent.",
         "mAP and latency come from the same file on the same runtime.",
         f"Device: {_pairs(result.device)}.",
-        f"Runtimes: {', '.join(sorted(runtimes))}; {_precisions(result)}, batch 1, "
-        f"{result.threads} thread(s).",
+        f"Runtimes: {', '.join(sorted(runtimes))}; {_precisions(result)}, batch "
+        f"{_batches(result)}, {result.threads} thread(s); AP is evaluated with all cores.",
         f"Libraries: {_pairs(result.versions)}.",
-        f"Latency: back-to-back calls with one image that is already in the runtime's memory; "
+        f"Latency: back-to-back calls with a batch that is already in the runtime's memory; "
         f"decoding and NMS included, reading and resizing not. {protocol.rounds} rounds over all "
-        f"models, each in another random order, at least {protocol.round_ms:.0f} ms of calls per "
-        "model and round; percentiles over all calls.",
-        f"Drift: an anchor operation is timed beside every sample; rounds in which it is more than "
-        f"{protocol.drift:.0%} slower than at its best are repeated up to {protocol.retries} "
-        f"times. {drifted} of {protocol.rounds * len(result.entries)} rounds stayed slow.",
+        f"models of a device, each in another random order, at least {protocol.round_ms:.0f} ms of "
+        "calls per model and round; percentiles over all calls.",
+        "Drift: an anchor operation on the same device is timed beside every sample; rounds in "
+        f"which it is more than {protocol.drift:.0%} slower than at its best, or a GPU says that "
+        f"it is throttled, are repeated up to {protocol.retries} times. "
+        f"{drifted} of {protocol.rounds * len(result.entries)} rounds stayed slow.",
         f"UNRELIABLE stands where the medians of the rounds differ by more than {RELIABLE:.0%}.",
     ]
 
@@ -155,6 +162,7 @@ def _csv_row(entry: Entry) -> dict[str, Any]:
         "precision": entry.precision,
         "height": entry.height,
         "width": entry.width,
+        "batch": entry.batch,
         **metrics,
         **latency,
         "reliable": entry.latency.reliable,

@@ -51,7 +51,7 @@ class ImageDetections(NamedTuple):
     @classmethod
     def from_torchvision(cls, detections: Mapping[str, Tensor]) -> "ImageDetections":
         """Take over what torchvision's RetinaNet returns for one image."""
-        return cls(*(detections[name].numpy() for name in cls._fields))
+        return cls(*(detections[name].cpu().numpy() for name in cls._fields))
 
 
 class Runner(ABC):
@@ -62,8 +62,8 @@ class Runner(ABC):
         precision: In which the artifact computes.
         tail: How its graph ends; None for PyTorch, which gives detections and raw heads.
         fitting: How images are fitted into its input.
-        batch: Largest number of images of one inference.
-        dynamic: Whether fewer are accepted too.
+        batch: Largest number of images that :meth:`detect` gives to one inference.
+        dynamic: Whether fewer are accepted too; PyTorch takes more as well.
     """
 
     info: DetectorInfo

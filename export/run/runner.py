@@ -58,7 +58,7 @@ def open_runner(runtime: str, artifact: Path, threads: int = 1) -> Runner:
 
 
 def usual_runtime(artifact: Path) -> str:
-    """Return the runtime that runs such a file: on the CPU, unless it is an engine.
+    """Return the runtime that runs such a file if none is named.
 
     Raises:
         AdaptError: If it is an engine that does not say what built it.
@@ -86,11 +86,23 @@ def check_artifact(runtime: str, artifact: Path) -> None:
 
 
 class TorchRunner(Runner):
-    """Eager inference of torchvision's RetinaNet on the CPU, what most people do by default."""
+    """Eager inference of torchvision's RetinaNet, what most people do by default.
 
-    def __init__(self, artifact: Path, threads: int = 1) -> None:
-        self._model, self.info = load_detector(artifact)
+    Args:
+        artifact: The detector file.
+        threads: CPU threads of one inference.
+        device: Where to run; the current GPU by default, or the processor where there is none.
+    """
+
+    dynamic = True
+
+    def __init__(
+        self, artifact: Path, threads: int = 1, device: torch.device | None = None
+    ) -> None:
+        model, self.info = load_detector(artifact)
         self.fitting = Fitting.trained(self.info.input)
+        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.to(self._device)
         self._threads = threads
         self._threads_before = torch.get_num_threads()
 
@@ -105,7 +117,7 @@ class TorchRunner(Runner):
 
     def infer(self, images: Array) -> list[ImageDetections]:
         """Detect in ``[B, 3, H, W]``; see :meth:`Runner.infer`."""
-        detections = self._run(list(torch.from_numpy(unit(images))))
+        detections = self._run(self._as_input(images))
         return [ImageDetections.from_torchvision(image) for image in detections]
 
     def heads(self, images: Array) -> dict[str, Array]:
@@ -114,21 +126,27 @@ class TorchRunner(Runner):
 
     def bind(self, images: Array) -> Callable[[], None]:
         """Return the call to time; see :meth:`Runner.bind`."""
-        tensors = list(torch.from_numpy(unit(images)))
+        tensors, on_gpu = self._as_input(images), self._device.type == "cuda"
 
         def call() -> None:
             self._run(tensors)
+            if on_gpu:
+                torch.cuda.synchronize()
 
         return call
 
     def describe(self) -> dict[str, Any]:
-        """Return runtime, version, device and threads."""
+        """Return runtime, version, device and threads (0: the GPU does the work)."""
+        on_gpu = self._device.type == "cuda"
         return {
             "runtime": "torch",
             "version": torch.__version__,
-            "device": "cpu",
-            "threads": self._threads,
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "threads": 0 if on_gpu else self._threads,
         }
+
+    def _as_input(self, images: Array) -> list[Tensor]:
+        return list(torch.from_numpy(unit(images)).to(self._device))
 
     @torch.inference_mode()
     def _run(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -139,8 +157,9 @@ class TorchRunner(Runner):
 @torch.inference_mode()
 def torch_heads(model: RetinaNet, images: Array) -> dict[str, Array]:
     """Return the raw heads that PyTorch computes for uint8 images; see :meth:`Runner.heads`."""
-    heads = RawHeads(model)(torch.from_numpy(unit(images)))
-    return {name: head.numpy() for name, head in zip(RAW_HEADS, heads, strict=True)}
+    device = next(model.parameters()).device
+    heads = RawHeads(model)(torch.from_numpy(unit(images)).to(device))
+    return {name: head.cpu().numpy() for name, head in zip(RAW_HEADS, heads, strict=True)}
 
 
 class ExportedRunner(Runner):
