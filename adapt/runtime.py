@@ -1,11 +1,40 @@
 """Which runtimes and precisions can a detector be deployed in, and how may its graph end?"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 Runtime = Literal["ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx", "torch"]
 Precision = Literal["fp32", "fp16", "int8"]
 # With non-maximum suppression by tensor operations, by ONNX's operator, or with the raw heads.
 Tail = Literal["tensor-nms", "onnx-nms", "none"]
+
+
+def allow_tf32(convolutions: bool, products: bool) -> tuple[bool, bool]:
+    """Say whether PyTorch may compute fp32 on a GPU in TF32; return what was said before.
+
+    The mantissa of TF32 is that of fp16. By default convolutions take it, and matrix products do
+    not. The setting belongs to the process.
+    """
+    import torch
+
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32, matmul.allow_tf32 = convolutions, products
+    return before
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Let PyTorch compute fp32 in fp32 while something is measured or evaluated.
+
+    Trainings keep PyTorch's default.
+    """
+    before = allow_tf32(False, False)
+    try:
+        yield
+    finally:
+        allow_tf32(*before)
 
 
 def usual_tail(runtime: str) -> Tail:

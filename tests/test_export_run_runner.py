@@ -203,3 +203,10 @@ def test_missing_onnxruntime_says_what_to_install(artifacts, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(AdaptError, match="pip install onnxruntime-gpu"):
         open_runner("ort-cpu", artifacts["ort-cpu"]["fp32"])
+
+
+def test_pytorch_measures_fp32_without_tf32_and_leaves_the_process_as_it_was(artifacts):
+    assert torch.backends.cudnn.allow_tf32
+    with TorchRunner(artifacts["torch"]["fp32"]):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32

@@ -8,6 +8,7 @@ from core_parts import TINY_SPACE
 
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
+from search.recipe.optimisation import ComputeRecipe
 from search.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -238,3 +239,20 @@ def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('name = "marked"\n', encoding="utf-8-sig")
     assert Recipe.load(str(path)).name == "marked"
+
+
+@pytest.mark.parametrize(
+    ("device", "compute", "last"),
+    [
+        ("cpu", {}, True),
+        ("cuda", {}, False),  # fp32 depthwise convolutions are slow there
+        ("cuda", {"amp": "bf16"}, True),
+        ("cuda", {"channels_last": True}, True),
+        ("cpu", {"channels_last": False}, False),
+    ],
+)
+def test_feature_maps_lie_channels_last_where_that_is_fast_or_asked_for(
+    device: str, compute: dict[str, Any], last: bool
+) -> None:
+    layout = ComputeRecipe(**compute).memory_format(device)
+    assert layout == (torch.channels_last if last else torch.contiguous_format)

@@ -62,7 +62,7 @@ def doctor_command(as_json: JsonOpt = False) -> None:
 
     Example: `adapt doctor`
     """
-    from bench.doctor import diagnose, to_json
+    from bench.doctor.runtimes import diagnose, to_json
 
     findings = diagnose()
     show(to_json(findings) if as_json else findings, as_json=as_json, title="adapt doctor")

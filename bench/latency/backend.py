@@ -16,7 +16,7 @@ import torch
 from adapt.cost.table import Conditions
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
-from adapt.runtime import Precision, usual_tail
+from adapt.runtime import Precision, allow_tf32, usual_tail
 from bench.latency.onnx_units import onnx_model, random_inputs
 from bench.latency.provenance import (
     DeviceState,
@@ -292,6 +292,7 @@ class TorchBackend:
         dtype = torch.half if self.precision == "fp16" else torch.float32
         call = torch_call(built, self.batch, self.device, dtype)
         if self.device.type == "cuda":
+            allow_tf32(False, False)  # for good: this process does nothing but measure
             return cuda_timer(call, torch.cuda.current_stream())
         return wall_timer(_on_threads(call, self.threads))
 

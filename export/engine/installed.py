@@ -9,7 +9,8 @@ from adapt.errors import AdaptError
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # in order of preference
 INSTALL = {
-    "tensorrt": "run `pip install 'adapt-detector[trt]'` (needs an NVIDIA GPU)",
+    "tensorrt": "run `pip install 'adapt-detector[trt]'`, or [trt-cu12] with a driver below 580 "
+    "(needs an NVIDIA GPU)",
     "tensorrt_rtx": "run `pip install 'adapt-detector[trt-rtx]'` (builds engines without a GPU)",
 }
 

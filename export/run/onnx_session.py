@@ -1,6 +1,12 @@
 """How does ONNX Runtime run a model on the execution provider that was asked for, and no other?"""
 
+import contextlib
+import ctypes
+import functools
+import io
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +15,8 @@ from numpy.typing import NDArray
 from adapt.errors import AdaptError
 
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+# By default convolutions of fp32 take TF32 on a GPU, whose mantissa is that of fp16.
+OPTIONS = {"ort-cpu": {}, "ort-cuda": {"use_tf32": "0"}}
 
 Array = NDArray[Any]
 
@@ -27,7 +35,9 @@ def ort_session(runtime: str, model: bytes, threads: int) -> Any:
     ort = _onnxruntime()
     provider = PROVIDERS[runtime]
     if provider not in ort.get_available_providers():
-        raise AdaptError(_no_provider(runtime, provider))
+        raise AdaptError(_no_provider(runtime, "this package was built without it"))
+    if runtime == "ort-cuda":
+        _preload(ort)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -35,11 +45,20 @@ def ort_session(runtime: str, model: bytes, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 4
-    providers = dict.fromkeys((provider, PROVIDERS["ort-cpu"]))
-    session = ort.InferenceSession(model, options, providers=list(providers))
-    # ONNX Runtime lists providers that cannot load and falls back without an error.
+    providers = {provider: OPTIONS[runtime], PROVIDERS["ort-cpu"]: {}}
+    try:
+        # A run that fails on the GPU must fail: ONNX Runtime would go on with the CPU, and say so
+        # on stdout.
+        session = ort.InferenceSession(
+            model, options, providers=list(providers.items()), enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's errors have no class in common
+        if runtime == "ort-cpu":
+            raise
+        raise AdaptError(_no_provider(runtime, str(error))) from error
+    # It lists providers that cannot load, and leaves them out without an error.
     if provider not in session.get_providers():
-        raise AdaptError(_no_provider(runtime, provider))
+        raise AdaptError(_no_provider(runtime, _load_error(ort) or _preload(ort)))
     return session
 
 
@@ -72,9 +91,37 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _no_provider(runtime: str, provider: str) -> str:
+@functools.cache
+def _preload(ort: Any) -> str:
+    """Load CUDA and cuDNN from their Python packages; return what could not be loaded.
+
+    The system's loader does not look there. It works without this only where PyTorch of the same
+    CUDA version was imported before.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # which belongs to results
+        ort.preload_dlls()
+    return said.getvalue().strip()
+
+
+def _load_error(ort: Any) -> str:
+    """Return why the library of the CUDA provider does not load; empty if it does."""
+    name = {
+        "win32": "onnxruntime_providers_cuda.dll",
+        "linux": "libonnxruntime_providers_cuda.so",
+    }.get(sys.platform, "")
+    try:
+        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / name))
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _no_provider(runtime: str, cause: str) -> str:
+    reason = " ".join(cause.split()) or "it gave no reason"
     return (
-        f"runtime {runtime} needs ONNX Runtime's {provider}, which does not load on this machine; "
-        "it takes an NVIDIA GPU with its driver, CUDA, cuDNN and `pip install onnxruntime-gpu` "
-        "(without `onnxruntime`); without them choose runtime ort-cpu"
+        f"runtime {runtime} needs ONNX Runtime's {PROVIDERS[runtime]}, which does not load on this "
+        f"machine ({reason}); it takes an NVIDIA GPU with its driver, CUDA and cuDNN of the "
+        "version that `adapt doctor` shows, and `pip install onnxruntime-gpu` (without "
+        "`onnxruntime`); without them choose runtime ort-cpu"
     )

@@ -13,6 +13,7 @@ from adapt.artifacts import check_header
 from adapt.data.images import Fitting
 from adapt.detector.file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
+from adapt.runtime import exact_fp32
 from export.engine.execution import EngineExecution, read_plan_info
 from export.graph.detector import RawHeads, read_onnx_info
 from export.graph.options import DETECTIONS, RAW_HEADS, ImageInput
@@ -105,14 +106,18 @@ class TorchRunner(Runner):
         self._model = model.to(self._device)
         self._threads = threads
         self._threads_before = torch.get_num_threads()
+        self._fp32 = exact_fp32()
 
     def __enter__(self) -> Self:
         # PyTorch's number of threads belongs to the process, so it is restored on exit.
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
+        self._fp32 = exact_fp32()
+        self._fp32.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._fp32.__exit__(None, None, None)
         torch.set_num_threads(self._threads_before)
 
     def infer(self, images: Array) -> list[ImageDetections]:

@@ -15,7 +15,9 @@ from adapt.data.evaluate import Detections, Metrics, detections_to_original, eva
 from adapt.detector.retinanet import build_retinanet
 from adapt.errors import AdaptError
 from adapt.mapping.inherit import inherit_detector
+from adapt.runtime import exact_fp32
 from search.derive.finished import FinishedSearch
+from search.recipe.optimisation import ComputeRecipe
 from search.train.step import detection_loss
 from search.train.world import World
 
@@ -80,14 +82,16 @@ class Examiner:
 
     def examine(self, choices: Choices) -> HeldOut:
         """Return loss and AP of a network on the held-out images."""
-        model = self._detector(choices)
-        loss = held_out_loss(model, self._held_out_batches(), self._device)
-        detections = detect(model, self._held_out_batches(), self._held_out, self._device)
+        with exact_fp32():
+            model = self._detector(choices)
+            loss = held_out_loss(model, self._held_out_batches(), self._device)
+            detections = detect(model, self._held_out_batches(), self._held_out, self._device)
         return HeldOut(loss, evaluate(self._held_out, detections))
 
     def _detector(self, choices: Choices) -> RetinaNet:
         model = inherit_detector(self._supernet, choices, self._config)
-        model.to(device=self._device, memory_format=torch.channels_last)
+        layout = ComputeRecipe().memory_format(self._device.type)  # in fp32
+        model.to(device=self._device, memory_format=layout)
         recalibrate(model, self._training_batches(), self._device)
         return model
 
@@ -158,10 +162,11 @@ def recalibrate(model: RetinaNet, batches: Iterable[Batch], device: torch.device
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative mean, in which all batches count the same
         norm.train()
+    layout = ComputeRecipe().memory_format(device.type)
     for images, _ in batches:
         # The heads have no BatchNorm: the backbone and its pyramid are enough.
         prepared, _ = model.transform([image.to(device) for image in images])
-        model.backbone(prepared.tensors.contiguous(memory_format=torch.channels_last))
+        model.backbone(prepared.tensors.contiguous(memory_format=layout))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -1,4 +1,4 @@
-"""Which runtimes and weights work on this machine, and how to get the others? (`adapt doctor`)"""
+"""Which runtimes and weights work on this machine, and how to get the others?"""
 
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -8,14 +8,13 @@ import torch
 
 from adapt.errors import AdaptError
 from adapt.network.weights import PUBLISHED, find_local_weights
+from bench.doctor.cuda import CudaStack, unsupported_by_rtx
 from bench.latency.onnx_units import unit_model
 from bench.latency.provenance import device_description
 from bench.latency.subject import ANCHOR
 from export.engine.installed import INSTALL, check_builder, trt_flavours
 from export.run.onnx_session import PROVIDERS, ort_session
 from export.run.runner import RUNTIMES
-
-GPU = "run it on a machine with an NVIDIA GPU and its driver"
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class RuntimeState:
         builds: Whether it builds engines here; None for a runtime without engines.
         problem: Why it is not usable; empty if it is.
         fix: What makes it usable; empty if it is.
+        note: What to know although it is usable.
     """
 
     version: str | None
@@ -35,19 +35,23 @@ class RuntimeState:
     builds: bool | None = None
     problem: str = ""
     fix: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         version = self.version or "not installed"
         builds = "builds engines, " if self.builds else ""
         if self.usable:
-            return f"{version}: {builds}usable"
+            return f"{version}: {builds}usable{f'; {self.note}' if self.note else ''}"
         problem = f": {builds}not usable here: {self.problem}" if self.version else ""
         return f"{version}{problem}; {self.fix}"
 
 
 def diagnose() -> dict[str, Any]:
     """Return libraries, runtimes, weight files and the device, each with what to do about it."""
-    findings: dict[str, Any] = {"device": device_description()}
+    cuda = CudaStack.here()
+    findings: dict[str, Any] = {"device": device_description(), "cuda": str(cuda)}
+    if cuda.gpu and cuda.fix:
+        findings["cuda"] += f"; {cuda.problem or 'they do not fit'}; {cuda.fix}"
     for library in ("torch", "torchvision", "pycocotools", "onnx", "typer", "rich"):
         findings[library] = metadata.version(library)
     for runtime in RUNTIMES:
@@ -84,11 +88,13 @@ def _onnxruntime(runtime: str) -> RuntimeState:
     if version is None:
         return RuntimeState(None, usable=False, problem="not installed", fix=install)
     if runtime == "ort-cuda" and not torch.cuda.is_available():
-        return RuntimeState(version, usable=False, problem="no CUDA GPU found", fix=GPU)
+        cuda = CudaStack.here()
+        return RuntimeState(version, usable=False, problem=cuda.problem, fix=cuda.fix)
     try:
         ort_session(runtime, unit_model(ANCHOR), threads=1)
     except AdaptError as error:
-        return RuntimeState(version, usable=False, problem=str(error), fix=install)
+        fix = (runtime == "ort-cuda" and CudaStack.here().fix) or install
+        return RuntimeState(version, usable=False, problem=str(error), fix=fix)
     return RuntimeState(version, usable=True)
 
 
@@ -98,14 +104,17 @@ def _tensorrt(runtime: str) -> RuntimeState:
     if version is None:
         install = INSTALL[flavour]
         return RuntimeState(None, usable=False, builds=False, problem="not installed", fix=install)
+    cuda = CudaStack.here()
     try:
         check_builder(flavour)
     except AdaptError as error:
-        return RuntimeState(version, usable=False, builds=False, problem=str(error), fix=GPU)
+        fix = cuda.fix or "update the driver or TensorRT"
+        return RuntimeState(version, usable=False, builds=False, problem=str(error), fix=fix)
     if not torch.cuda.is_available():
-        problem = "no CUDA GPU found to run them"
-        return RuntimeState(version, usable=False, builds=True, problem=problem, fix=GPU)
-    return RuntimeState(version, usable=True, builds=True)
+        return RuntimeState(version, usable=False, builds=True, problem=cuda.problem, fix=cuda.fix)
+    capability = torch.cuda.get_device_capability()
+    note = unsupported_by_rtx(capability) if flavour == "tensorrt_rtx" else ""
+    return RuntimeState(version, usable=True, builds=True, note=note)
 
 
 def _version(package: str) -> str | None:

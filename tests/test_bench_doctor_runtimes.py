@@ -8,8 +8,8 @@ from importlib import metadata
 import pytest
 import torch
 
-from bench import doctor
-from bench.doctor import RuntimeState, diagnose, runtime_state, to_json
+from bench.doctor import runtimes
+from bench.doctor.runtimes import RuntimeState, diagnose, runtime_state, to_json
 from export.run.runner import RUNTIMES
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -61,7 +61,7 @@ def test_a_missing_onnx_runtime_says_what_to_install(runtime, package, monkeypat
     def nothing(_):
         raise metadata.PackageNotFoundError
 
-    monkeypatch.setattr(doctor.metadata, "version", nothing)
+    monkeypatch.setattr(runtimes.metadata, "version", nothing)
     state = runtime_state(runtime)
     assert state == RuntimeState(
         None, usable=False, problem="not installed", fix=f"run `pip install {package}`"
