@@ -6,7 +6,7 @@ from torch import nn
 
 from adapt.errors import AdaptError
 from search.recipe.optimisation import Optimisation
-from search.train.optimizer import build_optimizer
+from search.train.optimizer import advance, build_optimizer, build_scheduler
 from search.train.step import Stepper
 from search.train.world import World
 
@@ -36,9 +36,11 @@ def test_fp16_skips_an_overflow_and_stops_where_scaling_less_does_not_help() -> 
     parameter = nn.Parameter(torch.zeros(1))
     stepper = Stepper(build_optimizer([parameter], Optimisation()), [parameter], 35, "fp16", ALONE)
     batch = ([torch.zeros(3, 1, 1)], [{"image_id": torch.tensor(17)}])
+    schedule = build_scheduler(stepper.optimizer, Optimisation(), 1)
     scale = stepper.scaler.get_scale()
     large = torch.full((1,), 1e38)  # times the scale, it overflows
     stepper.step([(1.0, lambda: (parameter * large).sum())], batch)
+    advance(schedule)  # PyTorch would warn, which is an error here
     assert float(parameter.detach()) == 0
     assert stepper.scaler.get_scale() == scale / 2
     for _ in range(int(math.log2(stepper.scaler.get_scale()))):

@@ -32,7 +32,7 @@ from search.train.batches import (
     training_loading,
 )
 from search.train.checkpoint import RandomState
-from search.train.optimizer import build_optimizer, build_scheduler
+from search.train.optimizer import advance, build_optimizer, build_scheduler
 from search.train.placement import place
 from search.train.session import Session
 from search.train.step import Stepper, detection_loss
@@ -167,7 +167,7 @@ class BilevelSearch:
         _train_only(self.weights, self.arch_parameters)
         paths = self._weight_paths(self._generator("weight", step), step)
         loss = self.weight_stepper.step(self._path_losses(batch, paths), batch)
-        self.lr_schedule.step()
+        advance(self.lr_schedule)
         return loss
 
     def _weight_paths(self, generator: torch.Generator, step: int) -> list[Paths | None]:

@@ -22,7 +22,7 @@ from search.recipe.schedule import Schedule
 from search.train.batches import check_shares, divided, training_dataset, training_loading
 from search.train.checkpoint import Checkpoint, RandomState
 from search.train.loop import checkpointed, training_guarded
-from search.train.optimizer import build_optimizer, build_scheduler
+from search.train.optimizer import advance, build_optimizer, build_scheduler
 from search.train.placement import place
 from search.train.session import Session
 from search.train.step import Stepper, detection_loss
@@ -126,7 +126,7 @@ class Finetuning:
                 for share, part in divided(batch, self.recipe.finetune.accumulate)
             )
             loss = self.stepper.step(losses, batch)
-            self.lr_schedule.step()
+            advance(self.lr_schedule)
             yield loss
 
 

@@ -1,5 +1,6 @@
 """Which optimizer does a recipe ask for, and with which learning rate at each step?"""
 
+import warnings
 from collections.abc import Iterable
 
 from torch import nn
@@ -29,6 +30,15 @@ def build_scheduler(
             optimizer, optimisation.lr, total_steps=total, pct_start=rise, cycle_momentum=False
         )
     return LambdaLR(optimizer, lambda step: step_factor(optimisation, step, steps_per_epoch))
+
+
+def advance(schedule: LRScheduler) -> None:
+    """Go on to the learning rate of the next step."""
+    with warnings.catch_warnings():
+        # In fp16 the scale of the loss is found by steps that overflow and are skipped, the first
+        # one nearly always: PyTorch takes that for a wrong order of calls.
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")
+        schedule.step()
 
 
 def step_factor(optimisation: Optimisation, step: int, steps_per_epoch: int) -> float:

@@ -152,7 +152,9 @@ def joined_world() -> Iterator[World]:
                 "or export the address of the first node and a free port"
             )
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
+    # NCCL guesses a rank's GPU from its number, with a warning, unless it is told.
+    gpu = device if device.type == "cuda" else None
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT, device_id=gpu)
     try:
         yield World(rank, size, device)
     finally:
