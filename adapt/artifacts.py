@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import tempfile
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from typing import Any
 
 from adapt.errors import AdaptError
 
+GZIP = b"\x1f\x8b"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -86,15 +88,26 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_text(path: Path, what: str) -> str:
     """Read a UTF-8 file; ``what`` names its content in the error.
 
+    A byte order mark in front is left out, and decides whether it is UTF-8 or UTF-16.
+
     Raises:
-        AdaptError: If the file is missing, unreadable or not UTF-8 text.
+        AdaptError: If the file is missing, unreadable or not such text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before it
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise AdaptError(f"{what} {path} does not exist; check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdaptError(f"{what} {path} is not readable text ({error}); check the file") from error
+    except OSError as error:
+        raise AdaptError(f"{what} {path} is not readable ({error}); check the file") from error
+    if data.startswith(GZIP):
+        raise AdaptError(f"{what} {path} is compressed; unpack it with gzip -d")
+    # Editors and PowerShell on Windows write marks.
+    encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise AdaptError(f"{what} {path} is no UTF-8 text ({error}); save it as UTF-8") from error
+    return text.replace("\r\n", "\n")
 
 
 def read_json(path: Path, what: str) -> Any:

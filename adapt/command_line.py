@@ -11,6 +11,10 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+RepairOpt = Annotated[
+    bool,
+    typer.Option("--repair", help="Cut or leave out boxes that cannot be used, and say how many."),
+]
 DryRunOpt = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done and how long it takes.")
 ]

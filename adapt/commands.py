@@ -25,22 +25,26 @@ def weights_command(
 @data_app.command("check")
 def data_check_command(
     root: Annotated[Path, typer.Argument(help="Folder of a COCO-format data set.")],
-    split: Annotated[list[str] | None, typer.Option("--split", help="Split; repeatable.")] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="Split, repeatable; train, val, and test where there is one."),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Open every image and box of a data set and report what would go wrong.
+    """Open every image and box of a data set and report all that would go wrong.
+
+    The exit code is 1 if a training or an evaluation would be refused.
 
     Example: `adapt data check datasets/bccd --split train --split val`
     """
     from adapt.data.check import check_data
     from adapt.progress import console_stage
 
-    reports = check_data(root, split or ["train", "val"], stage=console_stage)
-    content = {name: report.to_dict() for name, report in reports.items()}
+    reports = check_data(root, split or (), stage=console_stage)
     if as_json:
-        show(content, as_json=True)
+        show({name: report.to_dict() for name, report in reports.items()}, as_json=True)
     else:
-        for name, report in content.items():
-            show(report, as_json=False, title=name)
+        for name, report in reports.items():
+            show(report.shown(), as_json=False, title=name)
     if any(report.problems for report in reports.values()):
         raise typer.Exit(1)

@@ -238,7 +238,8 @@ def _training_images(paths: Sequence[Path]) -> list[Path]:
     images: list[Path] = []
     for path in paths:
         if has_split(path, "train"):
-            images += [image.path for image in load_split(path, "train").images]
+            # Boxes play no role in calibration.
+            images += [image.path for image in load_split(path, "train", repair=True).images]
         else:
             images += find_images([path])
     return images

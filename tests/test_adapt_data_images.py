@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_parts import IMAGE, annotation, read, told, write_set
 from PIL import Image, ImageOps
-from test_adapt_data_coco import IMAGE, annotation, write_set
 from typer.testing import CliRunner
 
 from adapt.data.annotated_image import CocoImage, read_image
@@ -52,7 +52,7 @@ def test_annotated_as_stored_is_read_as_stored(tmp_path: Path, orientation: int)
 def report_of(tmp_path: Path, orientation: int, box: list[float]):  # type: ignore[no-untyped-def]
     root = write_set(tmp_path / "set", images=[IMAGE], annotations=[annotation(bbox=box)])
     photo(root / "images" / IMAGE["file_name"], orientation, (IMAGE["width"], IMAGE["height"]))
-    return check_split(load_split(root, "train"))
+    return check_split(read(root))
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4])
@@ -74,8 +74,15 @@ def test_report_says_which_turned_images_are_read_as_stored(tmp_path: Path) -> N
 
 def test_boxes_of_the_turned_image_name_the_swapped_size(tmp_path: Path) -> None:
     report = report_of(tmp_path, 6, [5, 32, 20, 6])  # inside 30x40, below 40x30
-    problems = "\n".join(report.problems)
-    assert "width and height as stored, 40x30: write 30x40" in problems
+    assert "write 30x40" in told(report)
+    assert "width and height as stored, 40x30" in told(report)
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_boxes_of_the_turned_image_are_not_repaired(tmp_path: Path, repair: bool) -> None:
+    report_of(tmp_path, 6, [5, 32, 20, 6])
+    with pytest.raises(AdaptError, match="write 30x40"):
+        load_split(tmp_path / "set", "train", repair=repair)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])

@@ -23,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(root: Path) -> CocoSplit:
-    return load_split(root, "train", strict=True)
+    return load_split(root, "train")
 
 
 def contents(root: Path) -> dict[str, str]:

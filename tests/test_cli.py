@@ -410,12 +410,16 @@ def test_table_of_another_processor_is_refused_when_the_recipe_names_one(
     assert "(Jetson Orin)" in result.stderr
 
 
-def test_evaluation_tells_how_many_boxes_it_left_out(recipe: Path, tmp_path: Path) -> None:
+def test_evaluation_refuses_or_tells_which_boxes_it_left_out(recipe: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(root_of(recipe), root)
     path = root / "annotations" / "val.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"] = [5, 5, 0, 9]
     path.write_text(json.dumps(content))
-    result = run("eval", tmp_path / "no.onnx", "--data", root)
-    assert "0 were cut at the border of their image and 1 left out" in result.stderr
+    for command in ("eval", "bench"):
+        refused = run(command, tmp_path / "no.onnx", "--data", root)
+        assert refused.exit_code == 1
+        assert "of no size; correct it, or set data.repair = true" in refused.stderr
+        repaired = run(command, tmp_path / "no.onnx", "--data", root, "--repair")
+        assert "0 were cut at the border of their image and 1 left out" in repaired.stderr

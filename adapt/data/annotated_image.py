@@ -1,11 +1,14 @@
 """How is an annotated image opened, so that its boxes fit it?"""
 
+import os
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
 
-from adapt.data.images import decode, upright
+from adapt.data.images import SUFFIXES, decode, upright
 from adapt.errors import AdaptError
 
 SEE_CHECK = "(`adapt data check` lists all such images)"  # in errors about one image
@@ -13,12 +16,26 @@ SEE_CHECK = "(`adapt data check` lists all such images)"  # in errors about one 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image of a split; ``width`` and ``height`` are pixels as the annotations count them."""
+    """One image of a split.
+
+    Attributes:
+        id: Its number, the file's id where that is an integer of 64 bits.
+        path: The image file.
+        width: Pixels, as the annotations count them.
+        height: Pixels, as the annotations count them.
+        written_id: The id in the annotation file, if it is another one.
+    """
 
     id: int
     path: Path
     width: int
     height: int
+    written_id: int | str | None = None
+
+    @property
+    def annotated_id(self) -> int | str:
+        """The id that the annotation file gives the image."""
+        return self.id if self.written_id is None else self.written_id
 
 
 def read_image(image: CocoImage) -> Image.Image:
@@ -38,12 +55,30 @@ def stored_image(image: CocoImage) -> Image.Image:
     """
     if not image.path.exists():
         raise AdaptError(
-            f"image {image.path} does not exist; add it or remove its annotations {SEE_CHECK}"
+            f"image {image.path} does not exist{_similar(image.path)}; add it or remove its "
+            f"annotations {SEE_CHECK}"
         )
     try:
         return decode(image.path)
     except AdaptError as error:
         raise AdaptError(f"{error} {SEE_CHECK}") from error
+
+
+def _similar(path: Path) -> str:
+    """Name the file that may be meant where one is missing: of another case, ending or folder."""
+    name = re.split(r"[\\/]", str(path))[-1]
+    folder = next((place for place in path.parents if place.is_dir()), None)
+    if folder is None or not (stem := Path(name).stem):
+        return ""
+    found = _by_stem(folder, folder.stat().st_mtime_ns).get(stem.casefold())
+    return f" (is {folder / found} meant?)" if found else ""
+
+
+@lru_cache(maxsize=4)
+def _by_stem(folder: Path, changed: int) -> dict[str, str]:
+    """Return the image files of a folder; thousands of missing images ask for the same one."""
+    names = (Path(name) for name in os.listdir(folder))
+    return {name.stem.casefold(): name.name for name in names if name.suffix.lower() in SUFFIXES}
 
 
 def as_annotated(stored: Image.Image, image: CocoImage) -> Image.Image:

@@ -1,23 +1,52 @@
 """What is wrong with a data set? (found before hours of training on it)"""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags
-from PIL.Image import Image
 
-from adapt.data.annotated_image import CocoImage, as_annotated, stored_image
-from adapt.data.coco import CocoSplit, ImageBoxes, load_split
-from adapt.data.images import upright
-from adapt.data.repair import TOLERANCE, Repair
+from adapt.data.coco import CocoSplit, ImageBoxes, read_annotations
+from adapt.data.image_check import inspect_image, orientation_warnings, turned_problems
+from adapt.data.layout import check_folder, find_split, has_split
+from adapt.data.repair import Problem, Remedy
 from adapt.errors import AdaptError
 from adapt.progress import Stage, silent_stage
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's limits of the areas of medium objects, square pixels
+DETECTIONS = 100  # that a detector returns per image, unless its recipe asks for more
+FIXES: dict[Remedy, str] = {
+    "clipped": "correct them, or data.repair = true cuts them at the border of their image",
+    "left out": "correct them, or data.repair = true leaves them out",
+}
+EXAMPLES = 3  # problems of one kind that are told in full
+
+
+@dataclass(frozen=True)
+class ProblemKind:
+    """All problems of one kind.
+
+    Attributes:
+        kind: What they are: ``boxes of no size``.
+        count: How many there are.
+        repair: What ``data.repair = true`` does with each: ``clipped``, ``left out``, or
+            ``refused``: nothing, they must be corrected.
+        fix: What to do.
+        examples: The first of them.
+    """
+
+    kind: str
+    count: int
+    repair: Remedy
+    fix: str
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        others = self.count - len(self.examples)
+        more = [f"... and {others} more"] if others else []
+        return "\n  ".join((f"{self.count} {self.kind}; {self.fix}", *self.examples, *more))
 
 
 @dataclass(frozen=True)
@@ -25,73 +54,93 @@ class DataReport:
     """What a split holds, and what is wrong with it.
 
     Attributes:
-        problems: What stops a training; one sentence each, with file, value and fix.
-        warnings: What does not stop a training but may be a mistake; one sentence each.
+        problems: What stops a training or an evaluation, by kind.
+        warnings: What stops nothing but may be a mistake; one sentence each.
     """
 
-    annotations: str
-    images: int
-    empty_images: int
-    grayscale_images: int
-    rotated_images: int
-    unreadable_images: int
-    mismatched_images: int
-    boxes: int
-    crowd_boxes: int
-    duplicate_boxes: int
-    clipped_boxes: int
-    dropped_boxes: int
-    boxes_per_class: dict[str, int]
-    boxes_per_size: dict[str, int]
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
+    annotations: str = ""
+    images: int = 0
+    empty_images: int = 0
+    grayscale_images: int = 0
+    rotated_images: int = 0
+    unreadable_images: int = 0
+    mismatched_images: int = 0
+    boxes: int = 0
+    crowd_boxes: int = 0
+    duplicate_boxes: int = 0
+    clipped_boxes: int = 0
+    dropped_boxes: int = 0
+    boxes_per_class: dict[str, int] = field(default_factory=dict)
+    boxes_per_size: dict[str, int] = field(default_factory=dict)
+    problems: tuple[ProblemKind, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
-        return {**asdict(self), "problems": list(self.problems), "warnings": list(self.warnings)}
+        problems = [asdict(kind) | {"examples": list(kind.examples)} for kind in self.problems]
+        return {**asdict(self), "problems": problems, "warnings": list(self.warnings)}
+
+    def shown(self) -> dict[str, Any]:
+        """Return what people read: problems as lines of text, no numbers where nothing was read."""
+        content = asdict(self) if self.annotations else {}
+        lines = [str(kind) for kind in self.problems]
+        return {**content, "problems": lines, "warnings": list(self.warnings)}
 
 
 def check_data(
-    root: Path, splits: Sequence[str], *, stage: Stage = silent_stage
+    root: Path, splits: Sequence[str] = (), *, stage: Stage = silent_stage
 ) -> dict[str, DataReport]:
-    """Check splits of a data set, by name.
+    """Check splits of a data set, by name, and whether they fit each other.
 
     Args:
         root: Folder of the data set.
-        splits: Their names.
+        splits: Their names; ``train``, ``val``, and ``test`` where there is one if empty.
         stage: Opens the progress display of a split.
 
+    Returns:
+        A report for each, also for those that are missing or cannot be read.
+
     Raises:
-        AdaptError: If a split is missing or its annotations cannot be read.
+        AdaptError: If there is no such folder.
     """
-    reports = {}
-    for name in splits:
-        split = load_split(root, name)
+    check_folder(root)
+    reports, read = {}, {}
+    for name in splits or ("train", "val", *(["test"] if has_split(root, "test") else [])):
+        try:
+            read[name] = split = read_annotations(*find_split(root, name))
+        except AdaptError as error:
+            message, _, fix = str(error).rpartition("; ")
+            problem = Problem("splits that cannot be read", message, fix, "refused")
+            reports[name] = DataReport(problems=_by_kind([problem]))
+            continue
         with stage(f"check {name}") as progress:
             reports[name] = check_split(split, progress)
-    return reports
+    return {name: _compared(report, name, read) for name, report in reports.items()}
 
 
 def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = None) -> DataReport:
     """Open every image of a split and report all that is wrong with it.
 
     Args:
-        split: The split, as loaded.
+        split: The split, as :func:`read_annotations` reads it.
         progress: Called with the number of images done and the number of all.
     """
     findings = []
     for done, image in enumerate(split.images, start=1):
-        findings.append(_inspect(image))
+        findings.append(inspect_image(image))
         if progress is not None:
             progress(done, len(split))
     image_kinds = Counter(kind for finding in findings for kind in finding.kinds)
-    repaired = Counter(repair.kind for repair in split.repairs)
+    repaired = Counter(problem.remedy for problem in split.problems)
     per_class = _boxes_per_class(split)
     duplicates = sum(map(_count_duplicates, split.boxes))
     boxes = sum(map(len, split.boxes))
-    problems = [finding.problem for finding in findings if finding.problem]
-    if not any(per_class.values()):
-        problems.append(f"{split.annotations} holds no boxes of single objects; annotate some")
+    problems = [
+        *turned_problems(split.problems, findings),  # causes before what they cause
+        *split.problems,
+        *(finding.problem for finding in findings if finding.problem),
+        *([] if split.has_boxes else [_no_boxes(split)]),
+    ]
     return DataReport(
         annotations=str(split.annotations),
         images=len(split),
@@ -104,102 +153,76 @@ def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = 
         crowd_boxes=boxes - sum(per_class.values()),
         duplicate_boxes=duplicates,
         clipped_boxes=repaired["clipped"],
-        dropped_boxes=repaired["dropped"],
+        dropped_boxes=repaired["left out"],
         boxes_per_class=per_class,
         boxes_per_size=_boxes_per_size(split),
-        problems=(*problems, *_turned_problems(split, findings), *_repair_problems(split)),
+        problems=_by_kind(problems),
         warnings=(
-            *_orientation_warnings(findings),
+            *orientation_warnings(findings),
+            *_image_warnings(split),
             *_box_warnings(split, per_class, duplicates),
         ),
     )
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """What an image is (such as ``grayscale``), and why it cannot be used."""
+def _by_kind(problems: Iterable[Problem]) -> tuple[ProblemKind, ...]:
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    return tuple(
+        ProblemKind(
+            kind,
+            len(found),
+            found[0].remedy,
+            FIXES.get(found[0].remedy, found[0].fix),
+            tuple(problem.message for problem in found[:EXAMPLES]),
+        )
+        for kind, found in kinds.items()
+    )
 
-    kinds: tuple[str, ...]
-    problem: str = ""
-    path: Path = Path()
+
+def _no_boxes(split: CocoSplit) -> Problem:
+    message = f"{split.annotations} holds no boxes of single objects"
+    return Problem("splits without boxes", message, "annotate some", "refused")
 
 
-def _inspect(image: CocoImage) -> _Finding:
+def _compared(report: DataReport, name: str, read: Mapping[str, CocoSplit]) -> DataReport:
+    """Add what does not fit the training split."""
+    split, train = read.get(name), read.get("train")
+    if split is None or train is None or split is train:
+        return report
+    problems, warnings = report.problems, report.warnings
     try:
-        stored = stored_image(image)
+        split.matched(train.class_names, str(train.annotations))
     except AdaptError as error:
-        return _Finding(("unreadable",), str(error))
-    kinds = ("grayscale",) if stored.mode in ("1", "L", "LA") else ()
-    if stored.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        kinds = (*kinds, "rotated", _orientation(stored, image))
-    try:
-        as_annotated(stored, image)
-    except AdaptError as error:
-        return _Finding((*kinds, "mismatched"), str(error))
-    return _Finding(kinds, path=image.path)
-
-
-def _orientation(stored: Image, image: CocoImage) -> str:
-    """Say how the annotated size decides on an image that its EXIF data turn."""
-    if upright(stored).size == stored.size:
-        return "undecided"
-    return "as stored" if stored.size == (image.width, image.height) else "as shown"
-
-
-def _orientation_warnings(findings: Sequence[_Finding]) -> list[str]:
-    """Say how images are read whose EXIF data and annotations leave a doubt."""
-    texts = {
-        "undecided": "have the same width and height with and without their EXIF orientation (the "
-        "first: {}); they are read as viewers show them, boxes must be drawn on that",
-        "as stored": "are turned by their EXIF orientation, but have the annotated width and "
-        "height as they are stored (the first: {}); they are read as stored",
-    }
-    warnings = []
-    for kind, text in texts.items():
-        paths = [finding.path for finding in findings if kind in finding.kinds]
-        if paths:
-            warnings.append(f"{len(paths)} images {text.format(paths[0])}")
-    return warnings
-
-
-def _turned_problems(split: CocoSplit, findings: Sequence[_Finding]) -> list[str]:
-    """Name the likely cause where boxes fit the image as EXIF turns it, and not as it is stored."""
-    repairs: dict[int, list[Repair]] = defaultdict(list)
-    for repair in split.repairs:
-        repairs[repair.image_id].append(repair)
-    swapped = [
-        image
-        for image, finding in zip(split.images, findings, strict=True)
-        if "as stored" in finding.kinds
-        and repairs[image.id]
-        and all(_fits(repair.corners, image.height, image.width) for repair in repairs[image.id])
-    ]
-    if not swapped:
-        return []
-    first = swapped[0]
-    return [
-        f"{len(swapped)} images have boxes that fit them only as their EXIF orientation turns them "
-        f"(the first: {first.path}); their annotations give width and height as stored, "
-        f"{first.width}x{first.height}: write {first.height}x{first.width}"
-    ]
-
-
-def _fits(corners: tuple[float, ...], width: int, height: int) -> bool:
-    x1, y1, x2, y2 = corners
-    inside = min(x1, y1) >= -TOLERANCE and x2 <= width + TOLERANCE and y2 <= height + TOLERANCE
-    return inside and x1 < x2 and y1 < y2
+        message, _, fix = str(error).rpartition("; ")
+        problem = Problem("splits with classes unknown to train", message, fix, "refused")
+        problems = (*problems, *_by_kind([problem]))
+    trained = {image.path.resolve() for image in train.images}
+    shared = [image.path for image in split.images if image.path.resolve() in trained]
+    if shared:
+        warnings = (
+            *warnings,
+            f"{len(shared)} images of {split.annotations} are training images too (the first: "
+            f"{shared[0]}); AP on them says nothing of new images",
+        )
+    return replace(report, problems=problems, warnings=warnings)
 
 
 def _boxes_per_class(split: CocoSplit) -> dict[str, int]:
-    labels = np.concatenate([boxes.labels[~boxes.crowd] for boxes in split.boxes])
-    counts = np.bincount(labels, minlength=len(split.class_names))
+    labels = [boxes.labels[~boxes.crowd] for boxes in split.boxes]
+    counts = np.bincount(_joined(labels, np.int64), minlength=len(split.class_names))
     return dict(zip(split.class_names, map(int, counts), strict=True))
 
 
 def _boxes_per_size(split: CocoSplit) -> dict[str, int]:
-    areas = np.concatenate([boxes.areas[~boxes.crowd] for boxes in split.boxes])
+    areas = _joined([boxes.areas[~boxes.crowd] for boxes in split.boxes], np.float64)
     small, large = int((areas < SMALL).sum()), int((areas > LARGE).sum())
     return {"small": small, "medium": len(areas) - small - large, "large": large}
+
+
+def _joined(arrays: Sequence[Any], kind: type) -> Any:
+    return np.concatenate([np.empty(0, dtype=kind), *arrays])
 
 
 def _count_duplicates(boxes: ImageBoxes) -> int:
@@ -207,16 +230,23 @@ def _count_duplicates(boxes: ImageBoxes) -> int:
     return len(rows) - len(np.unique(rows, axis=0))
 
 
-def _repair_problems(split: CocoSplit) -> list[str]:
-    problems = []
-    for kind, what in (("clipped", "stick out of their image"), ("dropped", "cannot be used")):
-        reasons = [repair.reason for repair in split.repairs if repair.kind == kind]
-        if reasons:
-            problems.append(
-                f"{len(reasons)} boxes {what}, the first: {reasons[0]}; correct them, or set "
-                "data.repair = true in the recipe"
-            )
-    return problems
+def _image_warnings(split: CocoSplit) -> list[str]:
+    warnings = []
+    paths = Counter(image.path for image in split.images)
+    twice = [path for path, count in paths.items() if count > 1]
+    if twice:
+        warnings.append(
+            f"{split.annotations} lists {len(twice)} image files more than once (the first: "
+            f"{twice[0]}); the boxes of one entry are missing from the others"
+        )
+    most = max((int((~boxes.crowd).sum()) for boxes in split.boxes), default=0)
+    if most > DETECTIONS:
+        full = sum(int((~boxes.crowd).sum()) > DETECTIONS for boxes in split.boxes)
+        warnings.append(
+            f"{full} images of {split.annotations} hold more than {DETECTIONS} boxes, up to "
+            f"{most}; a detector returns {DETECTIONS} unless detector.detections asks for more"
+        )
+    return warnings
 
 
 def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) -> list[str]:
@@ -234,4 +264,8 @@ def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) 
             f"{split.annotations} has no box of {len(absent)} classes ({', '.join(absent[:5])}"
             f"{', ...' if len(absent) > 5 else ''}); no AP can be given for them"
         )
+    alike = Counter(name.casefold() for name in split.class_names)
+    same = [name for name in split.class_names if alike[name.casefold()] > 1]
+    if same:
+        warnings.append(f"{', '.join(same[:5])} of {split.annotations} differ only in case")
     return warnings

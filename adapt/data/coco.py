@@ -9,16 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.data.annotated_image import CocoImage
-from adapt.data.entries import (
-    parse_annotation,
-    parse_categories,
-    parse_images,
-    read_lists,
-    root_category,
-)
+from adapt.data.box_format import box_format_problem
+from adapt.data.entries import Annotation, Id, Reader, category_name, find_root_category, read_lists
+from adapt.data.image_check import inspect_image, turned_problems
 from adapt.data.layout import find_split
-from adapt.data.repair import Repair
+from adapt.data.repair import Problem, refuse
 from adapt.errors import AdaptError
+
+LOOKED_AT = 20  # images whose boxes do not fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +25,7 @@ class ImageBoxes:
 
     Attributes:
         xyxy: ``float64[N, 4]``, corners in pixels of the image.
-        labels: ``int64[N]``, 0 to K - 1 in ascending order of the category ids.
+        labels: ``int64[N]``, 0 to K - 1, places in the split's class names.
         crowd: ``bool[N]``, boxes around groups, which neither training nor evaluation counts.
         areas: ``float64[N]``, square pixels of the object: of its mask if the file says so, less
             than the box then.
@@ -51,9 +49,9 @@ class CocoSplit:
         folder: The folder the file names are relative to.
         images: The images in the order of the file.
         boxes: Their boxes, in the same order.
-        class_names: Names in label order.
-        category_ids: The file's category id of every label.
-        repairs: What loading did to boxes that cannot be used as they stand in the file.
+        class_names: Names in label order, which is the ascending order of the category ids.
+        category_ids: The file's category id of every label; None if it has none (:meth:`matched`).
+        problems: What is wrong with the file; what can be repaired is.
         root_category: Name of the category that only stands above the others and is no class.
     """
 
@@ -62,8 +60,8 @@ class CocoSplit:
     images: tuple[CocoImage, ...]
     boxes: tuple[ImageBoxes, ...]
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    repairs: tuple[Repair, ...] = ()
+    category_ids: tuple[Id | None, ...]
+    problems: tuple[Problem, ...] = ()
     root_category: str = ""
 
     def __len__(self) -> int:
@@ -73,6 +71,11 @@ class CocoSplit:
     def image_ids(self) -> tuple[int, ...]:
         """Image ids in order."""
         return tuple(image.id for image in self.images)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether there is a box of a single object."""
+        return any((~boxes.crowd).any() for boxes in self.boxes)
 
     def subset(self, image_ids: Sequence[int]) -> "CocoSplit":
         """Return a split of these images only, in this order.
@@ -88,22 +91,12 @@ class CocoSplit:
                 f"its {len(self)} image ids"
             )
         chosen = [positions[image_id] for image_id in image_ids]
-        kept = set(image_ids)
+        kept = {None, *image_ids}
         return replace(
             self,
             images=tuple(self.images[position] for position in chosen),
             boxes=tuple(self.boxes[position] for position in chosen),
-            repairs=tuple(repair for repair in self.repairs if repair.image_id in kept),
-        )
-
-    def repaired(self) -> str:
-        """Return in one line how many boxes were cut or left out; empty if none."""
-        counts = Counter(repair.kind for repair in self.repairs)
-        if not counts:
-            return ""
-        return (
-            f"of the boxes in {self.annotations}, {counts['clipped']} were cut at the border of "
-            f"their image and {counts['dropped']} left out; `adapt data check` tells why"
+            problems=tuple(problem for problem in self.problems if problem.image_id in kept),
         )
 
     def limit(self, max_images: int | None) -> "CocoSplit":
@@ -114,8 +107,66 @@ class CocoSplit:
         positions = np.linspace(0, len(self) - 1, max_images).round().astype(int)
         return self.subset([self.images[position].id for position in positions])
 
+    def matched(self, class_names: Sequence[str], whose: str) -> "CocoSplit":
+        """Return the split with the labels of other class names, matched by name.
 
-def load_split(root: Path, split: str, *, strict: bool = False) -> CocoSplit:
+        Splits of one data set may list their classes in another order, under other ids, or only
+        those they have boxes of.
+
+        Args:
+            class_names: Names in the order of the wanted labels.
+            whose: Who has these classes, for errors.
+
+        Raises:
+            AdaptError: If there are boxes of a class that is not among the names.
+        """
+        if tuple(class_names) == self.class_names:
+            return self
+        unknown = self.unknown_classes(class_names)
+        if unknown:
+            raise AdaptError(
+                f"{self.annotations} has boxes of {_listed(unknown)}, {whose} has the classes "
+                f"{_listed(class_names)}{_other_case(unknown, class_names)}; name them alike, or "
+                "remove these boxes"
+            )
+        places = {name: label for label, name in enumerate(class_names)}
+        labels = np.array([places.get(name, -1) for name in self.class_names], dtype=np.int64)
+        ids = dict(zip(self.class_names, self.category_ids, strict=True))
+        return replace(
+            self,
+            boxes=tuple(replace(boxes, labels=labels[boxes.labels]) for boxes in self.boxes),
+            class_names=tuple(class_names),
+            category_ids=tuple(ids.get(name) for name in class_names),
+        )
+
+    def unknown_classes(self, class_names: Sequence[str]) -> list[str]:
+        """Return the classes that have boxes here but are not among the names."""
+        used = sorted({int(label) for boxes in self.boxes for label in boxes.labels})
+        names = [self.class_names[label] for label in used]
+        return [name for name in names if name not in class_names]
+
+    def repaired(self) -> str:
+        """Return in one line how many boxes were cut or left out; empty if none."""
+        counts = Counter(problem.remedy for problem in self.problems)
+        if not (counts["clipped"] or counts["left out"]):
+            return ""
+        return (
+            f"of the boxes in {self.annotations}, {counts['clipped']} were cut at the border of "
+            f"their image and {counts['left out']} left out; `adapt data check` tells why"
+        )
+
+
+def _listed(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" ... ({len(names)})" if len(names) > limit else "")
+
+
+def _other_case(unknown: Sequence[str], class_names: Sequence[str]) -> str:
+    known = {name.casefold(): name for name in class_names}
+    alike = [f"{name} is {known[name.casefold()]}" for name in unknown if name.casefold() in known]
+    return f" (in another case, {', '.join(alike[:3])})" if alike else ""
+
+
+def load_split(root: Path, split: str, *, repair: bool = False) -> CocoSplit:
     """Find and load a split of a data set.
 
     Three layouts are known: COCO's own (``annotations/instances_train2017.json`` and
@@ -125,60 +176,86 @@ def load_split(root: Path, split: str, *, strict: bool = False) -> CocoSplit:
     Args:
         root: Folder of the data set.
         split: Name of the split; ``train`` also finds ``train2017``, ``val`` also ``valid``.
-        strict: Refuse boxes that loading would otherwise clip or drop.
+        repair: Clip and leave out what cannot be used as it is, instead of refusing the split.
 
     Raises:
         AdaptError: If no or more than one split fits, or its file is not sound.
     """
-    return load_annotations(*find_split(root, split), strict=strict)
+    return load_annotations(*find_split(root, split), repair=repair)
 
 
-def load_annotations(annotations: Path, images: Path, *, strict: bool = False) -> CocoSplit:
-    """Load a COCO JSON file; images are not opened (:func:`check_split` does).
-
-    Boxes of no size or outside of their image are dropped, boxes that stick out of it by more than
-    a pixel are clipped; ``repairs`` lists both.
+def load_annotations(annotations: Path, images: Path, *, repair: bool = False) -> CocoSplit:
+    """Load a COCO JSON file; images are not opened (:func:`adapt.data.check.check_split` does).
 
     Args:
         annotations: The JSON file.
         images: Folder its file names are relative to.
-        strict: Refuse such boxes instead.
+        repair: Clip and leave out what cannot be used as it is, instead of refusing the file.
 
     Raises:
-        AdaptError: If the file or the folder is missing, or an entry is not sound.
+        AdaptError: If the file or the folder is missing, or something in it is not sound; with the
+            first problem and the number of others.
+    """
+    split = read_annotations(annotations, images)
+    refuse((*_turned(split), *split.problems), repair=repair)
+    return split
+
+
+def _turned(split: CocoSplit) -> list[Problem]:
+    """Look at images with boxes that do not fit: they may fit the image as EXIF turns it.
+
+    Repairing would train on what is left of such boxes. All images are looked at by
+    :func:`adapt.data.check.check_split`.
+    """
+    concerned = {problem.image_id for problem in split.problems if problem.corners is not None}
+    images = [image for image in split.images if image.id in concerned][:LOOKED_AT]
+    turned = turned_problems(split.problems, map(inspect_image, images))
+    return turned if 2 * len(turned) >= len(images) else []
+
+
+def read_annotations(annotations: Path, images: Path) -> CocoSplit:
+    """Read what can be used of a COCO JSON file, repaired, and all its problems.
+
+    Args:
+        annotations: The JSON file.
+        images: Folder its file names are relative to.
+
+    Raises:
+        AdaptError: If the file or the folder is missing, or the file is none of COCO's format.
     """
     content = read_lists(annotations)
     if not images.is_dir():
         raise AdaptError(f"image folder {images} of {annotations} does not exist; check the path")
-    records = parse_images(content["images"], annotations, images)
-    root = root_category(content)
-    categories = parse_categories(
-        [entry for entry in content["categories"] if entry is not root], annotations
-    )
-    labels = {category: label for label, category in enumerate(categories)}
-    rows: dict[int, list[tuple[float, ...]]] = defaultdict(list)
-    repairs = []
-    for entry in content["annotations"]:
-        image, row, repair = parse_annotation(entry, records, labels, annotations)
-        if repair is not None:
-            repairs.append(repair)
-        if repair is None or repair.kind == "clipped":
-            rows[image].append(row)
-    if strict and repairs:
-        raise AdaptError(
-            f"{repairs[0].reason}; correct it, or set data.repair = true in the recipe to leave "
-            "such boxes out"
-        )
+    reader = Reader(annotations)
+    records = reader.images(content["images"], images)
+    root = find_root_category(content)
+    classes = reader.categories(entry for entry in content["categories"] if entry is not root)
+    found = reader.annotations(content["annotations"], records, classes)
+    boxes = [annotation.box for annotation in found]
+    sizes = [(annotation.image.width, annotation.image.height) for annotation in found]
+    cause = box_format_problem(boxes, sizes, annotations)
     return CocoSplit(
         annotations=annotations,
         folder=images,
         images=tuple(records.values()),
-        boxes=tuple(_to_boxes(rows[image]) for image in records),
-        class_names=tuple(categories.values()),
-        category_ids=tuple(categories),
-        repairs=tuple(repairs),
-        root_category=str(root["name"]) if root else "",
+        boxes=_boxes_by_image(found, list(records.values()), list(classes)),
+        class_names=tuple(name for name, _ in classes.values()),
+        category_ids=tuple(written for _, written in classes.values()),
+        problems=(*((cause,) if cause else ()), *reader.problems),
+        root_category=(category_name(root) or "") if root else "",
     )
+
+
+def _boxes_by_image(
+    annotations: Sequence[Annotation], images: Sequence[CocoImage], categories: Sequence[Id]
+) -> tuple[ImageBoxes, ...]:
+    labels = {category: label for label, category in enumerate(categories)}
+    rows: dict[int, list[tuple[float, ...]]] = defaultdict(list)
+    for one in annotations:
+        if one.problem is None or one.problem.remedy == "clipped":
+            row = (*one.corners, labels[one.category], one.crowd, one.area)
+            rows[one.image.id].append(row)
+    return tuple(_to_boxes(rows[image.id]) for image in images)
 
 
 def _to_boxes(rows: list[tuple[float, ...]]) -> ImageBoxes:

@@ -1,17 +1,50 @@
-"""What does each entry of a COCO annotation file say?"""
+"""What does each entry of a COCO annotation file say, and what is wrong with it?"""
 
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adapt.artifacts import read_json
 from adapt.data.annotated_image import CocoImage
 from adapt.data.layout import image_path
-from adapt.data.repair import Box, Repair, repair_box
+from adapt.data.repair import Box, Problem, UnusableError, usable_box
 from adapt.errors import AdaptError
 
+Id = int | str  # as files give it
+Value = TypeVar("Value")
 
-def read_lists(file: Path) -> dict[str, list[Any]]:
-    """Return images, annotations and categories of a file as it has them."""
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotation: a box that can be used, after repair if it has a problem.
+
+    Attributes:
+        image: Its image.
+        category: Id of its category.
+        box: (x, y, width, height) as annotated.
+        corners: (x1, y1, x2, y2) in pixels of the image.
+        crowd: Whether it is a box around a group.
+        area: Square pixels of the object.
+        problem: What is wrong with it.
+    """
+
+    image: CocoImage
+    category: Id
+    box: Box
+    corners: Box
+    crowd: bool
+    area: float
+    problem: Problem | None
+
+
+def read_lists(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return images, annotations and categories of a file; what is no entry becomes an empty one.
+
+    Raises:
+        AdaptError: If the file is none of COCO's format, or has no images or categories.
+    """
     content = read_json(file, "annotation file")
     needed = ("images", "annotations", "categories")
     entries = content if isinstance(content, dict) else {}
@@ -23,81 +56,209 @@ def read_lists(file: Path) -> dict[str, list[Any]]:
     for name in ("images", "categories"):
         if not entries[name]:
             raise AdaptError(f"{file} holds no {name}; choose another split or export it again")
-    return {name: entries[name] for name in needed}
+    return {
+        name: [entry if isinstance(entry, dict) else {} for entry in entries[name]]
+        for name in needed
+    }
 
 
-def parse_images(entries: list[Any], file: Path, folder: Path) -> dict[int, CocoImage]:
-    """Return the images by their ids, in the order of the file."""
-    images: dict[int, CocoImage] = {}
-    for entry in entries:
-        number = _integer(entry, "id", "an image", file)
-        what = f"image {number}"
+class Reader:
+    """Reads the entries of one file, and collects what is wrong with them.
+
+    Args:
+        file: The annotation file, for errors.
+
+    Attributes:
+        problems: What is wrong, in the order of reading.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+        self._unusable: dict[str, set[Id]] = {}  # ids of images and categories
+
+    def images(self, entries: Iterable[dict[str, Any]], folder: Path) -> dict[Id, CocoImage]:
+        """Return the usable images by their ids, in the order of the file."""
+
+        def read(number: Id, entry: dict[str, Any]) -> CocoImage:
+            return self._image(number, entry, folder)
+
+        images = self._by_id(entries, "an image", read)
+        fit = all(isinstance(number, int) and abs(number) < 2**63 for number in images)
+        if fit:
+            return images
+        # Tensors hold integers of 64 bits: other ids are counted anew.
+        return {
+            key: CocoImage(number, image.path, image.width, image.height, image.written_id)
+            for number, (key, image) in enumerate(images.items(), start=1)
+        }
+
+    def _image(self, number: Id, entry: dict[str, Any], folder: Path) -> CocoImage:
+        what = f"image {number} in {self.file}"
         name = entry.get("file_name")
-        width, height = (_integer(entry, side, what, file) for side in ("width", "height"))
-        if number in images:
-            raise AdaptError(f"image id {number} occurs twice in {file}; make the ids unique")
         if not isinstance(name, str) or not name:
-            raise AdaptError(f"{what} in {file} has file_name {name!r}; name its file")
-        if width < 1 or height < 1:
-            raise AdaptError(f"{what} in {file} is {width}x{height} pixels; correct its size")
-        images[number] = CocoImage(number, image_path(folder, name), width, height)
-    return images
+            message = f"{what} has file_name {name!r}"
+            raise _refused("images without a file name", message, "name its file")
+        width, height = (_pixels(entry, side, what) for side in ("width", "height"))
+        key = number if isinstance(number, int) and abs(number) < 2**63 else 0
+        return CocoImage(key, image_path(folder, name), width, height, _written(entry["id"]))
+
+    def categories(self, entries: Iterable[dict[str, Any]]) -> dict[Id, tuple[str, Id]]:
+        """Return name and id as written of the usable categories, by ascending id."""
+        taken: set[str] = set()
+
+        def read(number: Id, entry: dict[str, Any]) -> tuple[str, Id]:
+            name = category_name(entry)
+            if name is None or name in taken:
+                message = f"category {number} in {self.file} has the name {entry.get('name')!r}"
+                if name is not None:
+                    message += ", as another one has"
+                kind = "categories without a name of their own"
+                raise _refused(kind, message, "give it a name of its own")
+            taken.add(name)
+            return name, _written(entry["id"])
+
+        found = self._by_id(entries, "a category", read)
+        return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+    def annotations(
+        self, entries: Iterable[dict[str, Any]], images: Mapping[Id, CocoImage], categories: Any
+    ) -> list[Annotation]:
+        """Return the annotations whose images, categories and four numbers are known."""
+        found = []
+        for entry in entries:
+            try:
+                annotation = self._annotation(entry, images, categories)
+            except UnusableError as error:
+                self.problems.append(error.problem)
+                continue
+            if annotation is not None:
+                found.append(annotation)
+                self.problems += [annotation.problem] if annotation.problem else []
+        return found
+
+    def _annotation(
+        self, entry: dict[str, Any], images: Mapping[Id, CocoImage], categories: Any
+    ) -> Annotation | None:
+        """Return an annotation, or None if what it belongs to is unusable and told so."""
+        # Ids of annotations only name them in errors: tools write numbers, UUIDs, or none.
+        number = entry.get("id")
+        what = "an annotation without id" if number is None else f"annotation {number}"
+        what = f"{what} in {self.file}"
+        keys = {}
+        for name, known in (("image_id", images), ("category_id", categories)):
+            keys[name] = key = identity(entry.get(name))
+            if key in self._unusable[name.removesuffix("_id")]:
+                return None
+            if key is None or key not in known:
+                kinds = {"image_id": "images", "category_id": "categories"}
+                raise UnusableError(
+                    Problem(
+                        f"annotations of unknown {kinds[name]}",
+                        f"{what} has the unknown {name} {entry.get(name)!r}",
+                    )
+                )
+        image, category = images[keys["image_id"]], keys["category_id"]  # type: ignore[index]
+        box = _box(entry.get("bbox"), what, image)
+        corners, problem = usable_box(box, image, f"{what} has the box {entry['bbox']}")
+        area = _number(entry.get("area"))
+        if area is None or not 0 < area < math.inf:
+            area = (corners[2] - corners[0]) * (corners[3] - corners[1])
+        crowd = _is_crowd(entry.get("iscrowd"))
+        assert category is not None
+        return Annotation(image, category, box, corners, crowd, area, problem)
+
+    def _by_id(
+        self,
+        entries: Iterable[dict[str, Any]],
+        noun: str,
+        read: Callable[[Id, dict[str, Any]], Value],
+    ) -> dict[Id, Value]:
+        found: dict[Id, Value] = {}
+        first: dict[Id, dict[str, Any]] = {}
+        for entry in entries:
+            number = identity(entry.get("id"))
+            try:
+                if number is None:
+                    message = f"{noun} in {self.file} has id {entry.get('id')!r}"
+                    fix = "give it a number or a text as id"
+                    raise _refused(f"entries of {noun} without an id", message, fix)
+                if number in first:
+                    raise _occurs_twice(noun, number, self.file, same=entry == first[number])
+                first[number] = entry
+                found[number] = read(number, entry)
+            except UnusableError as error:
+                self.problems.append(error.problem)
+        self._unusable[noun.split()[-1]] = first.keys() - found.keys()
+        return found
 
 
-def root_category(content: dict[str, list[Any]]) -> Any:
+def _occurs_twice(noun: str, number: Id, file: Path, *, same: bool) -> UnusableError:
+    what = noun.split()[-1]
+    if same:
+        message = f"the entry of {what} {number} occurs twice in {file}"
+        return UnusableError(Problem(f"entries of {noun} that occur twice", message))
+    message = f"{what} id {number} occurs twice in {file}"
+    return _refused(f"{what} ids that occur twice", message, "make the ids unique")
+
+
+def _refused(kind: str, message: str, fix: str) -> UnusableError:
+    return UnusableError(Problem(kind, message, fix, "refused"))
+
+
+def identity(value: Any) -> Id | None:
+    """Return an id in the form in which ids are compared: ``7``, ``7.0`` and ``"7"`` are one."""
+    if isinstance(value, str):
+        text = value.strip()
+        digits = text.removeprefix("-")
+        short = len(digits) < 100  # Python refuses to read numbers of thousands of digits
+        if short and digits.isascii() and digits.isdigit() and str(int(text)) == text:
+            return int(text)
+        return text or None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # some exporters write 640.0
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _written(value: Any) -> Id:
+    return value if isinstance(value, str) else int(value)
+
+
+def _order(number: Id) -> tuple[bool, Id]:
+    return isinstance(number, str), number
+
+
+def category_name(entry: Mapping[str, Any]) -> str | None:
+    """Return the name of a category as text without spaces around it; None if it has none."""
+    name = entry.get("name")
+    if isinstance(name, int | float) and not isinstance(name, bool):
+        name = str(name)  # digits, or sizes: classes are named, not counted
+    return (name.strip() or None) if isinstance(name, str) else None
+
+
+def find_root_category(content: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
     """Return the entry that only stands above all other categories, as Roboflow writes one.
 
     It is no class: no box is of it, and all others name it as their supercategory.
     """
-    entries = [entry for entry in content["categories"] if isinstance(entry, dict)]
-    boxes = [entry for entry in content["annotations"] if isinstance(entry, dict)]
-    for root in entries:
-        others = [entry for entry in entries if entry is not root]
-        above = bool(others) and all(e.get("supercategory") == root.get("name") for e in others)
-        if above and all(box.get("category_id") != root.get("id") for box in boxes):
+    used = {identity(box.get("category_id")) for box in content["annotations"]}
+    categories = content["categories"]
+    above = [category_name({"name": entry.get("supercategory")}) for entry in categories]
+    if len(set(above)) > 2 or len(categories) < 2:
+        return None
+    for place, root in enumerate(categories):
+        others = {*above[:place], *above[place + 1 :]}
+        if others == {category_name(root)} != {None} and identity(root.get("id")) not in used:
             return root
     return None
 
 
-def parse_categories(entries: list[Any], file: Path) -> dict[int, str]:
-    """Return class names by category id, in ascending order of the ids."""
-    names: dict[int, str] = {}
-    for entry in entries:
-        number = _integer(entry, "id", "a category", file)
-        name = entry.get("name")
-        if isinstance(name, int | float) and not isinstance(name, bool):
-            name = str(name)  # digits, or sizes: classes are named, not counted
-        if number in names:
-            raise AdaptError(f"category id {number} occurs twice in {file}; make the ids unique")
-        if not isinstance(name, str) or name in names.values():
-            raise AdaptError(
-                f"category {number} in {file} has the name {name!r}; give it a name of its own"
-            )
-        names[number] = name
-    return dict(sorted(names.items()))
-
-
-def parse_annotation(
-    entry: Any, images: dict[int, CocoImage], labels: dict[int, int], file: Path
-) -> tuple[int, tuple[float, ...], Repair | None]:
-    """Return the image id, the row (x1, y1, x2, y2, label, crowd, area) and the repair."""
-    # Ids of annotations only name them in errors: tools write numbers, UUIDs, or none.
-    number = entry.get("id") if isinstance(entry, dict) else None
-    what = f"annotation {number}" if number is not None else "an annotation without id"
-    for name, known in (("image_id", images), ("category_id", labels)):
-        if _integer(entry, name, what, file) not in known:
-            raise AdaptError(
-                f"{what} in {file} has the unknown {name} {entry[name]}; remove it or list its "
-                f"{name.removesuffix('_id')}"
-            )
-    image = images[int(entry["image_id"])]
-    box = _parse_box(entry.get("bbox"), what, file)
-    corners, repair = repair_box(box, image, f"{what} in {file} has the box {entry['bbox']}")
-    label, crowd = labels[int(entry["category_id"])], _is_crowd(entry.get("iscrowd"))
-    area = entry.get("area")
-    if not isinstance(area, int | float) or not area > 0:
-        area = (corners[2] - corners[0]) * (corners[3] - corners[1])
-    return image.id, (*corners, label, crowd, area), repair
+def _pixels(entry: Mapping[str, Any], side: str, what: str) -> int:
+    value = _number(entry.get(side))
+    if value is None or not value.is_integer() or value < 1:
+        fix = "give the pixels of the image file as an integer"
+        raise _refused("images without a size", f"{what} has {side} {entry.get(side)!r}", fix)
+    return int(value)
 
 
 def _is_crowd(value: Any) -> bool:
@@ -105,23 +266,23 @@ def _is_crowd(value: Any) -> bool:
     return value.strip().lower() in ("1", "true", "yes") if isinstance(value, str) else bool(value)
 
 
-def _parse_box(box: Any, what: str, file: Path) -> Box:
+def _box(box: Any, what: str, image: CocoImage) -> Box:
     """Return (x, y, width, height), whether or not that is a usable box."""
-    sound = isinstance(box, list) and len(box) == 4
-    if not sound or not all(isinstance(v, int | float) for v in box):
-        raise AdaptError(
-            f"{what} in {file} has the bbox {box!r}; give four finite numbers: x, y, width, height"
-        )
-    x, y, width, height = map(float, box)
-    return x, y, width, height
+    numbers = [_number(value) for value in box] if isinstance(box, list) else []
+    if len(numbers) == 4:
+        x, y, width, height = numbers
+        if x is not None and y is not None and width is not None and height is not None:
+            return x, y, width, height
+    kind = "annotations without a box of four numbers"
+    message = f"{what} has the bbox {box!r} instead of four finite numbers: x, y, width, height"
+    raise UnusableError(Problem(kind, message, image_id=image.id))
 
 
-def _integer(entry: Any, name: str, what: str, file: Path) -> int:
-    value = entry.get(name) if isinstance(entry, dict) else None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # some exporters write 640.0
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise AdaptError(f"{what} in {file} has {name} {value!r}; it must be an integer")
-    if abs(value) >= 2**63:
-        raise AdaptError(f"{what} in {file} has {name} {value}; it must be below 2^63")
-    return value
+def _number(value: Any) -> float | None:
+    """Return a number, also if it is written as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None

@@ -9,13 +9,12 @@ from adapt.errors import AdaptError
 
 
 def find_split(root: Path, split: str) -> tuple[Path, Path]:
-    """Return annotation file and image folder of a split; :func:`load_split` says which fit.
+    """Return annotation file and image folder of a split, as :func:`load_split` finds it.
 
     Raises:
         AdaptError: If no or more than one split fits.
     """
-    if not root.is_dir():
-        raise AdaptError(f"data set {root} is not a folder; pass the one that holds annotations")
+    check_folder(root)
     splits = _find_splits(root)
     accepted = (split, "valid") if split == "val" else (split,)
     matches = [name for name in splits if name in accepted]
@@ -28,6 +27,16 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
             f"the splits it has ({', '.join(splits) or 'none'})"
         )
     return splits[matches[0]]
+
+
+def check_folder(root: Path) -> None:
+    """Check that a data set is there.
+
+    Raises:
+        AdaptError: If not.
+    """
+    if not root.is_dir():
+        raise AdaptError(f"data set {root} is not a folder; pass the one that holds annotations")
 
 
 def has_split(root: Path, split: str) -> bool:

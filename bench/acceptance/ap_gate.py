@@ -25,6 +25,7 @@ class GateReport:
         ap_engine: AP of the TensorRT engine; None if there is none, or no GPU to run it.
         drop: How much lower than PyTorch's the lowest AP of the files is; negative if higher.
         images: Evaluated images.
+        repaired: How many of their boxes were cut or left out; empty if none.
         kept_in_fp32: Weights of an int8 file that had to stay in fp32.
         drops: Drop of every int8 file that was tried, by its number of weights in fp32.
     """
@@ -34,6 +35,7 @@ class GateReport:
     ap_engine: float | None
     drop: float
     images: int
+    repaired: str = ""
     kept_in_fp32: tuple[str, ...] = ()
     drops: dict[int, float] | None = None
 
@@ -99,11 +101,13 @@ class GateOptions:
         drop: Largest drop of AP in points of 100.
         data: Folder of the data set to evaluate on.
         split: Its split.
+        repair: Cut or leave out boxes that cannot be used, instead of refusing the split.
     """
 
     drop: float
     data: Path | None
     split: str = "val"
+    repair: bool = False
 
 
 def deploy_within(
@@ -147,6 +151,7 @@ def deploy_within(
             ap_engine=ap_engine,
             drop=gate.check(aps),
             images=len(split),
+            repaired=split.repaired(),
             kept_in_fp32=kept,
             drops=drops,
         )
@@ -159,7 +164,7 @@ def _evaluable_split(options: GateOptions, deployment: Deployment) -> CocoSplit:
         raise AdaptError("--ap-gate evaluates on images with boxes; pass a data set with --data")
     if deployment.graph.tail == "none":
         raise AdaptError("--ap-gate evaluates detections, tail 'none' has none; use another tail")
-    return load_split(options.data, options.split)
+    return load_split(options.data, options.split, repair=options.repair)
 
 
 def _engine_ap(gate: Gate, path: Path, summary: dict[str, Any]) -> float | None:

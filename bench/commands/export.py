@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from adapt.command_line import JsonOpt, grouped, show
+from adapt.command_line import JsonOpt, RepairOpt, grouped, show
 from adapt.errors import AdaptError
 from adapt.runtime import Precision, Tail
 
@@ -62,6 +62,7 @@ class CheckOptions:
         typer.Option("--data", help="Data set: --ap-gate evaluates on it, int8 calibrates on it."),
     ] = None
     split: Annotated[str, typer.Option("--split", help="Split of --ap-gate.")] = "val"
+    repair: RepairOpt = False
 
     def images(self) -> tuple[Sequence[Path], Sequence[Path]]:
         """Return what calibrates (the data set, if nothing else does), and what is compared."""
@@ -73,7 +74,7 @@ class CheckOptions:
 
         if self.ap_gate is None:
             return None
-        return GateOptions(self.ap_gate, self.data, self.split)
+        return GateOptions(self.ap_gate, self.data, self.split, self.repair)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapt.command_line import JsonOpt, grouped, show, warn
+from adapt.command_line import JsonOpt, RepairOpt, grouped, show, warn
 from export.commands import ArtifactArg, RuntimeOpt, ThreadsOpt
 
 if TYPE_CHECKING:
@@ -23,13 +23,14 @@ class SplitOptions:
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="N images, spread evenly.")
     ] = None
+    repair: RepairOpt = False
 
     def load(self) -> "CocoSplit":
-        """Read the split."""
+        """Read the split; say what was repaired."""
         from adapt.data.coco import load_split
 
-        split = load_split(self.data, self.split).limit(self.limit)
-        if split.repairs:
+        split = load_split(self.data, self.split, repair=self.repair).limit(self.limit)
+        if split.repaired():
             warn(split.repaired())
         return split
 

@@ -217,7 +217,7 @@ class Recipe:
             raise AdaptError(
                 f"recipe {self.name!r} names no data set; set data.root or pass --data"
             )
-        return load_split(Path(self.data.root), name, strict=not self.data.repair)
+        return load_split(Path(self.data.root), name, repair=self.data.repair)
 
     def num_classes(self) -> int:
         """Return the number of object classes of the training split."""

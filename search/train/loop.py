@@ -66,6 +66,7 @@ def training_guarded(diverged: Path, train: CocoSplit, world: World) -> Iterator
 
 
 def _write_images(path: Path, train: CocoSplit, error: DivergedError) -> None:
-    files = {image.id: str(image.path) for image in train.images}
-    rows = [{"id": number, "file": files[number]} for number in error.image_ids]
+    images = {image.id: image for image in train.images}
+    concerned = [images[number] for number in error.image_ids]
+    rows = [{"id": image.annotated_id, "file": str(image.path)} for image in concerned]
     write_json(path, header("diverged", reason=str(error), images=rows))
