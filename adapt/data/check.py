@@ -101,14 +101,17 @@ def check_data(
         A report for each, also for those that are missing or cannot be read.
 
     Raises:
-        AdaptError: If there is no such folder.
+        AdaptError: If there is no such folder, or a single split that cannot be read.
     """
     check_folder(root)
     reports, read = {}, {}
-    for name in splits or ("train", "val", *(["test"] if has_split(root, "test") else [])):
+    names = splits or ("train", "val", *(["test"] if has_split(root, "test") else []))
+    for name in names:
         try:
             read[name] = split = read_annotations(*find_split(root, name))
         except AdaptError as error:
+            if len(names) == 1:
+                raise
             message, _, fix = str(error).rpartition("; ")
             problem = Problem("splits that cannot be read", message, fix, "refused")
             reports[name] = DataReport(problems=_by_kind([problem]))
