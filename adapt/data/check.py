@@ -10,7 +10,7 @@ import numpy as np
 
 from adapt.data.coco import CocoSplit, ImageBoxes, read_annotations
 from adapt.data.image_check import inspect_image, orientation_warnings, turned_problems
-from adapt.data.layout import check_folder, find_split, has_split
+from adapt.data.layout import check_folder, find_split, has_split, split_names
 from adapt.data.repair import Problem, Remedy
 from adapt.errors import AdaptError
 from adapt.progress import Stage, silent_stage
@@ -101,7 +101,7 @@ def check_data(
         A report for each, also for those that are missing or cannot be read.
 
     Raises:
-        AdaptError: If there is no such folder, or a single split that cannot be read.
+        AdaptError: If there is no such folder, no split in it, or a single one that cannot be read.
     """
     check_folder(root)
     reports, read = {}, {}
@@ -110,7 +110,7 @@ def check_data(
         try:
             read[name] = split = read_annotations(*find_split(root, name))
         except AdaptError as error:
-            if len(names) == 1:
+            if len(names) == 1 or not split_names(root):
                 raise
             message, _, fix = str(error).rpartition("; ")
             problem = Problem("splits that cannot be read", message, fix, "refused")

@@ -39,6 +39,11 @@ def check_folder(root: Path) -> None:
         raise AdaptError(f"data set {root} is not a folder; pass the one that holds annotations")
 
 
+def split_names(root: Path) -> list[str]:
+    """Return the names of all splits of a folder."""
+    return list(_find_splits(root))
+
+
 def has_split(root: Path, split: str) -> bool:
     """Return whether a folder is a data set with this split."""
     return root.is_dir() and split in map(_without_year, _find_splits(root))
