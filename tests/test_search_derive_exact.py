@@ -73,6 +73,25 @@ def test_brute_force_finds_nothing_better(seed):
         ) == pytest.approx((found.cost, found.score))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_among_networks_of_the_same_score_the_cheapest_is_derived(seed):
+    model, ops, widths = chance_search(seed)
+    # Nothing was decided: every score occurs many times, summed in many orders.
+    ops = [[np.full_like(p, -np.log(len(p))) for p in block] for block in ops]
+    if seed % 3:  # but for one operation, so that the scores of networks differ
+        ops[0][0] = chance_search(seed)[1][0][0]
+    widths = [np.full_like(p, -np.log(len(p))) for p in widths]
+    networks = list(every_network(model, ops, widths))
+    deriver = Deriver(model, ops, widths)
+    costs = sorted({cost for cost, _ in networks})
+    for budget in (costs[0], costs[len(costs) // 2], costs[-1]):
+        fitting = [(cost, score) for cost, score in networks if cost <= budget * (1 + 1e-12)]
+        best = max(score for _, score in fitting)
+        cheapest = min(cost for cost, score in fitting if score > best - 1e-9)
+        assert deriver.best(budget).cost == pytest.approx(cheapest, rel=1e-12)
+    assert deriver.dearest == pytest.approx(cheapest, rel=1e-12)  # that of the largest budget
+
+
 def test_a_budget_below_the_cheapest_names_it():
     model, ops, widths = chance_search(1)
     deriver = Deriver(model, ops, widths)

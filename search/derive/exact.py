@@ -20,6 +20,9 @@ Any price gives a valid bound. The tightest is at the price where the network of
 ``score - price * cost`` changes from one above the budget to one within it. Bisection finds it (the
 solution of the Lagrangian dual), and the best network within the budget that it meets on the way is
 the known one.
+
+Among networks of the same score the cheapest is returned. Sums in another order would differ by
+rounding and hide a tie, so scores are multiples of 2**-32, which add without any.
 """
 
 # K widths of a block, I widths of the block before it, L later operations, M choices of operations
@@ -40,6 +43,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 BISECTIONS = 60  # of the price; after these, doubles hardly differ
+SCORE_STEP = 2.0**-32  # sums of its multiples are exact up to 2**21 in doubles
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ class Deriver:
                 model.first[number].numpy(),
                 model.later[number].numpy(),
                 model.taps[number].numpy(),
-                ops[number],
-                widths[number],
+                [_stepped(scores) for scores in ops[number]],
+                _stepped(widths[number]),
             )
             for number in range(len(widths))
         ]
@@ -115,15 +119,18 @@ class Deriver:
     @property
     def dearest(self) -> float:
         """The cost of the network of the highest score: a larger budget changes nothing."""
-        return self._fixed + self._best_priced(0.0).cost
+        return self.best(self._fixed + self._best_priced(0.0).cost).cost
 
     def best(self, budget: float) -> Derived:
         """Return the network of the highest score that costs no more than ``budget``.
 
+        Among several of this score it is the cheapest.
+
         Raises:
             AdaptError: If none does.
         """
-        limit = (budget - self._fixed) * (1 + ROUNDING)
+        limit = budget - self._fixed
+        limit += abs(limit) * ROUNDING
         if float(self._cheapest_rests[0][0]) > limit:
             raise AdaptError(
                 f"no network costs {budget:.6g} or less, the cheapest costs {self.cheapest:.6g}; "
@@ -232,8 +239,10 @@ class Deriver:
             history: Partial networks by block and width.
         """
         last = history[-1]
-        width = max(range(len(last)), key=lambda w: last[w].score.max(initial=-np.inf))
-        index = int(last[width].score.argmax())
+        # Of one width, the network of the highest score is the last and the only one of its score.
+        ends = [w for w in range(len(last)) if len(last[w].score)]
+        width = max(ends, key=lambda w: (last[w].score[-1], -last[w].cost[-1]))
+        index = len(last[width].score) - 1
         cost, score = float(last[width].cost[index]), float(last[width].score[index])
         ops: list[tuple[int, ...]] = []
         widths: list[int] = []
@@ -292,6 +301,12 @@ class _Partial:
 
     def pruned(self) -> "_Partial":
         return self.chosen(pareto(self.cost, self.score))
+
+
+def _stepped(scores: Floats) -> Floats:
+    """Return the scores rounded to multiples of :data:`SCORE_STEP`."""
+    rounded: Floats = np.round(scores / SCORE_STEP) * SCORE_STEP
+    return rounded
 
 
 def pareto(cost: Floats, score: Floats) -> Ints:
