@@ -17,6 +17,7 @@ from adapt.detector.retinanet import DetectorConfig
 from adapt.runtime import Tail
 from export.graph.detector import export_detector, export_rest
 from export.graph.options import GraphOptions
+from export.quantize import Quantizer
 from export.run.inference import unit
 
 SIZE = InputSize(128, 160)
@@ -80,6 +81,22 @@ def dynamic(folder: Path) -> Path:
         export_detector(small_detector(), INFO, path, options, provenance={})
 
     return once(folder / "dynamic.onnx", export)
+
+
+def half(folder: Path) -> Path:
+    """The small detector as ONNX in fp16 for one image of bytes; written once per folder."""
+    options = GraphOptions(precision="fp16", pixels="uint8")
+
+    def export(path: Path) -> None:
+        export_detector(small_detector(), INFO, path, options, provenance={})
+
+    return once(folder / "half.onnx", export)
+
+
+def int8(folder: Path) -> Path:
+    """The small detector as ONNX in int8; written once per folder."""
+    batches = [unit(images(1, seed)) for seed in range(3)]
+    return once(folder / "int8.onnx", Quantizer(exported(folder), batches).write)
 
 
 def saved(folder: Path) -> Path:

@@ -3,16 +3,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from export_parts import INFO, dynamic, exported, images, saved, small_detector
+from export_parts import INFO, dynamic, exported, half, images, int8, saved
 
 from adapt.errors import AdaptError
 from export.engine.build import build_engine
 from export.engine.configure import BuildOptions
 from export.engine.installed import trt_flavours
-from export.graph.detector import export_detector
-from export.graph.options import GraphOptions
-from export.quantize import Quantizer
-from export.run.inference import unit
 from export.run.parity import Tolerances, match_detections
 from export.run.runner import RUNTIMES, TorchRunner, open_runner
 
@@ -20,27 +16,16 @@ CUDA = torch.cuda.is_available()
 
 
 @pytest.fixture(scope="module")
-def artifacts(exports, tmp_path_factory):
+def artifacts(exports):
     """What each runtime runs, by variant."""
-    folder = tmp_path_factory.mktemp("runner")
     onnx = {
         "fp32": exported(exports),
-        "fp16 uint8": fp16(folder / "fp16.onnx"),
+        "fp16 uint8": half(exports),
         "onnx-nms": exported(exports, "onnx-nms"),
-        "int8": int8(exports, folder / "int8.onnx"),
+        "int8": int8(exports),
         "dynamic uint8": dynamic(exports),
     }
     return {"torch": {"fp32": saved(exports)}, "ort-cpu": onnx, "ort-cuda": onnx}
-
-
-def fp16(path):
-    options = GraphOptions("tensor-nms", "fp16", pixels="uint8")
-    return export_detector(small_detector(), INFO, path, options, provenance={})
-
-
-def int8(exports, path):
-    batches = [unit(images(1, seed)) for seed in range(3)]
-    return Quantizer(exported(exports), batches).write(path)
 
 
 VARIANTS = ("fp32", "fp16 uint8", "int8", "dynamic uint8")

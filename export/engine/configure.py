@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from adapt.errors import AdaptError
-from export.engine.installed import INSTALL
+from export.engine.installed import INSTALL, logger_of
 
 Shape = tuple[int, ...]
 
@@ -65,7 +65,8 @@ def build(
         options: Workspace, level and timing cache.
 
     Returns:
-        The serialised engine, or None if TensorRT refuses; the reasons are in its log.
+        The serialised engine, or None if it is refused; the reasons are in TensorRT's log, and
+        Polygraphy's where TensorRT gave none.
 
     Raises:
         AdaptError: If Polygraphy is missing, or works for another kind of TensorRT already.
@@ -82,11 +83,12 @@ def build(
     }
     if options.workspace_mb:
         settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_mb << 20}
-    create_config = _config_loader(trt, polygraphy, settings)
 
     def configure(*network: Any) -> Any:
-        config = create_config(*network)
+        config = _config_loader(trt, polygraphy, settings)(*network)
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 has the mantissa of fp16
+        if _is_rtx(trt):  # or a run allocates memory, which no CUDA graph can hold
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         return config
 
     engine = polygraphy.EngineBytesFromNetwork(
@@ -95,7 +97,9 @@ def build(
     with _silent():
         try:
             return bytes(engine())
-        except PolygraphyException:
+        except PolygraphyException as error:
+            reasons = logger_of(trt).errors
+            reasons += [] if reasons else [str(error)]
             return None
 
 

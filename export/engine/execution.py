@@ -52,6 +52,7 @@ class EngineExecution:
             until :meth:`feed` brings fewer images.
         outputs: Names of the outputs.
         stream: The CUDA stream it runs on.
+        captured: Whether the last :meth:`replay` launches a CUDA graph; None before the first.
     """
 
     def __init__(self, trt: Any, plan: bytes, name: str) -> None:
@@ -59,7 +60,8 @@ class EngineExecution:
         self._engine = _deserialise(trt, plan, name)
         self._context = self._engine.create_execution_context()
         self._check(self._context is not None, "gets no memory to run in")
-        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.stream = _new_stream()
+        self.captured: bool | None = None
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self.outputs = [name for name in names if name not in inputs]
@@ -100,7 +102,8 @@ class EngineExecution:
             dtype = DTYPES[self._engine.get_tensor_dtype(name).name.lower()]
             shape = tuple(self._context.get_tensor_shape(name))
             self.buffers[name] = torch.empty(shape, dtype=dtype, device="cuda")
-            self._context.set_tensor_address(name, self.buffers[name].data_ptr())
+            accepted = self._context.set_tensor_address(name, self.buffers[name].data_ptr())
+            self._check(accepted, f"takes no buffer for {name}")
 
     def feed(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Copy all inputs to the GPU; of a free batch, any size up to the largest will do."""
@@ -124,17 +127,43 @@ class EngineExecution:
         self.stream.synchronize()
 
     def replay(self) -> Callable[[], None]:
-        """Return a call that launches the run as one CUDA graph, and does not wait for it."""
+        """Return a call that launches the run on the inputs as they are shaped now.
+
+        It launches one CUDA graph, or runs plainly if the engine cannot be captured, and does not
+        wait for the outputs.
+        """
         self.run()  # TensorRT allocates on the first run, which a graph cannot hold
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            self._enqueue()
+        graph = self._graph()
+        self.captured = graph is not None
+        if graph is None:
+            return self._enqueue
         # A CUDA graph holds addresses only: the call keeps engine and buffers alive.
         kept_alive = graph, self, dict(self.buffers)
         return lambda: kept_alive[0].replay()
 
+    def _graph(self) -> torch.cuda.CUDAGraph | None:
+        """Capture a run; None if that cannot be, as trtexec goes on without a graph."""
+        if not self._capturable():
+            return None
+        graph = torch.cuda.CUDAGraph()
+        # PyTorch leaves the current stream as it is in a capture when that fails; and what other
+        # threads do, such as loading a module, is no reason to fail.
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            try:
+                with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                    self._enqueue()
+            except (AdaptError, RuntimeError):  # the second hides the first
+                self.stream = _new_stream()
+                return None
+        return graph
+
+    def _capturable(self) -> bool:
+        """Ask TensorRT-RTX, which compiles and allocates while it runs; the others cannot tell."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return ask is None or bool(ask(self.stream.cuda_stream))
+
     def capture(self) -> Callable[[], None]:
-        """Return a call that launches the run as one CUDA graph and waits for the outputs."""
+        """Return a call that launches the run as :meth:`replay` does and waits for the outputs."""
         replay = self.replay()
 
         def call() -> None:
@@ -144,12 +173,17 @@ class EngineExecution:
         return call
 
     def _enqueue(self) -> None:
+        self._logger.errors.clear()  # those of other engines explain nothing
         self._check(self._context.execute_async_v3(self.stream.cuda_stream), "does not run")
 
     def _check(self, done: bool, problem: str) -> None:
         if not done:  # TensorRT does not raise
             reasons = "; ".join(self._logger.errors) or "it gave no reason"
             raise AdaptError(f"{self._name} {problem} ({reasons}); build it again here")
+
+
+def _new_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 def _capability() -> str:

@@ -271,16 +271,22 @@ class EngineRunner(ExportedRunner):
         """Return the call to time; see :meth:`Runner.bind`."""
         self._engine.feed({"images": self._as_input(images)})
         if self.tail == "onnx-nms":  # its shapes depend on the data, which no CUDA graph can hold
+            self._engine.captured = False
             return self._engine.run
         return self._engine.capture()
 
     def describe(self) -> dict[str, Any]:
-        """Return runtime, version, device and threads (0: the GPU does the work)."""
+        """Return runtime, version, device and threads (0: the GPU does the work).
+
+        Once bound, also whether the call to time launches a CUDA graph.
+        """
+        captured = self._engine.captured
         return {
             "runtime": self._runtime,
             "version": self._version,
             "device": torch.cuda.get_device_name(),
             "threads": 0,
+            **({} if captured is None else {"cuda_graph": captured}),
         }
 
 
