@@ -9,7 +9,7 @@ import typer
 from adapt.command_line import JsonOpt, grouped, show
 
 if TYPE_CHECKING:
-    from export.run.parity import Tolerances
+    from export.run.matching import Tolerances
 
 ArtifactArg = Annotated[Path, typer.Argument(help="Detector (.safetensors), ONNX file or engine.")]
 ImagesArg = Annotated[list[Path], typer.Argument(help="Images, or folders of them.")]
@@ -67,7 +67,7 @@ class ToleranceOptions:
 
     def tolerances(self) -> "Tolerances":
         """Return these as the comparison takes them."""
-        from export.run.parity import Tolerances
+        from export.run.matching import Tolerances
 
         return Tolerances(self.score_tol, self.box_tol, self.head_tol)
 

@@ -1,34 +1,38 @@
 """What does `adapt export` do, from a trained detector to ONNX file, parity report and engine?"""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torchvision.models.detection import RetinaNet
 
 from adapt.artifacts import file_hash, make_folder, write_json
-from adapt.data.coco import load_split
-from adapt.data.images import InputSize, find_images, fit, open_image
-from adapt.data.layout import has_split
-from adapt.detector.file import DetectorInfo, load_detector
+from adapt.data.images import find_images
+from adapt.detector.file import DetectorInfo, load_detector, read_detector_info
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.runtime import Precision, Tail
 from export.engine.build import build_engine
 from export.engine.configure import BuildOptions
 from export.engine.installed import load_tensorrt
+from export.graph.canvas import Canvas, Orientations, planned
 from export.graph.detector import export_detector, read_onnx_info
 from export.graph.options import GraphOptions, ImageInput, Pixels
-from export.quantize import Quantizer
-from export.run.inference import Array, batch_of_one, in_type
-from export.run.parity import NamedImages, ParityReport, Tolerances, verify_export
-
-CALIBRATION_IMAGES = 64
-VERIFY_IMAGES = 8
+from export.quantize import SENSITIVITY_BATCHES, Quantizer
+from export.run.fits import compare_fits
+from export.run.matching import Tolerances
+from export.run.parity import ParityReport, verify_export
+from export.run.runner import TorchRunner, open_runner
+from export.samples import (
+    CALIBRATION_IMAGES,
+    VERIFY_IMAGES,
+    Samples,
+    spread,
+    training_images,
+)
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,15 @@ class Deployment:
         pixels: Type of the images, ``float32`` in [0, 1] or ``uint8``.
         nms_candidates: Candidates that reach non-maximum suppression; the detector's own by
             default.
+        orientation: Of the images that are seen as in training, if that was by the shortest edge:
+            ``both`` (the default) writes two files, ``landscape`` or ``portrait`` one.
         calibration: Images for int8 to calibrate on, folders of them, or data sets, whose train
-            split is used. 64 of them, evenly spaced, are used.
+            split is used. 64 of them, evenly spaced, are used; of two files, each gets those of its
+            orientation.
         verify: Images or folders of them on which raw heads and detections are compared with those
-            of the same graph in fp32 PyTorch; the result is written beside the ONNX file. 8 of
-            them, evenly spaced, are used.
+            of the same graph in fp32 PyTorch, and what is found in the images with what the
+            detector finds that fits them as in training; the result is written beside the ONNX
+            file. 8 of them, evenly spaced, are used.
         engine: How to build a TensorRT engine; None builds none.
 
     Raises:
@@ -60,6 +68,7 @@ class Deployment:
     dynamic: bool = False
     pixels: Pixels = "float32"
     nms_candidates: int | None = None
+    orientation: Orientations | None = None
     calibration: Sequence[Path] = ()
     verify: Sequence[Path] = ()
     engine: BuildOptions | None = None
@@ -83,9 +92,29 @@ class Deployment:
         )
 
     @property
-    def steps(self) -> int:
-        """Number of files that are written and reported as progress: ONNX, parity, engine."""
-        return 1 + bool(self.verify) + bool(self.engine)
+    def calibrated_on(self) -> Samples:
+        """The images that int8 is calibrated on."""
+        return self._samples(training_images(self.calibration), CALIBRATION_IMAGES)
+
+    @property
+    def verified_on(self) -> Samples:
+        """The images that the files are compared with PyTorch on."""
+        return self._samples(find_images(self.verify), VERIFY_IMAGES)
+
+    def _samples(self, paths: Sequence[Path], limit: int) -> Samples:
+        return Samples(spread(paths, max(limit, self.batch)), self.batch, self.dynamic)
+
+    def files(self, detector: Path, path: Path) -> dict[Path, Canvas]:
+        """Return the ONNX files to write, with their canvases.
+
+        Args:
+            detector: File that ``adapt finetune`` wrote.
+            path: The ONNX file, or the first of two.
+
+        Raises:
+            AdaptError: If the detector cannot be read, or has one canvas for all orientations.
+        """
+        return planned(read_detector_info(detector)[0].input, path, self.orientation)
 
 
 def deploy(
@@ -95,7 +124,8 @@ def deploy(
 
     Args:
         detector: File that ``adapt finetune`` wrote.
-        onnx_path: ONNX file to write; the engine gets the same name with ``.plan``.
+        onnx_path: ONNX file to write; the engine gets the same name with ``.plan``, and the files
+            for portrait images are those of :func:`export.graph.canvas.portrait_path`.
         deployment: Which files to write, and how.
         progress: Called with (done, total) after every file.
 
@@ -107,10 +137,9 @@ def deploy(
             else than PyTorch, or TensorRT is missing or refuses the network. Then nothing is
             written.
     """
-    check_possible(deployment)
+    check_possible(detector, deployment)
     with staged(onnx_path) as path:
-        write_graph(detector, path, deployment)
-        progress(1, deployment.steps)
+        write_graphs(detector, path, deployment)
         return finish(detector, path, deployment, onnx_path, progress=progress)
 
 
@@ -124,95 +153,21 @@ def staged(onnx_path: Path) -> Iterator[Path]:
             file.replace(onnx_path.parent / file.name)
 
 
-def write_graph(detector: Path, path: Path, deployment: Deployment) -> None:
-    """Write the ONNX file of a deployment; int8 calibrated.
+def check_possible(detector: Path, deployment: Deployment) -> None:
+    """Check before the work what would stop it later.
 
     Raises:
-        AdaptError: If the detector or a calibration image cannot be read.
+        AdaptError: If the detector or an image cannot be read, there are too few images, the engine
+            does not fit the graph, or its TensorRT is not installed or lacks an operator.
     """
-    if deployment.precision == "int8":
-        with quantizer(detector, deployment) as int8:
-            int8.write(path)
-    else:
-        _write_float(detector, path, deployment)
+    deployment.files(detector, detector)
+    check_engine(deployment)
+    deployment.calibrated_on.check()
+    deployment.verified_on.check()
 
 
-@contextmanager
-def quantizer(detector: Path, deployment: Deployment) -> Iterator[Quantizer]:
-    """Calibrate a detector and yield what writes int8 files of it.
-
-    Raises:
-        AdaptError: If the detector or an image cannot be read.
-    """
-    size = load_detector(detector)[1].input.fixed()
-    limit = max(CALIBRATION_IMAGES, deployment.batch)
-    images = fitted_images(_training_images(deployment.calibration), size, limit)
-    batches = [
-        in_type(batch, deployment.pixels) for batch in _in_batches(images.pixels, deployment)
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        fp32 = Path(folder, "fp32.onnx")
-        _write_float(detector, fp32, deployment)
-        yield Quantizer(fp32, batches)
-
-
-def _write_float(detector: Path, path: Path, deployment: Deployment) -> None:
-    model, info = _load(detector, deployment)
-    provenance = {"detector_sha256": file_hash(detector)}
-    export_detector(model, info, path, deployment.graph, provenance=provenance)
-
-
-def _load(detector: Path, deployment: Deployment) -> tuple[RetinaNet, DetectorInfo]:
-    model, info = load_detector(detector)
-    if deployment.nms_candidates:
-        fewer = replace(info.detector, nms_candidates=deployment.nms_candidates)
-        info = replace(info, detector=fewer)
-    return model, info
-
-
-def finish(
-    detector: Path,
-    path: Path,
-    deployment: Deployment,
-    onnx_path: Path,
-    *,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Verify an ONNX file and build its engine, as far as the deployment has them.
-
-    Args:
-        detector: The detector file it was made from.
-        path: Where the ONNX file is now; parity report and engine are written beside it.
-        deployment: Which files to write, and how.
-        onnx_path: Where the ONNX file will be.
-        progress: Called with (done, total) after every file.
-
-    Returns:
-        The files and what is known of them.
-    """
-    info, content = read_onnx_info(path)
-    summary: dict[str, Any] = {
-        "onnx": str(onnx_path),
-        "precision": content["precision"],
-        "tail": content["tail"],
-        "size_mb": path.stat().st_size / 1e6,
-        "input": f"{content['pixels']} {ImageInput.of(info, content)}",
-    }
-    if deployment.verify:
-        parity = {"onnx_sha256": file_hash(path), **_verify(detector, path, deployment).to_dict()}
-        summary["parity"] = parity
-        write_json(path.with_name(path.name + ".parity.json"), parity)
-        progress(2, deployment.steps)
-    if deployment.engine:
-        plan = path.with_suffix(".plan")
-        report = build_engine(path, plan, deployment.engine, name=str(onnx_path))
-        summary |= {"engine": str(onnx_path.with_suffix(".plan")), **report.to_dict()}
-        progress(deployment.steps, deployment.steps)
-    return summary
-
-
-def check_possible(deployment: Deployment) -> None:
-    """Check before the work that the engine fits the graph and that its TensorRT is installed.
+def check_engine(deployment: Deployment) -> None:
+    """Check that the engine fits the graph and that its TensorRT is installed.
 
     Raises:
         AdaptError: If not, or if that TensorRT lacks an operator of the graph.
@@ -233,65 +188,164 @@ def check_possible(deployment: Deployment) -> None:
         )
 
 
-def _training_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the images of the train splits of data sets, and those of other folders and files."""
-    images: list[Path] = []
-    for path in paths:
-        if has_split(path, "train"):
-            # Boxes play no role in calibration.
-            images += [image.path for image in load_split(path, "train", repair=True).images]
-        else:
-            images += find_images([path])
-    return images
-
-
-def fitted_images(paths: Sequence[Path], size: InputSize, limit: int) -> NamedImages:
-    """Read images, at most ``limit`` and evenly spaced, and fit them to a detector's input.
+def write_graphs(detector: Path, path: Path, deployment: Deployment) -> None:
+    """Write the ONNX files of a deployment; int8 calibrated.
 
     Raises:
-        AdaptError: If one cannot be read.
+        AdaptError: If the detector or a calibration image cannot be read.
     """
-    number = min(limit, len(paths))
-    chosen = [paths[round(i * (len(paths) - 1) / max(number - 1, 1))] for i in range(number)]
-    pixels = [batch_of_one(fit(open_image(path), size)[0]) for path in chosen]
-    return NamedImages(np.concatenate(pixels), [str(path) for path in chosen])
+    if deployment.precision == "int8":
+        with quantizer(detector, path, deployment) as int8:
+            int8.write()
+    else:
+        _write_float(detector, path, deployment)
 
 
-def _in_batches(images: Array, deployment: Deployment) -> list[Array]:
-    """Split images into batches; a last one that is not full is left out of a fixed batch."""
-    size = deployment.batch
-    batches = [images[start : start + size] for start in range(0, len(images), size)]
-    accepted = [batch for batch in batches if deployment.dynamic or len(batch) == size]
-    if not accepted:
-        raise AdaptError(f"{len(images)} images do not fill a batch of {size}; pass more")
-    return accepted
+class Quantizers:
+    """Writes int8 versions of the files of a deployment.
+
+    Args:
+        of_files: What calibrated each of them.
+    """
+
+    def __init__(self, of_files: Mapping[Path, Quantizer]) -> None:
+        self._of_files = of_files
+
+    def write(self, kept: Sequence[str] = ()) -> None:
+        """Write the files, with the convolutions of ``kept`` weights in fp32."""
+        for path, quantizer in self._of_files.items():
+            quantizer.write(path, kept)
+
+    def most_sensitive(
+        self, batches: int = SENSITIVITY_BATCHES, progress: Progress = silent
+    ) -> list[str]:
+        """Rank the weights, which all files share; see :meth:`Quantizer.most_sensitive`."""
+        return next(iter(self._of_files.values())).most_sensitive(batches, progress)
+
+
+@contextmanager
+def quantizer(detector: Path, path: Path, deployment: Deployment) -> Iterator[Quantizers]:
+    """Calibrate a detector and yield what writes its int8 files.
+
+    Args:
+        detector: File that ``adapt finetune`` wrote.
+        path: The ONNX file, or the first of two.
+        deployment: Which files to write, and how.
+
+    Raises:
+        AdaptError: If the detector or an image cannot be read.
+    """
+    files, samples = deployment.files(detector, path), deployment.calibrated_on
+    batches = [samples.batches(x, deployment.pixels) for x in samples.fitted(list(files.values()))]
+    with tempfile.TemporaryDirectory() as folder:
+        _write_float(detector, Path(folder, path.name), deployment)
+        calibrated = (
+            Quantizer(Path(folder, file.name), of_file)
+            for file, of_file in zip(files, batches, strict=True)
+        )
+        yield Quantizers(dict(zip(files, calibrated, strict=True)))
+
+
+def _write_float(detector: Path, path: Path, deployment: Deployment) -> None:
+    model, info = _load(detector, deployment)
+    provenance = {"detector_sha256": file_hash(detector)}
+    for file, canvas in deployment.files(detector, path).items():
+        export_detector(model, info, file, deployment.graph, provenance=provenance, canvas=canvas)
+
+
+def _load(detector: Path, deployment: Deployment) -> tuple[RetinaNet, DetectorInfo]:
+    model, info = load_detector(detector)
+    if deployment.nms_candidates:
+        fewer = replace(info.detector, nms_candidates=deployment.nms_candidates)
+        info = replace(info, detector=fewer)
+    return model, info
+
+
+def finish(
+    detector: Path,
+    path: Path,
+    deployment: Deployment,
+    onnx_path: Path,
+    *,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Verify the ONNX files of a deployment and build their engines, as far as it has them.
+
+    Args:
+        detector: The detector file it was made from.
+        path: Where the ONNX file, or the first of two, is now; parity report and engines are
+            written beside it.
+        deployment: Which files to write, and how.
+        onnx_path: Where the ONNX file will be.
+        progress: Called with (done, total) after every file.
+
+    Returns:
+        The files and what is known of them; of a second file under ``portrait``.
+    """
+    files = list(deployment.files(detector, path))
+    steps = len(files) * (1 + bool(deployment.engine)) + bool(deployment.verify)
+    progress(len(files), steps)
+    summaries = [_summary(file, onnx_path.parent / file.name) for file in files]
+    if deployment.verify:
+        parity = {"onnx_sha256": file_hash(path), **_verify(detector, path, deployment).to_dict()}
+        summaries[0]["parity"] = parity
+        write_json(path.with_name(path.name + ".parity.json"), parity)
+        progress(len(files) + 1, steps)
+    for number, (file, summary) in enumerate(zip(files, summaries, strict=True), start=1):
+        if deployment.engine:
+            summary |= _engine(file, onnx_path.parent / file.name, deployment.engine)
+            progress(steps - len(files) + number, steps)
+    landscape, *portrait = summaries
+    return {**landscape, "portrait": portrait[0]} if portrait else landscape
+
+
+def _summary(path: Path, onnx_path: Path) -> dict[str, Any]:
+    """Return what an ONNX file is, by the path where it will be."""
+    info, content = read_onnx_info(path)
+    canvas = Canvas.of(content)
+    return {
+        "onnx": str(onnx_path),
+        "precision": content["precision"],
+        "tail": content["tail"],
+        "size_mb": path.stat().st_size / 1e6,
+        "input": f"{content['pixels']} {ImageInput.of(info, content)}",
+        **({"loss": canvas.loss()} if canvas.orientation and not canvas.companion else {}),
+    }
+
+
+def _engine(path: Path, onnx_path: Path, options: BuildOptions) -> dict[str, Any]:
+    """Build the engine of an ONNX file, and return what was built."""
+    report = build_engine(path, path.with_suffix(".plan"), options, name=str(onnx_path))
+    return {"engine": str(onnx_path.with_suffix(".plan")), **report.to_dict()}
 
 
 def _verify(detector: Path, path: Path, deployment: Deployment) -> ParityReport:
-    """Compare an ONNX file with PyTorch.
+    """Compare the ONNX files of a deployment with PyTorch.
 
     Raises:
         AdaptError: If an fp32 export does not compute the same.
     """
     model, info = _load(detector, deployment)
-    limit = max(VERIFY_IMAGES, deployment.batch)
-    images = fitted_images(find_images(deployment.verify), info.input.fixed(), limit)
-    in_batches = sum(map(len, _in_batches(images.pixels, deployment)))
-    report = verify_export(
-        model,
-        info,
-        path,
-        NamedImages(images.pixels[:in_batches], images.names[:in_batches]),
-        tolerances=Tolerances.of(deployment.precision),
-        same_candidates=True,
+    files, samples = deployment.files(detector, path), deployment.verified_on
+    first, *others = (
+        verify_export(
+            model,
+            info,
+            file,
+            images,
+            tolerances=Tolerances.of(deployment.precision),
+            same_candidates=True,
+        )
+        for file, images in zip(files, samples.fitted(list(files.values())), strict=True)
     )
+    report = sum(others, first)
     # Lower precisions differ as they must; how much is in the report.
     if deployment.precision == "fp32" and not report.passed:
-        match = report.match
-        counts = f"{match.missing} detections are missing and {match.extra} new, " if match else ""
         raise AdaptError(
-            f"{path.name} does not compute what PyTorch computes: {counts}the raw heads differ by "
-            f"{max(report.heads.values()):.2g}, worst in {report.worst.get('image', 'all')}; "
-            "report this with the versions that `adapt doctor` prints"
+            f"{path.name} does not compute what PyTorch computes: {report.reasons[0]}; report this "
+            "with the versions that `adapt doctor` prints"
         )
-    return report
+    if info.input.resize == "letterbox" or deployment.graph.tail == "none":
+        return report
+    with TorchRunner(detector) as eager, open_runner("ort-cpu", path) as deployed:
+        return replace(report, fit=compare_fits(eager, deployed, samples.paths))

@@ -22,8 +22,8 @@ from export.graph.detector import RestOfDetector, export_detector
 from export.graph.options import DETECTIONS, REST_INPUTS, GraphOptions
 from export.graph.precision import PRECISIONS
 from export.run.inference import batch_detections
+from export.run.matching import match_detections
 from export.run.onnx_session import ort_session
-from export.run.parity import match_detections
 
 DETECTOR = DetectorConfig(
     num_classes=3,

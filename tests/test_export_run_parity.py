@@ -12,13 +12,8 @@ from adapt.errors import AdaptError
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
 from export.run.inference import ImageDetections
-from export.run.parity import (
-    NamedImages,
-    Tolerances,
-    match_detections,
-    raw_head_differences,
-    verify_export,
-)
+from export.run.matching import Tolerances, match_detections
+from export.run.parity import NamedImages, raw_head_differences, verify_export
 
 TOLERANCES = {"score_tol": 0.01, "box_tol": 0.5}
 

@@ -9,7 +9,7 @@ from adapt.errors import AdaptError
 from export.engine.build import build_engine
 from export.engine.configure import BuildOptions
 from export.engine.installed import trt_flavours
-from export.run.parity import Tolerances, match_detections
+from export.run.matching import Tolerances, match_detections
 from export.run.runner import RUNTIMES, TorchRunner, open_runner
 
 CUDA = torch.cuda.is_available()

@@ -142,10 +142,14 @@ class Fitting:
         """Return the canvas that an image of this size gets, if it gets any."""
         return max(self.canvases, key=lambda c: self._on(c, height, width), default=None)
 
+    def scale(self, height: int, width: int) -> float:
+        """Return the factor by which an image of this size is scaled."""
+        canvas = self.canvas(height, width)
+        return self._on(canvas or self.resize, height, width)
+
     def relative_scale(self, height: int, width: int) -> float:
         """Return the scale at which an image of this size is seen, 1 for that of training."""
-        canvas = self.canvas(height, width)
-        return self._on(canvas, height, width) / self.resize.scale(height, width) if canvas else 1.0
+        return self.scale(height, width) / self.resize.scale(height, width)
 
     def _on(self, canvas: InputSize, height: int, width: int) -> float:
         """Return the factor by which an image is scaled on a canvas."""

@@ -11,8 +11,15 @@ from adapt.data.coco import CocoSplit, load_split
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from bench.networks.measure import evaluate_artifact
-from export.deploy import Deployment, check_possible, finish, quantizer, staged, write_graph
-from export.quantize import Quantizer
+from export.deploy import (
+    Deployment,
+    Quantizers,
+    check_possible,
+    finish,
+    quantizer,
+    staged,
+    write_graphs,
+)
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ def deploy_within(
     Raises:
         AdaptError: If AP drops by more; then nothing is written.
     """
-    check_possible(deployment)
+    check_possible(detector, deployment)
     split = _evaluable_split(options, deployment)
     with staged(onnx_path) as path:
         gate = Gate(detector, split, options.drop, progress)
@@ -182,12 +189,12 @@ def _write_onnx(
         Its AP, the weights in fp32, and the drop of every file that was tried, by their number.
     """
     if deployment.precision != "int8":
-        write_graph(detector, path, deployment)
+        write_graphs(detector, path, deployment)
         return gate.ap(path, "ort-cpu"), (), None
     drops: dict[int, float] = {}
-    with quantizer(detector, deployment) as int8:
+    with quantizer(detector, path, deployment) as int8:
         for kept in _kept_in_fp32(int8, progress):
-            int8.write(path, kept)
+            int8.write(kept)
             ap = gate.ap(path, "ort-cpu")
             drops[len(kept)] = gate.ap_torch - ap
             if drops[len(kept)] <= gate.max_drop:
@@ -195,7 +202,7 @@ def _write_onnx(
     return ap, kept, drops
 
 
-def _kept_in_fp32(int8: Quantizer, progress: Progress) -> Iterator[tuple[str, ...]]:
+def _kept_in_fp32(int8: Quantizers, progress: Progress) -> Iterator[tuple[str, ...]]:
     """Yield which weights to keep in fp32: none, then more and more of the most sensitive."""
     yield ()
     ranking = int8.most_sensitive(progress=progress)

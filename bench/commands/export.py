@@ -39,6 +39,10 @@ class GraphChoices:
         int | None,
         typer.Option("--nms-candidates", min=1, help="Boxes that reach NMS, not the recipe's."),
     ] = None
+    orientation: Annotated[
+        Literal["both", "landscape", "portrait"] | None,
+        typer.Option("--orientation", help="Images seen as trained by shortest-edge; both."),
+    ] = None
 
 
 @dataclass(frozen=True)

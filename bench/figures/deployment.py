@@ -39,8 +39,8 @@ from export.graph.detector import RawHeads, export_detector
 from export.graph.onnx_file import OPSET
 from export.graph.options import GraphOptions
 from export.run.inference import Array, ImageDetections, unit
+from export.run.matching import MatchReport, match_detections
 from export.run.onnx_session import bound_call, ort_session
-from export.run.parity import MatchReport, match_detections
 from export.run.runner import OrtRunner
 
 CLASSES = 80

@@ -22,6 +22,7 @@ from adapt.detector.retinanet import DetectorConfig, build_retinanet, top_down
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.runtime import Tail
+from export.graph.canvas import Canvas, alone
 from export.graph.nms import greedy_nms_keep, nms_keep
 from export.graph.onnx_file import GraphSignature, fused, read_description, write_onnx
 from export.graph.options import DETECTIONS, RAW_HEADS, REST_INPUTS, GraphOptions, Pixels
@@ -267,6 +268,7 @@ def export_detector(
     options: GraphOptions | None = None,
     *,
     provenance: Mapping[str, Any],
+    canvas: Canvas | None = None,
 ) -> Path:
     """Write a detector as an ONNX file.
 
@@ -275,10 +277,11 @@ def export_detector(
 
     Args:
         model: The detector; it is left unchanged.
-        info: Its description. The graph's input is :meth:`adapt.data.images.InputSize.fixed`.
+        info: Its description.
         path: File to write.
         options: By default one float32 image to detections, in fp32.
         provenance: JSON content that says where the weights come from.
+        canvas: The graph's input; by default the one for all images, or for landscape ones.
 
     Returns:
         ``path``.
@@ -287,10 +290,12 @@ def export_detector(
         AdaptError: If the file cannot be written.
     """
     options = options or GraphOptions()
-    info = replace(info, input=info.input.fixed())
+    canvas = canvas or alone(info.input)
+    info = replace(info, input=canvas.size)
     description = header(
         "onnx-detector",
         **info.to_dict(),
+        **canvas.to_dict(),
         **options.to_dict(),
         architecture_hash=info.architecture.hash,
         provenance=dict(provenance),

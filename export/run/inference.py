@@ -44,9 +44,19 @@ class ImageDetections(NamedTuple):
         Returns:
             Those that have an area in the image: what lies in the padding is no detection.
         """
+        boxes, inside = self._located(factors, width, height)
+        return ImageDetections(boxes[inside], self.scores[inside], self.labels[inside])
+
+    def without_padding(
+        self, factors: Sequence[float], width: int, height: int
+    ) -> "ImageDetections":
+        """Return the detections that :meth:`in_image` keeps, in pixels of the input still."""
+        _, inside = self._located(factors, width, height)
+        return ImageDetections(*(values[inside] for values in self))
+
+    def _located(self, factors: Sequence[float], width: int, height: int) -> tuple[Array, Array]:
         boxes, inside = detections_to_original(torch.from_numpy(self.boxes), factors, width, height)
-        kept = inside.numpy()
-        return ImageDetections(boxes.numpy()[kept], self.scores[kept], self.labels[kept])
+        return boxes.numpy(), inside.numpy()
 
     @classmethod
     def from_torchvision(cls, detections: Mapping[str, Tensor]) -> "ImageDetections":

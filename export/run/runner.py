@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
-from adapt.artifacts import check_header
 from adapt.data.images import Fitting
 from adapt.detector.file import DetectorInfo, load_detector
 from adapt.errors import AdaptError
 from adapt.runtime import exact_fp32
 from export.engine.execution import EngineExecution, read_plan_info
-from export.graph.detector import RawHeads, read_onnx_info
+from export.graph.canvas import Canvas
+from export.graph.detector import RawHeads
 from export.graph.options import DETECTIONS, RAW_HEADS, ImageInput
 from export.run.inference import (
     Array,
@@ -26,6 +26,7 @@ from export.run.inference import (
     unit,
 )
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
+from export.run.pair import PairRunner, deployed_header, files_of, warn_of_loss
 
 ARTIFACTS = {  # what the files of a runtime end in
     "torch": ".safetensors",
@@ -40,6 +41,9 @@ RUNTIMES = tuple(ARTIFACTS)
 def open_runner(runtime: str, artifact: Path, threads: int = 1) -> Runner:
     """Return the runner of an artifact; use it in a ``with`` statement.
 
+    Of a detector that was exported for landscape and portrait images, both files are opened if they
+    lie beside each other, whichever of the two is named; otherwise a warning says what is lost.
+
     Args:
         runtime: One of :data:`RUNTIMES`.
         artifact: File that ``adapt finetune`` (torch) or ``adapt export`` (the others) wrote.
@@ -53,6 +57,14 @@ def open_runner(runtime: str, artifact: Path, threads: int = 1) -> Runner:
         raise AdaptError(f"threads must be at least 1, got {threads}")
     if runtime == "torch":
         return TorchRunner(artifact, threads)
+    parts = [_open_file(runtime, file, threads) for file in files_of(artifact)]
+    if len(parts) == 2:
+        return PairRunner(*parts)
+    warn_of_loss(artifact)
+    return parts[0]
+
+
+def _open_file(runtime: str, artifact: Path, threads: int) -> Runner:
     if runtime in PROVIDERS:
         return OrtRunner(runtime, artifact, threads)
     return EngineRunner(runtime, artifact)
@@ -176,7 +188,7 @@ class ExportedRunner(Runner):
         self._runtime = runtime
         self._artifact = artifact
         self._input = ImageInput.of(self.info, header)
-        self.fitting = Fitting.trained(self.info.input)
+        self.fitting = Canvas.of(header).fitting
         self.batch, self.dynamic = self._input.shape[0], self._input.dynamic
 
     @abstractmethod
@@ -218,8 +230,7 @@ class OrtRunner(ExportedRunner):
     """ONNX Runtime with one execution provider."""
 
     def __init__(self, runtime: str, artifact: Path, threads: int = 1) -> None:
-        _, header = read_onnx_info(artifact)
-        super().__init__(runtime, artifact, header)
+        super().__init__(runtime, artifact, deployed_header(artifact))
         self._threads = threads
         self._session = ort_session(runtime, artifact.read_bytes(), threads)
 
@@ -258,7 +269,7 @@ class EngineRunner(ExportedRunner):
                 f"{artifact} was built for runtime {built_for}, not {runtime}; choose it or build "
                 "the engine again"
             )
-        super().__init__(runtime, artifact, check_header(engine["onnx"], "onnx-detector", artifact))
+        super().__init__(runtime, artifact, deployed_header(artifact))
         self._version = engine["tensorrt_version"]
         self._engine = EngineExecution.open(artifact)
 
