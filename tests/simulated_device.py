@@ -33,7 +33,7 @@ from adapt.cost.units import (
 )
 from bench.latency.provenance import DeviceState, Machine
 from bench.latency.subject import Subject, WholeDetector
-from bench.latency.timing import Timer
+from bench.latency.timing import Sample, Timer
 
 PEAK = 2e9  # multiply-adds per ms
 BANDWIDTH = 1e8  # bytes per ms
@@ -139,10 +139,10 @@ class Simulated:
         self._fail_if_told("measure", built)
         cost, clock = _measured_ms(built), _clock(self)
 
-        def run() -> float:
-            sample = cost * self.slowdown(clock.now_ms) * (1 + clock.noise(self.noise))
-            clock.now_ms += sample
-            return sample
+        def run() -> Sample:
+            latency = cost * self.slowdown(clock.now_ms) * (1 + clock.noise(self.noise))
+            clock.now_ms += latency
+            return Sample(latency, latency)
 
         return run
 

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from bench.latency.provenance import DeviceState
-from bench.latency.timing import Anchor, Latency, Protocol, measure, wall_timer
+from bench.latency.timing import Anchor, Latency, Protocol, Sample, measure, wall_timer
 
 
 class FakeMachine:
@@ -42,6 +42,35 @@ def test_a_slow_candidate_gets_two_samples_in_every_round(machine):
     timer = machine.timer("slow", lambda: 5000.0)
     latency = measure({"slow": timer}, Protocol(rounds=3, round_ms=1))["slow"]
     assert (latency.samples, latency.rounds) == (6, 3)
+
+
+class TestSamplesThatAreMeansOfManyRuns:
+    """A GPU's: the mean is 20 us, taking the sample lasts 1 ms."""
+
+    @pytest.fixture
+    def timer(self):
+        self.taken = 0
+
+        def run():
+            self.taken += 1
+            return Sample(0.02, 1.0)
+
+        return run
+
+    def test_a_round_lasts_as_long_as_asked(self, timer):
+        latency = measure({"a": timer}, Protocol(rounds=3, round_ms=10))["a"]
+        assert (latency.samples, latency.min_ms) == (3 * 10, 0.02)
+
+    def test_the_warm_up_of_the_anchor_lasts_as_long_as_asked(self, timer):
+        anchor = Anchor(timer)
+        anchor.warm_up(200)
+        assert (self.taken, anchor.best_ms) == (200, 0.02)
+
+
+def test_a_round_of_many_samples_adds_up_each_of_them_once():
+    """Their time is counted on, not added up again after each: that would take minutes here."""
+    latency = measure({"a": lambda: Sample(1.0, 0.001)}, Protocol(rounds=1, round_ms=300))["a"]
+    assert 299_000 < latency.samples < 301_000
 
 
 def test_every_round_holds_every_candidate_once_in_another_order(machine):

@@ -4,7 +4,8 @@ A backend is one runtime in one precision on one device. It is a small value tha
 other processes; what it builds and loads lives there.
 """
 
-from collections.abc import Hashable
+import math
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -27,15 +28,16 @@ from bench.latency.provenance import (
     gpu_state,
 )
 from bench.latency.subject import ANCHOR, Subject
-from bench.latency.timing import PROTOCOL, Call, Timer, wall_timer
+from bench.latency.timing import PROTOCOL, Call, Sample, Timer, wall_timer
 from bench.latency.torch_units import torch_call
 from export.engine.build import build_plan
 from export.engine.configure import BuildOptions
 from export.engine.installed import load_tensorrt
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 
-INTERVAL_MS = 1.0  # between two CUDA events, whose resolution is 0.5 us
-REPLAYS = (10, 50)  # fewest and most runs in one such interval
+# Between two CUDA events at least: they resolve 0.5 us, and a launch may idle the GPU for 10.
+INTERVAL_MS = 1.0
+MOST_RUNS = 500  # in one such interval
 Built = Any  # what a backend builds in one process and loads in another: bytes, or the subject
 
 
@@ -241,7 +243,7 @@ class TensorRTBackend:
 
         engine = EngineExecution(load_tensorrt(self.flavour), built, "a unit's engine")
         engine.feed_noise()
-        return cuda_timer(engine.replay(), engine.stream)
+        return cuda_timer(lambda runs: _repeated(engine.replay(), runs), lambda: engine.stream)
 
     def state(self) -> DeviceState:
         """Return the state of the GPU."""
@@ -293,7 +295,7 @@ class TorchBackend:
         call = torch_call(built, self.batch, self.device, dtype)
         if self.device.type == "cuda":
             allow_tf32(False, False)  # for good: this process does nothing but measure
-            return cuda_timer(call, torch.cuda.current_stream())
+            return cuda_timer(lambda runs: _repeated(call, runs), torch.cuda.current_stream)
         return wall_timer(_on_threads(call, self.threads))
 
     def state(self) -> DeviceState:
@@ -301,23 +303,51 @@ class TorchBackend:
         return cpu_state() if self.device.type == "cpu" else gpu_state()
 
 
-def cuda_timer(enqueue: Call, stream: Any) -> Timer:
-    """Return a timer of work on a CUDA stream: the mean of several runs between two events."""
+def cuda_timer(repeat: Callable[[int], Call], stream: Callable[[], Any]) -> Timer:
+    """Return a timer of work on a CUDA stream: the mean of many runs between two events.
+
+    Args:
+        repeat: Makes the call that enqueues a number of runs, with one launch where that can be.
+        stream: Returns the stream that such a call enqueues on.
+    """
+    runs = 1
+    while True:
+        interval = _interval_timer(repeat(runs), stream())
+        interval()  # the first runs allocate and load kernels
+        elapsed_ms = interval()
+        if elapsed_ms >= INTERVAL_MS or runs >= MOST_RUNS:
+            break
+        enough = math.ceil(1.1 * runs * INTERVAL_MS / max(elapsed_ms, 1e-3))
+        runs = min(MOST_RUNS, max(runs + 1, enough))
+
+    def sample() -> Sample:
+        elapsed_ms = interval()
+        return Sample(elapsed_ms / runs, elapsed_ms)
+
+    return sample
+
+
+def _interval_timer(call: Call, stream: Any) -> Callable[[], float]:
+    """Return what enqueues a call between two events and returns the milliseconds between them."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
 
-    def run(times: int) -> float:
+    def interval() -> float:
         with torch.cuda.stream(stream):
             start.record()
-            for _ in range(times):
-                enqueue()
+            call()
             end.record()
         end.synchronize()
-        return float(start.elapsed_time(end)) / times
+        return float(start.elapsed_time(end))
 
-    fewest, most = REPLAYS
-    run(fewest)  # the first runs allocate and load kernels
-    times = min(most, max(fewest, round(INTERVAL_MS / max(run(fewest), 1e-6))))
-    return lambda: run(times)
+    return interval
+
+
+def _repeated(call: Call, times: int) -> Call:
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
 
 
 def _current_gpu() -> Machine:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,22 @@ PROTOCOL = 2  # raise when a change makes old and new measurements incomparable
 WARM_UP = 3  # untimed calls: the first ones allocate memory, and page faults double their time
 RELIABLE = 0.1  # share of the median by which the medians of the rounds may differ
 Call = Callable[[], object]
-Timer = Callable[[], float]  # runs once and returns milliseconds
+
+
+class Sample(NamedTuple):
+    """What a timer tells.
+
+    Attributes:
+        latency_ms: Latency of one run in milliseconds.
+        elapsed_ms: How long taking the sample lasted. On a GPU this is many runs, whose mean is the
+            latency; what limits the time of a measurement must count them all.
+    """
+
+    latency_ms: float
+    elapsed_ms: float
+
+
+Timer = Callable[[], Sample]
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,7 @@ class Anchor:
 
     Attributes:
         timer: Times the call.
-        calls: Most calls per check.
+        calls: Most samples per check.
         best_ms: Fastest call so far, those of earlier measurements under the same conditions
             included.
     """
@@ -149,20 +165,20 @@ class Anchor:
 
     def slow(self, drift: float) -> bool:
         """Return whether every call exceeds the best by more than the share ``drift``."""
-        for _ in range(self.calls):
-            call_ms = self.timer()
-            self.best_ms = min(self.best_ms, call_ms)
-            if call_ms <= self.best_ms * (1 + drift):
-                return False
-        return True
+        return all(
+            self._sample().latency_ms > self.best_ms * (1 + drift) for _ in range(self.calls)
+        )
 
     def warm_up(self, milliseconds: float) -> None:
         """Run the anchor for this long."""
         spent_ms = 0.0
         while spent_ms < milliseconds:
-            call_ms = self.timer()
-            self.best_ms = min(self.best_ms, call_ms)
-            spent_ms += call_ms
+            spent_ms += self._sample().elapsed_ms
+
+    def _sample(self) -> Sample:
+        sample = self.timer()
+        self.best_ms = min(self.best_ms, sample.latency_ms)
+        return sample
 
 
 @dataclass
@@ -181,10 +197,11 @@ class _Samples:
 def wall_timer(call: Call, clock: Callable[[], float] = time.perf_counter) -> Timer:
     """Return a timer of a call that returns when its work is done."""
 
-    def run() -> float:
+    def run() -> Sample:
         start = clock()
         call()
-        return (clock() - start) * 1000
+        milliseconds = (clock() - start) * 1000
+        return Sample(milliseconds, milliseconds)
 
     return run
 
@@ -250,8 +267,12 @@ def _add_round(
 
 
 def _repeat(timer: Timer, duration_ms: float) -> list[float]:
+    """Return latencies in milliseconds, of samples that took this long together."""
     timer()  # not counted: other candidates ran since, and its data had left the caches
-    calls_ms: list[float] = []
-    while len(calls_ms) < 2 or sum(calls_ms) < duration_ms:
-        calls_ms.append(timer())
-    return calls_ms
+    latencies_ms: list[float] = []
+    left_ms = duration_ms
+    while len(latencies_ms) < 2 or left_ms > 0:
+        latency_ms, elapsed_ms = timer()
+        latencies_ms.append(latency_ms)
+        left_ms -= elapsed_ms
+    return latencies_ms
