@@ -164,7 +164,7 @@ def test_run_is_resumed_and_reuses_what_is_there(finished_run: tuple[Any, ...]) 
     assert {n for n, state in second["stages"].items() if state == "ran"} == {"bench"}
     assert 0 < first["predicted_ms"] < 1000
     assert Architecture.load(out / "arch.json") == Architecture.from_dict(first["derived"])
-    assert json.loads((out / "arch.json").read_text())["rule"] == "budget 1000 ms"
+    assert json.loads((out / "arch.json").read_text())["rule"] == "budget 1000 ms, verified"
     assert first["derived"] == second["derived"]
 
 

@@ -1,6 +1,8 @@
 """Is a deployed file refused because it lost AP against its fp32 detector? (`export --ap-gate`)"""
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from adapt.data.coco import CocoSplit, load_split
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
+from bench.latency.provenance import usable_cores
 from bench.networks.measure import evaluate_artifact
 from export.deploy import (
     Deployment,
@@ -58,6 +61,7 @@ class Gate:
         detector: File that ``adapt finetune`` wrote.
         split: Images and boxes to evaluate on.
         max_drop: Largest drop of AP, in points of 100.
+        option: What sets it, for the error.
         progress: Called with (done, total) images of every evaluation.
 
     Attributes:
@@ -65,9 +69,16 @@ class Gate:
     """
 
     def __init__(
-        self, detector: Path, split: CocoSplit, max_drop: float, progress: Progress = silent
+        self,
+        detector: Path,
+        split: CocoSplit,
+        max_drop: float,
+        *,
+        option: str = "--ap-gate",
+        progress: Progress = silent,
     ) -> None:
-        self.split, self.max_drop, self._progress = split, max_drop, progress
+        self.split, self.max_drop, self._option = split, max_drop, option
+        self._progress = progress
         self.ap_torch = self.ap(detector, "torch")
 
     def ap(self, artifact: Path, runtime: str) -> float:
@@ -76,7 +87,8 @@ class Gate:
         def step(done: int, total: int, note: str = "", /) -> None:
             self._progress(done, total, f"AP on {runtime}")
 
-        return 100 * evaluate_artifact(artifact, self.split, runtime, progress=step).ap
+        cores = usable_cores()
+        return 100 * evaluate_artifact(artifact, self.split, runtime, cores, progress=step).ap
 
     def check(self, aps: dict[str, float]) -> float:
         """Return by how much the lowest AP is lower than PyTorch's.
@@ -93,8 +105,8 @@ class Gate:
             raise AdaptError(
                 f"AP drops by {drop:.2f} points, from {self.ap_torch:.2f} (fp32 PyTorch) to "
                 f"{aps[worst]:.2f} ({worst}) on {len(self.split)} images of "
-                f"{self.split.annotations}, more than --ap-gate {self.max_drop:g}; export in a "
-                "higher precision, with more --nms-candidates, or calibrate on more images like "
+                f"{self.split.annotations}, more than {self._option} {self.max_drop:g}; export in "
+                "a higher precision, with more --nms-candidates, or calibrate on more images like "
                 "these"
             )
         return drop
@@ -109,12 +121,16 @@ class GateOptions:
         data: Folder of the data set to evaluate on.
         split: Its split.
         repair: Cut or leave out boxes that cannot be used, instead of refusing the split.
+        option: What sets the drop, for the error.
+        refused: Folder for the files that lose more, for study; None deletes them.
     """
 
     drop: float
     data: Path | None
     split: str = "val"
     repair: bool = False
+    option: str = "--ap-gate"
+    refused: Path | None = None
 
 
 def deploy_within(
@@ -141,12 +157,12 @@ def deploy_within(
         What :func:`export.deploy.deploy` returns, and the gate's report.
 
     Raises:
-        AdaptError: If AP drops by more; then nothing is written.
+        AdaptError: If AP drops by more; then nothing is written, but into ``options.refused``.
     """
     check_possible(detector, deployment)
     split = _evaluable_split(options, deployment)
-    with staged(onnx_path) as path:
-        gate = Gate(detector, split, options.drop, progress)
+    with staged(onnx_path) as path, _kept_for_study(path.parent, options.refused):
+        gate = Gate(detector, split, options.drop, option=options.option, progress=progress)
         ap, kept, drops = _write_onnx(detector, path, deployment, gate, progress)
         gate.check({path.name: ap})  # before the minutes of an engine
         summary = finish(detector, path, deployment, onnx_path)
@@ -163,6 +179,17 @@ def deploy_within(
             drops=drops,
         )
     return {**summary, "ap_gate": report.to_dict()}
+
+
+@contextmanager
+def _kept_for_study(files: Path, refused: Path | None) -> Iterator[None]:
+    """Copy the files of a folder if they are refused."""
+    try:
+        yield
+    except AdaptError:
+        if refused is not None:
+            shutil.copytree(files, refused, dirs_exist_ok=True)
+        raise
 
 
 def _evaluable_split(options: GateOptions, deployment: Deployment) -> CocoSplit:

@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
-from search.commands import LimitOpt, RecipeOptions, StartOptions, show_estimate
+from search.commands import CostsOptions, LimitOpt, RecipeOptions, StartOptions
 
 if TYPE_CHECKING:
-    from bench.pipeline import RunResult
+    from bench.pipeline.result import RunResult
+    from bench.pipeline.run import Costs
     from search.recipe.recipe import Recipe
+
+GridOpt = Annotated[
+    int, typer.Option("--grid", min=1, help="As of `adapt profile --grid`: 2 measures an eighth.")
+]
 
 
 @grouped
 def run_command(
     recipe: RecipeOptions,
     start: StartOptions,
+    costs: CostsOptions,
+    grid: GridOpt = 1,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of all results.")] = None,
     limit_steps: LimitOpt = None,
     dry_run: DryRunOpt = False,
@@ -26,16 +33,19 @@ def run_command(
 ) -> None:
     """Run the whole pipeline of a recipe: profile, search, derive, finetune, export, bench.
 
-    Finished stages are reused and a stopped one continues.
+    Runtime, precision and batch are those of the recipe's device. Finished stages are reused and a
+    stopped one continues.
 
     Example: `adapt run recipes/bccd-cpu.toml`
     """
-    started = start.apply(recipe.load())
+    from bench.pipeline.run import Costs
+
+    started, table = start.apply(recipe.load()), Costs(costs.costs, costs.uncertified, grid)
+    folder = out or Path("runs") / started.name
     if dry_run:
-        show_estimate(started, limit_steps, as_json=as_json)
+        _show_plan(started, folder, table, limit_steps, as_json=as_json)
         return
-    result = _run(started, out or Path("runs") / started.name, limit_steps)
-    _show_run(result, as_json=as_json)
+    _show_run(_run(started, folder, limit_steps, table), as_json=as_json)
 
 
 @grouped
@@ -68,15 +78,26 @@ def doctor_command(as_json: JsonOpt = False) -> None:
     show(to_json(findings) if as_json else findings, as_json=as_json, title="adapt doctor")
 
 
-def _run(recipe: "Recipe", out: Path, limit_steps: int | None) -> "RunResult":
+def _show_plan(
+    recipe: "Recipe", out: Path, costs: "Costs", limit_steps: int | None, *, as_json: bool
+) -> None:
+    from bench.pipeline.plan import plan_run
+
+    plan = plan_run(recipe, out, costs, limit_steps)
+    show(plan.to_dict() if as_json else plan.readable(), as_json=as_json, title="plan")
+
+
+def _run(
+    recipe: "Recipe", out: Path, limit_steps: int | None, costs: "Costs | None" = None
+) -> "RunResult":
     from adapt.progress import console_stage
-    from bench.pipeline import Run
+    from bench.pipeline.run import Run
     from search.train.session import Session
     from search.train.world import alone_or_refused
 
     alone_or_refused("adapt run")
     session = Session(warn=warn, limit_steps=limit_steps)
-    return Run(recipe, out, session, console_stage).execute()
+    return Run(recipe, out, session, console_stage, costs).execute()
 
 
 def _show_run(result: "RunResult", *, as_json: bool) -> None:
@@ -90,6 +111,7 @@ def _show_run(result: "RunResult", *, as_json: bool) -> None:
     reused = [name for name, state in result.stages.items() if state == "reused"]
     if reused:
         print(f"reused: {', '.join(reused)}", file=sys.stderr)
-    Console().print(rich_table(result.bench))
+    if result.bench:
+        Console().print(rich_table(result.bench))
     for line in result.summary():
         print(line)

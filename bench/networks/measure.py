@@ -143,8 +143,8 @@ def compare(
             name: stack.enter_context(open_runner(runtime, path, timing.threads))
             for name, (runtime, path) in artifacts.items()
         }
-        first, batch = split.images[0], timing.batch
-        images = {name: _timed_images(runner, first, batch) for name, runner in runners.items()}
+        image, batch = _usual_image(split), timing.batch
+        images = {name: _timed_images(runner, image, batch) for name, runner in runners.items()}
         latencies = _latencies(runners, images, timing, steps)
         entries = tuple(
             _entry(name, path, runners[name], len(images[name]), metrics[name], latencies[name])
@@ -211,6 +211,11 @@ def _check_classes(info: DetectorInfo, split: CocoSplit) -> None:
 
 def _listed(names: tuple[str, ...], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" ... ({len(names)})" if len(names) > limit else "")
+
+
+def _usual_image(split: CocoSplit) -> CocoImage:
+    """Return the first landscape image, since a cost table measures detectors at that shape."""
+    return next((i for i in split.images if i.width >= i.height), split.images[0])
 
 
 def _timed_images(runner: Runner, image: CocoImage, batch: int) -> Array:

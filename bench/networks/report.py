@@ -44,8 +44,13 @@ COLUMNS: tuple[Column, ...] = (
 TERMINAL_COLUMNS = ("model", "runtime", "AP", "AP50", "p50 ms", "p95 ms", "GMAdds", "MParams", "MB")
 
 
-def write_report(folder: Path, result: BenchResult) -> list[Path]:
+def write_report(folder: Path, result: BenchResult, findings: Sequence[str] = ()) -> list[Path]:
     """Write ``report.md``, ``.csv``, ``.json`` and ``.png`` into a folder, each atomically.
+
+    Args:
+        folder: Where to write.
+        result: What was measured.
+        findings: What else is to be said of it, as lines of ``report.md``.
 
     Returns:
         The four files.
@@ -57,7 +62,7 @@ def write_report(folder: Path, result: BenchResult) -> list[Path]:
     as_json, as_csv, as_markdown, as_plot = files
     write_json(as_json, header("bench-report", **result.to_dict()))
     write_text(as_csv, csv_text(result))
-    write_text(as_markdown, markdown(result))
+    write_text(as_markdown, markdown(result, findings))
     write_plot(as_plot, result)
     return files
 
@@ -102,16 +107,17 @@ def _batches(result: BenchResult) -> str:
     return " and ".join(map(str, sorted({entry.batch for entry in result.entries})))
 
 
-def markdown(result: BenchResult) -> str:
-    """Return the report as Markdown: the table, and how its numbers came about."""
+def markdown(result: BenchResult, findings: Sequence[str] = ()) -> str:
+    """Return the report as Markdown: the table, findings, and how its numbers came about."""
     titles = [title for title, _ in COLUMNS]
     rows = [[cell(entry).replace("|", "\\|") for _, cell in COLUMNS] for entry in result.entries]
     ruler = ["---" if title in ("model", "runtime") else "---:" for title in titles]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (titles, ruler, *rows))
     how = "\n".join(f"- {line}" for line in _how_measured(result))
+    found = "".join(f"- {line}\n" for line in findings) + "\n" * bool(findings)
     return (
         f"# Benchmark\n\n{conditions(result)}.\n\n{table}\n\n"
-        f"![mAP against latency](report.png)\n\n## How it was measured\n\n{how}\n"
+        f"{found}![mAP against latency](report.png)\n\n## How it was measured\n\n{how}\n"
     )
 
 

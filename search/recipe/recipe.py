@@ -101,6 +101,8 @@ class DeviceRecipe:
         batch: Images per call.
         threads: Threads of a CPU runtime.
         rounds: Rounds of the final benchmark.
+        max_ap_drop: Points of AP, of 100, by which a deployed file may fall behind fp32 PyTorch on
+            ``data.val`` in ``adapt run``.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -110,10 +112,12 @@ class DeviceRecipe:
     batch: int = 1
     threads: int = 1
     rounds: int = 10
+    max_ap_drop: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads", "rounds"):
             check_positive(name, getattr(self, name))
+        check_not_negative("max_ap_drop", self.max_ap_drop)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""How does a recipe become a benchmarked detector? (`adapt run`: all stages, one by one)"""

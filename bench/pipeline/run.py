@@ -1,0 +1,261 @@
+"""Which stages does a run have, and what does each read and write?
+
+profile -> search -> derive -> fine-tune -> export -> bench. Every stage reads and writes files. It
+is skipped when its file is there and was made from the same inputs.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapt.architecture import Architecture, mobilenet_v2
+from adapt.artifacts import check_header, content_hash, file_hash, make_folder, read_json
+from adapt.cost.table import CostTable, predict_latency
+from adapt.errors import AdaptError
+from adapt.network.weights import find_weights
+from adapt.progress import Progress, Stage
+from bench.acceptance.stopwatch import check_conditions
+from bench.acceptance.verify import derive_verified
+from bench.costs import certify
+from bench.costs.recipe_table import RecipeTable, recipe_backend
+from bench.costs.selection import EVERYTHING
+from bench.latency.backend import conditions
+from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, BenchResult, Timing, compare
+from bench.networks.report import write_report
+from bench.pipeline.result import RunResult
+from bench.pipeline.stages import Stages
+from bench.pipeline.target import Target, deployment_path
+from search.derive.derive import derive
+from search.derive.finished import SearchFiles
+from search.recipe.budget import Budget
+from search.recipe.recipe import Recipe
+from search.recipe.search_cost import search_cost
+from search.supernet.run import run_search
+from search.train.finetune import run_finetune
+from search.train.session import Session
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Where the cost table of a run for latency comes from.
+
+    Attributes:
+        table: A table that was measured before, perhaps elsewhere; None measures one here.
+        uncertified: Whether such a table without a certificate will do.
+        grid: As of ``adapt profile --grid``, for a table that is measured here.
+    """
+
+    table: Path | None = None
+    uncertified: bool = False
+    grid: int = 1
+
+
+class Run:
+    """One run of a recipe into a folder.
+
+    Args:
+        recipe: The recipe.
+        out: Folder of all results.
+        session: How the trainings are carried out.
+        display: Opens the progress display of a stage.
+        costs: Where the cost table comes from.
+
+    Raises:
+        AdaptError: If an input is wrong, or this machine cannot do what the recipe asks for.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        session: Session,
+        display: Stage,
+        costs: Costs | None = None,
+    ) -> None:
+        self.recipe, self.session, self.costs = recipe, session, costs or Costs()
+        self.target = Target(recipe)
+        self.train = recipe.split(recipe.data.train)
+        self.benchmark = recipe.split(recipe.data.benchmark)
+        self.config = recipe.detector_config(len(self.train.class_names))
+        self.size = recipe.input.fixed()
+        self.for_latency = recipe.search.cost == "latency"
+        self.out, self.deployed_in = out, out / self.target.folder
+        self.searched_in = self.deployed_in if self.for_latency else out
+        self.check()
+        self.stages = Stages(out, display)
+
+    def execute(self) -> RunResult:
+        """Run or reuse every stage.
+
+        Raises:
+            AdaptError: If the folder holds results of another recipe, or a stage fails.
+        """
+        costs = self._costs()
+        searched = self._search(costs)
+        arch = self._derive(searched, costs)
+        derived = self._finetune("derived", Architecture.load(arch), self.searched_in)
+        source = self._finetune("source", mobilenet_v2(), self.out)
+        detectors = {"derived": derived, "source": source}
+        files = {name: self._export(name, detector) for name, detector in detectors.items()}
+        return self._finish(arch, costs, files)
+
+    def check(self) -> None:
+        """Find what would stop the run after hours.
+
+        Raises:
+            AdaptError: With the fix.
+        """
+        make_folder(self.out)
+        evaluated = self.benchmark.annotations
+        if self.train.class_names != self.benchmark.class_names:
+            raise AdaptError(
+                f"{evaluated} has other classes than {self.train.annotations}; evaluate on the "
+                "same ones"
+            )
+        if not any((~boxes.crowd).any() for boxes in self.benchmark.boxes):
+            raise AdaptError(f"{evaluated} has no box to evaluate on; annotate some")
+        if self.recipe.init == "imagenet" and not self.recipe.weights:
+            find_weights(self.recipe.space.load().source)
+        self.target.check()
+        if self.target.gated:
+            self.recipe.split(self.recipe.data.val)
+        if self.costs.table and not self.for_latency:
+            search_cost(self.recipe, self.train, self.costs.table)  # says that it is not used
+        if self.for_latency and not self.costs.table:
+            self.target.check_measurable()
+
+    def _costs(self) -> Path | None:
+        if not self.for_latency or self.costs.table:
+            return self.costs.table
+        path, config = self.deployed_in / "costs.sqlite", self.config
+        table = RecipeTable(self.recipe, config.num_classes, path)
+        here = conditions(recipe_backend(self.recipe, path), self.size)
+        space, part = self.recipe.space.load(), replace(EVERYTHING, grid=self.costs.grid)
+        inputs = [space.hash, config.to_dict(), self.size.to_dict(), asdict(here)]
+        key = content_hash([*inputs, part.grid] if part.grid > 1 else inputs)
+
+        def profile(progress: Progress) -> None:
+            table.profile(part, progress=progress)
+
+        def measure_others(progress: Progress) -> None:
+            table.certify(certify.DETECTORS, progress=progress)
+
+        self.stages.once("profile", key, path, profile, within=self.deployed_in)
+        return self.stages.once("certify", key, path, measure_others, within=self.deployed_in)
+
+    def _search(self, costs: Path | None) -> Path:
+        recipe, folder = self.recipe, self.searched_in / "search"
+        cost = search_cost(recipe, self.train, costs, uncertified=self.costs.uncertified)
+        key = content_hash([recipe.search_hash, cost.provenance, self.session.limit_steps])
+
+        def work(progress: Progress) -> None:
+            session = replace(self.session, progress=progress, provenance=cost.provenance)
+            run_search(recipe, self.train, cost.model, folder, session)
+
+        file = folder / "supernet.pt"
+        return self.stages.once("search", key, file, work, within=self.searched_in)
+
+    def _derive(self, searched: Path, costs: Path | None) -> Path:
+        path, target = self.searched_in / "arch.json", self.recipe.search.target
+        files = SearchFiles(searched, costs, self.costs.uncertified)
+        budget = Budget.parse(target) if target else None
+
+        def work(progress: Progress) -> None:
+            if costs and budget and budget.unit == "ms" and self._is_measured_here(costs):
+                derive_verified(files, path, budget, progress=progress)
+            else:
+                derive(files, path, budget)
+
+        key = content_hash(self.stages.made_from["search"])
+        return self.stages.once("derive", key, path, work, within=self.searched_in)
+
+    def _is_measured_here(self, costs: Path) -> bool:
+        """Whether this machine measures under the conditions of a table; tell it if not."""
+        try:
+            with CostTable.open(costs) as table:
+                check_conditions(table, recipe_backend(self.recipe, costs), self.size)
+        except AdaptError as error:
+            self.session.warn(f"the latency of the derived network is not measured: {error}")
+            return False
+        return True
+
+    def _finetune(self, name: str, architecture: Architecture, folder: Path) -> Path:
+        recipe, path = self.recipe, folder / f"{name}.safetensors"
+        data, limit = file_hash(self.train.annotations), self.session.limit_steps
+        key = content_hash([recipe.finetune_hash, architecture.hash, data, limit])
+
+        def work(progress: Progress) -> None:
+            provenance = {"annotations_sha256": data}
+            session = replace(self.session, progress=progress, provenance=provenance)
+            run_finetune(recipe, architecture, self.train, path, session)
+
+        return self.stages.once(f"finetune {name}", key, path, work, within=folder)
+
+    def _export(self, name: str, detector: Path) -> Path:
+        folder = self.deployed_in
+        artifact = self.target.artifact(name, detector, folder)
+        if artifact == detector:
+            return detector
+        key = content_hash(self.target.identity(detector, self.train))
+        measured = self.costs.table or folder / "costs.sqlite"
+
+        def work(progress: Progress) -> None:
+            timing_cache = measured.with_suffix(".timing-cache")
+            self.target.deploy(detector, artifact, self.train, timing_cache, progress)
+
+        self.stages.once(f"export {name}", key, artifact, work, within=folder, replace=True)
+        return artifact
+
+    def _bench(self, files: dict[str, Path]) -> BenchResult:
+        device = self.recipe.device
+        protocol = replace(DETECTOR_PROTOCOL, rounds=device.rounds)
+        timing = Timing(device.threads, device.batch, protocol)
+        artifacts: Artifacts = {name: (device.runtime, file) for name, file in files.items()}
+
+        def work(progress: Progress) -> BenchResult:
+            return compare(artifacts, self.benchmark, timing, progress=progress)
+
+        return self.stages.always("bench", work)
+
+    def _finish(self, arch: Path, costs: Path | None, files: dict[str, Path]) -> RunResult:
+        """Benchmark the deployed files, if this machine can, and write the report."""
+        why_not = self.target.why_not_here()
+        bench = None if why_not else self._bench(files)
+        report = self.deployed_in / "report"
+        derived = Architecture.load(arch)
+        result = RunResult(
+            bench=bench,
+            derived=derived,
+            rule=read_json(arch, "architecture").get("rule", "unknown"),
+            predicted_ms=self._predicted_ms(derived, costs) if costs else None,
+            deployed=_deployments(files),
+            report=report / "report.md" if bench else None,
+            not_measured=self._elsewhere(why_not, files) if why_not else "",
+            stages=self.stages.outcomes,
+        )
+        if bench:
+            write_report(report, bench, result.findings())
+        return result
+
+    def _elsewhere(self, why_not: str, files: dict[str, Path]) -> str:
+        data, device = self.recipe.data, self.recipe.device
+        command = f"adapt bench {' '.join(str(file) for file in files.values())} --data {data.root}"
+        return (
+            f"AP and latency on {device.runtime} ({why_not}); copy {self.deployed_in} to a machine "
+            f"that can, and run there `{command} --split {data.benchmark}`"
+        )
+
+    def _predicted_ms(self, architecture: Architecture, costs: Path) -> float:
+        with CostTable.open(costs) as table:
+            rows_ms = predict_latency(table, architecture, self.config, self.size)
+            return table.corrected(rows_ms) if table.certificate else rows_ms
+
+
+def _deployments(files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Return what is known of deployed files; nothing of a detector file of PyTorch."""
+    described = {}
+    for name, file in files.items():
+        path = deployment_path(file)
+        if path.is_file():
+            described[name] = check_header(read_json(path, "deployment"), "deployment", path)
+    return described
