@@ -1,17 +1,23 @@
 """What adapt asks of TensorRT and CUDA, on a simulated GPU, and whether wrong use is seen."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from export_parts import dynamic, exported, half, images, int8
+from core_parts import once
+from export_parts import INFO, dynamic, exported, half, images, int8, small_detector
 from simulated_cuda import Misuse
 from simulated_gpu import Simulation, simulated_gpu
 from simulated_tensorrt import VERSIONS
+from test_cli import data_root, ok, written_recipe
 
+from adapt.data.coco import CocoSplit
+from adapt.detector.file import save_detector
+from bench.latency.timing import Protocol
 from export.engine.build import build_engine
 from export.engine.configure import BuildOptions
 from export.engine.execution import EngineExecution
@@ -268,3 +274,79 @@ def test_tensorrt_refuses_by_its_results(parts: Callable[[], Parts]) -> None:
     assert wrong.trt.Runtime(wrong.logger).deserialize_cuda_engine(b"damaged") is None
     other = wrong.plan.replace(b"11.4.0.106", b"10.3.0.26", 1)
     assert wrong.trt.Runtime(wrong.logger).deserialize_cuda_engine(other) is None
+
+
+BLOCK = """
+[[blocks]]
+num_ops = 1
+stride = 2
+kernels = [3]
+expansions = [2]
+widths = [4, 8, 4]
+"""
+SPACE = f"""
+name = "small"
+source = "mobilenet_v2"
+stem_width = 8
+first_width = 4
+taps = [2, 3, 4]
+{BLOCK * 4}
+"""
+
+
+@pytest.fixture(scope="module")
+def a100() -> Iterator[Simulation]:
+    with simulated_gpu("10.16.0.72") as gpu:
+        yield gpu
+
+
+@pytest.fixture(scope="module")
+def detector(exports: Path, tiny_data: CocoSplit) -> Path:
+    """The small detector, of the classes of the generated images."""
+    info = replace(INFO, classes=tiny_data.class_names)
+    return once(
+        exports / "of-tiny-data.safetensors",
+        lambda path: save_detector(path, small_detector(), info),
+    )
+
+
+@pytest.fixture(scope="module")
+def deployed(
+    a100: Simulation, detector: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What `adapt export --trt --json` tells; that it is JSON is part of it."""
+    out = tmp_path_factory.mktemp("deployed") / "detector.onnx"
+    return ok("export", detector, "--out", out, "--trt", "--precision", "fp16")
+
+
+def test_an_engine_is_exported_run_and_judged_by_every_command(
+    deployed: dict[str, Any], tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    plan, root = Path(deployed["engine"]), data_root(tiny_data)
+    assert (deployed["flavour"], deployed["layers_of"]) == ("tensorrt", "engine")
+    photos = root / "images"
+    assert ok("predict", plan, photos, "--out", tmp_path / "found.json")
+    assert ok("parity", deployed["onnx"], plan, photos)["passed"]
+    evaluated = ok("eval", plan, "--data", root)
+    short = Protocol(2, round_ms=0.1, retries=0, drift=100.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.networks.measure.DETECTOR_PROTOCOL", short)
+        (entry,) = ok("bench", plan, "--data", root, "--rounds", 2)["entries"]
+    assert entry["metrics"]["ap"] == evaluated["ap"]
+    assert entry["runner"]["cuda_graph"] is True
+
+
+def test_a_profile_and_its_certificate_come_from_worker_processes(
+    a100: Simulation, tiny_data: CocoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, table = written_recipe(tmp_path, tiny_data), tmp_path / "costs.sqlite"
+    (tmp_path / "space.toml").write_text(SPACE)
+    short = Protocol(2, round_ms=0.1, retries=0, drift=100.0, warm_up_ms=1.0)
+    monkeypatch.setattr("bench.costs.profiler.GPU_PROTOCOL", short)
+    monkeypatch.setattr("bench.costs.certify.WHOLE_PROTOCOL", short)
+    fp16 = ("--runtime", "tensorrt", "--precision", "fp16", "--out", table)
+    profiled = ok("profile", recipe, *fp16)
+    assert profiled["measured_now"] == profiled["units"] + 11  # and the boundaries
+    certificate = ok("costs", "certify", recipe, table, "--detectors", 6)
+    assert certificate["kendall_tau"] > 0.99
+    assert certificate["mape_corrected"] < 1e-6
