@@ -126,23 +126,27 @@ class EngineExecution:
         self._enqueue()
         self.stream.synchronize()
 
-    def replay(self) -> Callable[[], None]:
+    def replay(self, times: int = 1) -> Callable[[], None]:
         """Return a call that launches the run on the inputs as they are shaped now.
 
         It launches one CUDA graph, or runs plainly if the engine cannot be captured, and does not
         wait for the outputs.
+
+        Args:
+            times: How often one launch runs the engine. A launch takes microseconds of Python and
+                driver, as a small engine does.
         """
         self.run()  # TensorRT allocates on the first run, which a graph cannot hold
-        graph = self._graph()
+        graph = self._graph(times)
         self.captured = graph is not None
         if graph is None:
-            return self._enqueue
+            return lambda: self._enqueue(times)
         # A CUDA graph holds addresses only: the call keeps engine and buffers alive.
         kept_alive = graph, self, dict(self.buffers)
         return lambda: kept_alive[0].replay()
 
-    def _graph(self) -> torch.cuda.CUDAGraph | None:
-        """Capture a run; None if that cannot be, as trtexec goes on without a graph."""
+    def _graph(self, times: int) -> torch.cuda.CUDAGraph | None:
+        """Capture runs; None if that cannot be, as trtexec goes on without a graph."""
         if not self._capturable():
             return None
         graph = torch.cuda.CUDAGraph()
@@ -151,7 +155,7 @@ class EngineExecution:
         with torch.cuda.stream(torch.cuda.current_stream()):
             try:
                 with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                    self._enqueue()
+                    self._enqueue(times)
             except (AdaptError, RuntimeError):  # the second hides the first
                 self.stream = _new_stream()
                 return None
@@ -172,9 +176,10 @@ class EngineExecution:
 
         return call
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, times: int = 1) -> None:
         self._logger.errors.clear()  # those of other engines explain nothing
-        self._check(self._context.execute_async_v3(self.stream.cuda_stream), "does not run")
+        for _ in range(times):
+            self._check(self._context.execute_async_v3(self.stream.cuda_stream), "does not run")
 
     def _check(self, done: bool, problem: str) -> None:
         if not done:  # TensorRT does not raise
