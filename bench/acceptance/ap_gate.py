@@ -1,7 +1,7 @@
 """Is a deployed file refused because it lost AP against its fp32 detector? (`export --ap-gate`)"""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from adapt.data.coco import CocoSplit, load_split
+from adapt.data.images import Fitting
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from bench.latency.provenance import usable_cores
-from bench.networks.measure import evaluate_artifact
+from bench.networks.measure import evaluate_artifact, evaluate_runner
 from export.deploy import (
     Deployment,
     Quantizers,
@@ -23,6 +24,9 @@ from export.deploy import (
     staged,
     write_graphs,
 )
+from export.graph.canvas import Canvas
+from export.run.fits import SAME_SCALE
+from export.run.runner import TorchRunner
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,35 @@ class Gate:
 
         cores = usable_cores()
         return 100 * evaluate_artifact(artifact, self.split, runtime, cores, progress=step).ap
+
+    def check_fit(self, detector: Path, files: Mapping[Path, Canvas]) -> None:
+        """Check what is lost before any rounding, if files see images smaller than training did.
+
+        Args:
+            detector: File that ``adapt finetune`` wrote.
+            files: The ONNX files with their canvases.
+
+        Raises:
+            AdaptError: If that alone loses more AP than allowed.
+        """
+        canvases = list(files.values())
+        fitting = Fitting(canvases[0].resize, tuple(canvas.size for canvas in canvases))
+        scales = [fitting.relative_scale(x.height, x.width) for x in self.split.images]
+        smaller = sum(scale < 1 - SAME_SCALE for scale in scales)
+        if not smaller:
+            return
+        with TorchRunner(detector, usable_cores()) as runner:
+            runner.fitting = fitting
+            ap = 100 * evaluate_runner(runner, self.split)[0].ap
+        drop = self.ap_torch - ap
+        if drop > self.max_drop:
+            raise AdaptError(
+                f"AP drops by {drop:.2f} points, from {self.ap_torch:.2f} to {ap:.2f}, in fp32 "
+                f"PyTorch already, because {smaller} of {len(scales)} images of "
+                f"{self.split.annotations} are seen smaller than in training, at down to "
+                f"{min(scales):.2f} of the scale: the file has a canvas for "
+                f"{canvases[0].orientation} images alone; export with --orientation both"
+            )
 
     def check(self, aps: dict[str, float]) -> float:
         """Return by how much the lowest AP is lower than PyTorch's.
@@ -163,6 +196,7 @@ def deploy_within(
     split = _evaluable_split(options, deployment)
     with staged(onnx_path) as path, _kept_for_study(path.parent, options.refused):
         gate = Gate(detector, split, options.drop, option=options.option, progress=progress)
+        gate.check_fit(detector, deployment.files(detector, path))
         ap, kept, drops = _write_onnx(detector, path, deployment, gate, progress)
         gate.check({path.name: ap})  # before the minutes of an engine
         summary = finish(detector, path, deployment, onnx_path)

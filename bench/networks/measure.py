@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adapt.artifacts import library_versions, make_folder, write_text
 from adapt.cost.units import detector_units, madds
-from adapt.data.annotated_image import CocoImage, read_image
+from adapt.data.annotated_image import read_image
 from adapt.data.coco import CocoSplit
 from adapt.data.evaluate import Detections, Metrics, coco_results, evaluate
+from adapt.data.images import fit
 from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import count_parameters
 from adapt.errors import AdaptError
@@ -23,6 +24,7 @@ from bench.latency.provenance import device_description, usable_cores
 from bench.latency.subject import ANCHOR
 from bench.latency.timing import Anchor, Latency, Protocol, measure, wall_timer
 from export.run.inference import Array, Runner, batch_of_one
+from export.run.pair import files_of
 from export.run.runner import ARTIFACTS, check_artifact, open_runner, usual_runtime
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
@@ -50,7 +52,7 @@ class Entry:
 
     Attributes:
         name: Name in the report.
-        artifact: The file.
+        artifact: The file; of two that run as one, each has an entry with the metrics of both.
         runner: Runtime, version, device and threads, as the runner describes itself.
         precision: ``fp32``, ``fp16`` or ``int8``.
         architecture: Hash of the backbone's architecture.
@@ -133,7 +135,8 @@ def compare(
         raise AdaptError("there is nothing to compare; pass at least one artifact")
     timing = timing or Timing()
     device = device_description()
-    steps = _Steps(len(artifacts) * (len(split) + timing.protocol.rounds), progress)
+    rows = _rows(artifacts)
+    steps = _Steps(len(artifacts) * len(split) + len(rows) * timing.protocol.rounds, progress)
     metrics = {
         name: evaluate_artifact(path, split, runtime, usable_cores(), progress=steps)
         for name, (runtime, path) in artifacts.items()
@@ -143,12 +146,12 @@ def compare(
             name: stack.enter_context(open_runner(runtime, path, timing.threads))
             for name, (runtime, path) in artifacts.items()
         }
-        image, batch = _usual_image(split), timing.batch
-        images = {name: _timed_images(runner, image, batch) for name, runner in runners.items()}
-        latencies = _latencies(runners, images, timing, steps)
+        timed = {row.label: runners[row.name] for row in rows}
+        images = {row.label: _timed_images(timed[row.label], row, split, timing) for row in rows}
+        latencies = _latencies(timed, images, timing, steps)
         entries = tuple(
-            _entry(name, path, runners[name], len(images[name]), metrics[name], latencies[name])
-            for name, (_, path) in artifacts.items()
+            _entry(row, timed[row.label], images[row.label], metrics[row.name], latencies)
+            for row in rows
         )
     return BenchResult(
         entries=entries,
@@ -159,6 +162,36 @@ def compare(
         device=device,
         versions=library_versions(),
     )
+
+
+class _Row(NamedTuple):
+    """A row of the report: an artifact, or one of the two files that are evaluated as one.
+
+    Attributes:
+        label: Name of the row.
+        name: Name of the artifact.
+        file: The file that is timed.
+        part: Which of the artifact's canvases it has.
+    """
+
+    label: str
+    name: str
+    file: Path
+    part: int
+
+
+def _rows(artifacts: Artifacts) -> list[_Row]:
+    """Return the rows of all artifacts: the files for the two orientations have a latency each."""
+    labels = ("{}", "{} (portrait)")
+    return [
+        _Row(labels[part].format(name), name, file, part)
+        for name, (_, path) in artifacts.items()
+        for part, file in enumerate(_files(path))
+    ]
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    return (path,) if path.suffix == ARTIFACTS["torch"] else files_of(path)
 
 
 class _Steps:
@@ -213,15 +246,20 @@ def _listed(names: tuple[str, ...], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" ... ({len(names)})" if len(names) > limit else "")
 
 
-def _usual_image(split: CocoSplit) -> CocoImage:
-    """Return the first landscape image, since a cost table measures detectors at that shape."""
-    return next((i for i in split.images if i.width >= i.height), split.images[0])
+def _timed_images(runner: Runner, row: _Row, split: CocoSplit, timing: Timing) -> Array:
+    """Return the images of one timed call: copies of one, as many as the artifact takes.
 
-
-def _timed_images(runner: Runner, image: CocoImage, batch: int) -> Array:
-    """Return the images of one timed call: copies of one, as many as the artifact takes."""
-    pixels, _ = runner.fitting(read_image(image))
-    return np.repeat(batch_of_one(pixels), batch if runner.dynamic else runner.batch, axis=0)
+    It is the split's first image that the timed file is for, and for a detector that takes any size
+    the first landscape one, since a cost table measures detectors at that shape.
+    """
+    fitting, canvas = runner.fitting, None
+    images = [image for image in split.images if image.width >= image.height]
+    if fitting.canvases:
+        canvas = fitting.canvases[row.part]
+        images = [x for x in split.images if fitting.canvas(x.height, x.width) == canvas]
+    pixels, _ = fit(read_image((images or split.images)[0]), fitting.resize, canvas)
+    batch = timing.batch if runner.dynamic else runner.batch
+    return np.repeat(batch_of_one(pixels), batch, axis=0)
 
 
 def _latencies(
@@ -253,29 +291,32 @@ def _latencies(
 
 
 def _entry(
-    name: str, artifact: Path, runner: Runner, batch: int, metrics: Metrics, latency: Latency
+    row: _Row, runner: Runner, images: Array, metrics: Metrics, latencies: Mapping[str, Latency]
 ) -> Entry:
-    info, size = runner.info, runner.info.input.fixed()
+    info = runner.info
+    size = (runner.fitting.canvases or info.input.canvases())[row.part]
     units = detector_units(info.architecture, info.detector, size)
     return Entry(
-        name=name,
-        artifact=artifact,
+        name=row.label,
+        artifact=row.file,
         runner=runner.describe(),
         precision=runner.precision,
         architecture=info.architecture.hash,
         height=size.height,
         width=size.width,
-        batch=batch,
+        batch=len(images),
         metrics=metrics,
-        latency=latency,
+        latency=latencies[row.label],
         madds=sum(map(madds, units)),
         params=count_parameters(info.build()),
-        size_mb=artifact.stat().st_size / 1e6,
+        size_mb=row.file.stat().st_size / 1e6,
     )
 
 
 def on_runtimes(files: Sequence[Path], runtimes: Sequence[str] = ()) -> Artifacts:
     """Return the artifacts to compare: each file on every runtime that runs files of its kind.
+
+    The two files that run as one count once, by the name of the landscape one.
 
     Args:
         files: Detector files.
@@ -288,7 +329,7 @@ def on_runtimes(files: Sequence[Path], runtimes: Sequence[str] = ()) -> Artifact
     if unknown:
         raise AdaptError(f"runtime must be one of {', '.join(ARTIFACTS)}, got {unknown[0]!r}")
     artifacts: dict[str, tuple[str, Path]] = {}
-    for file in files:
+    for file in dict.fromkeys(_first_of_pair(file) for file in files):
         choice = runtimes or (usual_runtime(file),)
         fitting = [runtime for runtime in choice if ARTIFACTS[runtime] == file.suffix]
         if not fitting:
@@ -298,6 +339,10 @@ def on_runtimes(files: Sequence[Path], runtimes: Sequence[str] = ()) -> Artifact
             name = f"{file.stem}{label}"
             artifacts[f"{file}{label}" if name in artifacts else name] = (runtime, file)
     return artifacts
+
+
+def _first_of_pair(file: Path) -> Path:
+    return _files(file)[0] if file.is_file() and file.suffix in ARTIFACTS.values() else file
 
 
 def evaluate_artifact(

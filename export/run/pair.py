@@ -89,6 +89,7 @@ def warn_of_loss(artifact: Path) -> None:
     canvas = Canvas.of(deployed_header(artifact))
     if canvas.companion:
         expected = companions(artifact, canvas)[0].name
-        warn(f"{canvas.loss()}: {expected} of the same export does not lie beside {artifact}")
+        warn(f"{canvas.loss()}: {expected} of the same export does not lie beside {artifact.name}")
     elif canvas.orientation:
-        warn(f"{canvas.loss()}: {artifact} was exported with --orientation {canvas.orientation}")
+        option = f"--orientation {canvas.orientation}"
+        warn(f"{canvas.loss()}: {artifact.name} was exported with {option}")
