@@ -12,6 +12,7 @@ import typer
 from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
 
 if TYPE_CHECKING:
+    from adapt.data.coco import CocoSplit
     from search.recipe.recipe import Recipe
     from search.train.session import Session
 
@@ -166,6 +167,18 @@ class CostsOptions:
                 print(certificate_line(table), file=sys.stderr)
 
 
+def tell_doubts(recipe: "Recipe", split: "CocoSplit", *, heard: bool) -> None:
+    """Warn of what was repaired in a split, and of more boxes than the detector returns.
+
+    Args:
+        recipe: The recipe of the detector.
+        split: The images.
+        heard: Whether this process is the one that talks.
+    """
+    for doubt in split.doubts(recipe.detector.detections) if heard else ():
+        warn(doubt)
+
+
 def show_estimate(
     recipe: "Recipe", limit_steps: int | None, part: str | None = None, *, as_json: bool
 ) -> None:
@@ -206,6 +219,7 @@ def search_command(
     cost = search_cost(recipe, train, costs.costs, uncertified=costs.uncertified)
     folder = out or Path("runs") / recipe.name / "search"
     with training.session("search", cost.provenance) as session:
+        tell_doubts(recipe, train, heard=session.world.is_main)
         costs.tell_certificate(heard=session.world.is_main)
         path = run_search(recipe, train, cost.model, folder, session)
     if session.world.is_main:
@@ -242,6 +256,7 @@ def finetune_command(
     path = out or Path("runs") / recipe.name / f"{Path(arch).stem}.safetensors"
     train = recipe.split(recipe.data.train)
     with training.session("finetune") as session:
+        tell_doubts(recipe, train, heard=session.world.is_main)
         run_finetune(recipe, architecture, train, path, session)
     if session.world.is_main:
         show({"detector": str(path), "next": f"adapt export {path}"}, as_json=as_json)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from data_parts import read, with_boxes, write_set
+from data_parts import annotation, read, with_boxes, write_set
 
 from adapt.data.coco import load_split
 from adapt.errors import AdaptError
@@ -39,3 +39,25 @@ def test_limit_spreads_over_the_whole_file(tmp_path: Path) -> None:
     split = load_split(write_set(tmp_path / "set", images=images), "train")
     assert split.limit(3).image_ids == (0, 4, 8)
     assert split.limit(None) is split
+
+
+def test_labels_of_other_classes_are_matched_by_name(tmp_path: Path) -> None:
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    boxes = [annotation(category_id=1), annotation(category_id=2)]
+    root = write_set(tmp_path / "set", categories=categories, annotations=boxes)
+    matched = load_split(root, "train").matched(("bird", "dog", "cat"), "the detector")
+    assert matched.boxes[0].labels.tolist() == [2, 1]
+    assert matched.class_names == ("bird", "dog", "cat")
+    assert matched.category_ids == (None, 2, 1)
+
+
+def test_classes_without_boxes_need_no_match(tmp_path: Path) -> None:
+    split = load_split(write_set(tmp_path / "set", annotations=[annotation()]), "train")
+    assert split.matched(("cat",), "the detector").category_ids == (9,)
+
+
+def test_boxes_of_unknown_classes_are_refused_by_name(tmp_path: Path) -> None:
+    split = load_split(write_set(tmp_path / "set"), "train")
+    message = r"has boxes of cat, the detector has the classes dog, Cat \(.*cat is Cat\); name them"
+    with pytest.raises(AdaptError, match=message):
+        split.matched(("dog", "Cat"), "the detector")

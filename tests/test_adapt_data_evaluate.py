@@ -1,8 +1,13 @@
+import io
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from adapt.data.annotated_image import CocoImage
 from adapt.data.coco import CocoSplit, ImageBoxes, load_split
@@ -93,6 +98,58 @@ def test_hundred_detections_per_image_count() -> None:
     assert evaluate(split_of(boxes), [found(0, boxes, 0.1), found(0, wrong)]).ap == 0
 
 
+def test_as_many_detections_count_as_the_detector_was_asked_for() -> None:
+    boxes = squares(*((50.0 * (k % 10), 3.0 * (k // 10)) for k in range(225)))
+    split, detections = split_of(boxes), [found(0, boxes)]
+    few, many = (evaluate(split, detections, limit) for limit in (100, 300))
+    assert (few.ap50, many.ap50) == (pytest.approx(45 / 101), pytest.approx(1))
+    assert (few.max_detections, many.max_detections) == (100, 300)
+    assert few.ar100 == many.ar100 == pytest.approx(100 / 225)
+    assert evaluate(split, detections, 30).ar100 == pytest.approx(30 / 225)
+
+
+def test_metrics_are_those_of_pycocotools_summary() -> None:
+    chance = np.random.default_rng(0)
+    boxes = [squares(*chance.uniform(0, 400, (9, 2))) for _ in range(4)]
+    detections = [
+        Detections(k, b.xyxy + chance.normal(0, 3, (9, 4)), chance.random(9), b.labels)
+        for k, b in enumerate(boxes)
+    ]
+    split = split_of(*boxes)
+    with redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {
+            "images": [{"id": k} for k in range(4)],
+            "categories": [{"id": 5}, {"id": 9}],
+            "annotations": [
+                {"id": 9 * k + n + 1, "image_id": k, "category_id": 5, "iscrowd": 0}
+                | {"bbox": [x, y, SIDE, SIDE], "area": SIDE**2}
+                for k, of_image in enumerate(boxes)
+                for n, (x, y, _, _) in enumerate(of_image.xyxy.tolist())
+            ],
+            "info": {},
+        }
+        truth.createIndex()
+        expected = COCOeval(truth, truth.loadRes(coco_results(detections, split)), "bbox")
+        expected.evaluate()
+        expected.accumulate()
+        expected.summarize()
+    metrics = evaluate(split, detections)
+    assert 0 < metrics.ap < 1
+    found_stats = (metrics.ap, metrics.ap50, metrics.ap75, metrics.ap_medium, metrics.ar100)
+    assert found_stats == pytest.approx(tuple(expected.stats[[0, 1, 2, 4, 8]]))
+
+
+def test_ids_of_any_kind_are_evaluated_and_written_as_in_the_file() -> None:
+    images = tuple(CocoImage(k, Path("x"), 640, 480, f"frame {k}") for k in (1, 2))
+    boxes = squares((0, 0))
+    split = replace(split_of(boxes, boxes), images=images, category_ids=("b", None))
+    assert evaluate(split, [found(1, boxes), found(2, boxes)]).ap == pytest.approx(1)
+    unlisted = replace(found(2, boxes), labels=np.array([1]))
+    (result,) = coco_results([found(1, boxes), unlisted], split)
+    assert (result["image_id"], result["category_id"]) == ("frame 1", "b")
+
+
 def test_results_name_the_categories_of_the_file() -> None:
     tensors = Detections(
         0, torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([0.5]), torch.tensor([1])
@@ -128,7 +185,7 @@ def test_detections_of_another_set_are_refused(detections: Detections, message: 
 
 
 def test_split_of_crowds_only_has_nothing_to_evaluate() -> None:
-    with pytest.raises(AdaptError, match=r"x\.json has no boxes to evaluate"):
+    with pytest.raises(AdaptError, match=r"x\.json has no boxes of single objects"):
         evaluate(split_of(squares((0, 0), crowd=True)), [])
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from core_parts import once
@@ -76,7 +78,9 @@ def test_a_runner_gets_one_letterboxed_image_of_bytes(split):
 
 def test_other_classes_are_refused_by_name(split):
     other = type(split)(**{**vars(split), "class_names": ("cat", "dog", "bird")})
-    with pytest.raises(AdaptError, match=r"circle, square, star.*val.*has cat, dog, bird"):
+    with pytest.raises(
+        AdaptError, match=r"boxes of .*bird, the detector has .* circle, square, star"
+    ):
         evaluate_runner(Oracle(split), other)
 
 
@@ -106,6 +110,23 @@ def test_cost_and_size_describe_the_whole_detector(result):
         assert entry.params == sum(p.numel() for p in INFO.build().parameters())
         assert entry.size_mb == entry.artifact.stat().st_size / 1e6
         assert entry.latency.min_ms > 0
+
+
+def test_classes_are_matched_by_name_whatever_their_order(split):
+    order = [2, 0, 1]
+    labels = np.argsort(order)
+    other = replace(
+        split,
+        class_names=tuple(INFO.classes[label] for label in order),
+        boxes=tuple(replace(boxes, labels=labels[boxes.labels]) for boxes in split.boxes),
+    )
+    assert evaluate_runner(Oracle(split), other)[0].ap == pytest.approx(1.0)
+
+
+def test_evaluation_counts_as_many_detections_as_the_detector_returns(split):
+    oracle = Oracle(split)
+    oracle.info = replace(INFO, detector=replace(INFO.detector, detections=300))
+    assert evaluate_runner(oracle, split)[0].max_detections == 300
 
 
 def test_nothing_to_compare_is_refused(split):

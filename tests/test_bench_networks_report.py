@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def result():
         device={"device": "Some CPU", "cores": 4},
         versions={"python": "3.11", "torch": "2.14.1"},
     )
+
+
+def test_another_number_of_detections_than_cocos_is_told(result):
+    assert "detections per image" not in markdown(result)
+    more = replace(result.entries[0].metrics, max_detections=300)
+    (first, *others) = result.entries
+    told = replace(result, entries=(replace(first, metrics=more), *others))
+    assert "AP with at most 100 and 300 detections per image" in markdown(told)
 
 
 def row(text, name):

@@ -92,8 +92,9 @@ def test_detections_are_in_pixels_of_the_original_images(model, images, tiny_dat
     assert [one.image_id for one in found] == list(tiny_data.image_ids)
     with torch.no_grad():
         (alone,) = model([images[5][0] / 255])
-    torch.testing.assert_close(found[5].boxes, 2 * alone["boxes"], rtol=1e-4, atol=1e-2)
-    assert len(alone["boxes"]) > 0
+    with_area = alone["boxes"][(alone["boxes"][:, 2:] > alone["boxes"][:, :2]).all(dim=1)]
+    torch.testing.assert_close(found[5].boxes, 2 * with_area, rtol=1e-4, atol=1e-2)
+    assert len(with_area) > 0
 
 
 @pytest.fixture
@@ -120,12 +121,8 @@ def test_a_network_is_examined_the_same_way_every_time(search, tiny_data, val):
     [
         (lambda train, val: (train, train), r"8 images of .* are training images too"),
         (
-            lambda train, val: (train, replace(val, class_names=("a", "b"))),
-            r"the search is for the classes disc, square, triangle, .*val.json has a, b; .* --data",
-        ),
-        (
             lambda train, val: (train, replace(val, class_names=("a", "b", "c"))),
-            r"the search is for the classes disc, square, triangle, .*val.json has",
+            r"has boxes of a, c, the search has the classes disc, square, triangle; .* --data",
         ),
     ],
 )

@@ -242,14 +242,8 @@ def _image_warnings(split: CocoSplit) -> list[str]:
             f"{split.annotations} lists {len(twice)} image files more than once (the first: "
             f"{twice[0]}); the boxes of one entry are missing from the others"
         )
-    most = max((int((~boxes.crowd).sum()) for boxes in split.boxes), default=0)
-    if most > DETECTIONS:
-        full = sum(int((~boxes.crowd).sum()) > DETECTIONS for boxes in split.boxes)
-        warnings.append(
-            f"{full} images of {split.annotations} hold more than {DETECTIONS} boxes, up to "
-            f"{most}; a detector returns {DETECTIONS} unless detector.detections asks for more"
-        )
-    return warnings
+    crowded = split.crowded(DETECTIONS)
+    return [*warnings, *([crowded] if crowded else [])]
 
 
 def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) -> list[str]:

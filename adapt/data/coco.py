@@ -126,8 +126,8 @@ class CocoSplit:
         if unknown:
             raise AdaptError(
                 f"{self.annotations} has boxes of {_listed(unknown)}, {whose} has the classes "
-                f"{_listed(class_names)}{_other_case(unknown, class_names)}; name them alike, or "
-                "remove these boxes"
+                f"{_listed(class_names)}{_other_case(unknown, class_names)}; name them alike, "
+                "remove these boxes, or pass another data set with --data"
             )
         places = {name: label for label, name in enumerate(class_names)}
         labels = np.array([places.get(name, -1) for name in self.class_names], dtype=np.int64)
@@ -145,6 +145,30 @@ class CocoSplit:
         names = [self.class_names[label] for label in used]
         return [name for name in names if name not in class_names]
 
+    def crowded(self, detections: int) -> str:
+        """Say in one line how many images hold more boxes than a detector returns; empty if none.
+
+        Args:
+            detections: How many it returns per image at most.
+        """
+        counts = [int((~boxes.crowd).sum()) for boxes in self.boxes]
+        most = max(counts, default=0)
+        if most <= detections:
+            return ""
+        return (
+            f"{sum(count > detections for count in counts)} images of {self.annotations} hold more "
+            f"than {detections} boxes, up to {most}; detector.detections is how many a detector "
+            "returns per image"
+        )
+
+    def doubts(self, detections: int) -> list[str]:
+        """Return what to tell before a training or an evaluation, one line each.
+
+        Args:
+            detections: How many the detector returns per image at most.
+        """
+        return [text for text in (self.repaired(), self.crowded(detections)) if text]
+
     def repaired(self) -> str:
         """Return in one line how many boxes were cut or left out; empty if none."""
         counts = Counter(problem.remedy for problem in self.problems)
@@ -153,6 +177,19 @@ class CocoSplit:
         return (
             f"of the boxes in {self.annotations}, {counts['clipped']} were cut at the border of "
             f"their image and {counts['left out']} left out; `adapt data check` tells why"
+        )
+
+
+def check_has_boxes(split: CocoSplit) -> None:
+    """Check that there is something to train or evaluate on.
+
+    Raises:
+        AdaptError: If not.
+    """
+    if not split.has_boxes:
+        raise AdaptError(
+            f"{split.annotations} has no boxes of single objects; annotate some, or choose a split "
+            "with boxes"
         )
 
 

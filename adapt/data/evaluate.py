@@ -1,7 +1,7 @@
 """What mAP do detections reach?"""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,10 +14,10 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from adapt.data.coco import CocoSplit
+from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.errors import AdaptError
 
-AR100 = 8  # place of AR at 100 detections among pycocotools' twelve statistics
+COCO_DETECTIONS = 100  # per image, in COCO's own protocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Detections:
     """What a detector found in one image, as tensors or arrays.
 
     Attributes:
-        image_id: Id of the image in the annotation file.
+        image_id: Id of the image in the split.
         boxes: ``float[N, 4]``, xyxy in pixels of the original image.
         scores: ``float[N]``.
         labels: ``int[N]``, 0 to K - 1.
@@ -48,8 +48,9 @@ class Metrics:
         ap_small: AP of objects below 32 x 32 square pixels.
         ap_medium: AP of objects in between.
         ap_large: AP of objects above 96 x 96 square pixels.
-        ar100: Recall, averaged over the thresholds, with 100 detections per image.
+        ar100: Recall, averaged over the thresholds, with at most 100 detections per image.
         per_class: AP of every class by its name.
+        max_detections: How many detections of an image count for AP.
     """
 
     ap: float
@@ -60,24 +61,39 @@ class Metrics:
     ap_large: float | None
     ar100: float
     per_class: dict[str, float | None]
+    max_detections: int = COCO_DETECTIONS
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         return asdict(self)
 
 
-def evaluate(split: CocoSplit, detections: Sequence[Detections]) -> Metrics:
+def evaluate(
+    split: CocoSplit, detections: Sequence[Detections], max_detections: int = COCO_DETECTIONS
+) -> Metrics:
     """Compare detections with the boxes of a split by pycocotools.
 
     All images of the split count, those without detections too. A crowd box is not counted as
     missed, and detections inside it are not counted as wrong.
 
+    Args:
+        split: Images and boxes.
+        detections: What was found in them.
+        max_detections: How many detections of an image count, those of the highest scores: what the
+            detector was asked for. COCO's own protocol has 100.
+
     Raises:
         AdaptError: If the split has no boxes, or detections do not belong to it.
     """
-    if not any((~boxes.crowd).any() for boxes in split.boxes):
-        raise AdaptError(f"{split.annotations} has no boxes to evaluate; choose a split with boxes")
-    results = coco_results(detections, split)
+    check_has_boxes(split)
+    # Ids are counted anew: those of files may be texts, and pycocotools takes a match with
+    # annotation 0 for no match.
+    places = {image.id: place for place, image in enumerate(split.images, start=1)}
+    results = [
+        {"image_id": places[found.image_id], "category_id": label + 1, "bbox": box, "score": score}
+        for found in _of_split(detections, split)
+        for label, box, score in _rows(found, split)
+    ]
     with redirect_stdout(io.StringIO()):  # pycocotools reports by printing
         truth = _coco_api(_ground_truth(split))
         # loadRes fails on an empty list.
@@ -85,47 +101,53 @@ def evaluate(split: CocoSplit, detections: Sequence[Detections]) -> Metrics:
             truth.loadRes(results) if results else _coco_api(_ground_truth(split, empty=True))
         )
         evaluation = COCOeval(truth, detected, "bbox")
+        evaluation.params.maxDets = sorted({min(COCO_DETECTIONS, max_detections), max_detections})
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
     return _metrics(evaluation, split.class_names)
 
 
 def coco_results(detections: Sequence[Detections], split: CocoSplit) -> list[dict[str, Any]]:
-    """Return detections as COCO's results format: xywh boxes and the file's category ids.
+    """Return detections as COCO's results format: xywh boxes, image and category ids of the file.
+
+    Detections of classes that the file does not list are left out.
 
     Raises:
         AdaptError: If an image, a label or a number does not belong to the split.
     """
+    written = {image.id: image.annotated_id for image in split.images}
+    return [
+        {
+            "image_id": written[found.image_id],
+            "category_id": split.category_ids[label],
+            "bbox": box,
+            "score": score,
+        }
+        for found in _of_split(detections, split)
+        for label, box, score in _rows(found, split)
+        if split.category_ids[label] is not None
+    ]
+
+
+def _of_split(detections: Sequence[Detections], split: CocoSplit) -> Iterator[Detections]:
     known = set(split.image_ids)
-    results: list[dict[str, Any]] = []
     for of_image in detections:
-        image_id = of_image.image_id
-        if image_id not in known:
+        if of_image.image_id not in known:
             raise AdaptError(
-                f"detections name image {image_id}, which {split.annotations} does not hold; "
-                "evaluate the split they were made from"
+                f"detections name image {of_image.image_id}, which {split.annotations} does not "
+                "hold; evaluate the split they were made from"
             )
-        results.extend(_image_results(of_image, split))
-    return results
+        yield of_image
 
 
-def _image_results(of_image: Detections, split: CocoSplit) -> list[dict[str, Any]]:
+def _rows(of_image: Detections, split: CocoSplit) -> Iterator[tuple[int, list[float], float]]:
+    """Yield label, xywh box and score of every detection in an image."""
     boxes, scores, labels = map(_array, (of_image.boxes, of_image.scores, of_image.labels))
     assert len(boxes) == len(scores) == len(labels)
     boxes = boxes.reshape(-1, 4).astype(np.float64)
     _check_detections(boxes, scores, labels, of_image.image_id, split)
     boxes[:, 2:] -= boxes[:, :2]
-    rows = zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
-    return [
-        {
-            "image_id": of_image.image_id,
-            "category_id": split.category_ids[label],
-            "bbox": box,
-            "score": score,
-        }
-        for box, score, label in rows
-    ]
+    yield from zip(labels.tolist(), boxes.tolist(), scores.tolist(), strict=True)
 
 
 def _check_detections(
@@ -154,30 +176,35 @@ def _array(values: Tensor | NDArray[Any]) -> NDArray[Any]:
 
 
 def _ground_truth(split: CocoSplit, *, empty: bool = False) -> dict[str, Any]:
-    """Return the split in COCO's format, or the same without annotations."""
-    names = zip(split.category_ids, split.class_names, strict=True)
+    """Return the split in COCO's format, or the same without annotations; all ids from 1 on."""
     return {
         "info": {},
         "images": [
-            {"id": image.id, "width": image.width, "height": image.height} for image in split.images
+            {"id": place, "width": image.width, "height": image.height}
+            for place, image in enumerate(split.images, start=1)
         ],
-        "categories": [{"id": number, "name": name} for number, name in names],
+        "categories": [
+            {"id": place, "name": name} for place, name in enumerate(split.class_names, start=1)
+        ],
         "annotations": [] if empty else _annotations(split),
     }
 
 
 def _annotations(split: CocoSplit) -> list[dict[str, Any]]:
     annotations: list[dict[str, Any]] = []
-    for image, boxes in zip(split.images, split.boxes, strict=True):
+    for place, boxes in enumerate(split.boxes, start=1):
         for (x1, y1, x2, y2), label, crowd, area in zip(
-            boxes.xyxy.tolist(), boxes.labels, boxes.crowd, boxes.areas.tolist(), strict=True
+            boxes.xyxy.tolist(),
+            boxes.labels.tolist(),
+            boxes.crowd.tolist(),
+            boxes.areas.tolist(),
+            strict=True,
         ):
             annotations.append(
                 {
-                    # Counted anew: pycocotools takes a match with annotation 0 for no match.
                     "id": len(annotations) + 1,
-                    "image_id": image.id,
-                    "category_id": split.category_ids[label],
+                    "image_id": place,
+                    "category_id": label + 1,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": area,
                     "iscrowd": int(crowd),
@@ -194,23 +221,31 @@ def _coco_api(dataset: dict[str, Any]) -> COCO:
 
 
 def _metrics(evaluation: COCOeval, class_names: Sequence[str]) -> Metrics:
-    ap, ap50, ap75, *ap_sizes = evaluation.stats[:6].tolist()
-    # Axes: IoU thresholds, recalls, classes in ascending id (= label) order, sizes, detections.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    class_aps = precision.mean(axis=(0, 1)).tolist()
-    small, medium, large, *class_aps = [
-        None if value < 0 else value for value in (*ap_sizes, *class_aps)
-    ]
+    params = evaluation.params
+    # Axes: IoU thresholds, recalls, classes in label order, sizes of objects, detections per image.
+    precision = evaluation.eval["precision"][..., -1]
+    recall = evaluation.eval["recall"]  # the same without recalls
+    overall = precision[..., 0]
+    at = {round(100 * iou): place for place, iou in enumerate(params.iouThrs)}
+    small, medium, large = (_mean(precision[..., size]) for size in (1, 2, 3))
+    class_aps = [_mean(overall[:, :, label]) for label in range(len(class_names))]
     return Metrics(
-        ap=ap,
-        ap50=ap50,
-        ap75=ap75,
+        ap=_mean(overall) or 0.0,
+        ap50=_mean(overall[at[50]]) or 0.0,
+        ap75=_mean(overall[at[75]]) or 0.0,
         ap_small=small,
         ap_medium=medium,
         ap_large=large,
-        ar100=float(evaluation.stats[AR100]),
+        ar100=_mean(recall[:, :, 0, 0]) or 0.0,
         per_class=dict(zip(class_names, class_aps, strict=True)),
+        max_detections=params.maxDets[-1],
     )
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Return the mean; pycocotools writes -1 where there is no object."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else None
 
 
 def detections_to_original(

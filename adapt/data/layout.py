@@ -44,6 +44,14 @@ def split_names(root: Path) -> list[str]:
     return list(_find_splits(root))
 
 
+def usual_split(root: Path) -> str:
+    """Return the split to report AP of: ``test`` where there is one, or ``val``.
+
+    Networks are chosen on ``val`` (``adapt derive --refine``), so that AP on it flatters them.
+    """
+    return "test" if has_split(root, "test") else "val"
+
+
 def has_split(root: Path, split: str) -> bool:
     """Return whether a folder is a data set with this split."""
     return root.is_dir() and split in map(_without_year, _find_splits(root))

@@ -11,6 +11,7 @@ import torch
 
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import Fitting
+from adapt.data.layout import usual_split
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from bench.latency.provenance import usable_cores
@@ -39,6 +40,7 @@ class GateReport:
         ap_engine: AP of the TensorRT engine; None if there is none, or no GPU to run it.
         drop: How much lower than PyTorch's the lowest AP of the files is; negative if higher.
         images: Evaluated images.
+        annotations: Their file.
         repaired: How many of their boxes were cut or left out; empty if none.
         kept_in_fp32: Weights of an int8 file that had to stay in fp32.
         drops: Drop of every int8 file that was tried, by its number of weights in fp32.
@@ -49,6 +51,7 @@ class GateReport:
     ap_engine: float | None
     drop: float
     images: int
+    annotations: str
     repaired: str = ""
     kept_in_fp32: tuple[str, ...] = ()
     drops: dict[int, float] | None = None
@@ -152,7 +155,7 @@ class GateOptions:
     Attributes:
         drop: Largest drop of AP in points of 100.
         data: Folder of the data set to evaluate on.
-        split: Its split.
+        split: Its split; ``test`` where there is one, or ``val`` if None.
         repair: Cut or leave out boxes that cannot be used, instead of refusing the split.
         option: What sets the drop, for the error.
         refused: Folder for the files that lose more, for study; None deletes them.
@@ -160,7 +163,7 @@ class GateOptions:
 
     drop: float
     data: Path | None
-    split: str = "val"
+    split: str | None = None
     repair: bool = False
     option: str = "--ap-gate"
     refused: Path | None = None
@@ -208,6 +211,7 @@ def deploy_within(
             ap_engine=ap_engine,
             drop=gate.check(aps),
             images=len(split),
+            annotations=str(split.annotations),
             repaired=split.repaired(),
             kept_in_fp32=kept,
             drops=drops,
@@ -232,7 +236,8 @@ def _evaluable_split(options: GateOptions, deployment: Deployment) -> CocoSplit:
         raise AdaptError("--ap-gate evaluates on images with boxes; pass a data set with --data")
     if deployment.graph.tail == "none":
         raise AdaptError("--ap-gate evaluates detections, tail 'none' has none; use another tail")
-    return load_split(options.data, options.split, repair=options.repair)
+    name = options.split or usual_split(options.data)
+    return load_split(options.data, name, repair=options.repair)
 
 
 def _engine_ap(gate: Gate, path: Path, summary: dict[str, Any]) -> float | None:

@@ -65,7 +65,10 @@ class CheckOptions:
         Path | None,
         typer.Option("--data", help="Data set: --ap-gate evaluates on it, int8 calibrates on it."),
     ] = None
-    split: Annotated[str, typer.Option("--split", help="Split of --ap-gate.")] = "val"
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Split of --ap-gate; test if there is one, or val."),
+    ] = None
     repair: RepairOpt = False
 
     def images(self) -> tuple[Sequence[Path], Sequence[Path]]:

@@ -19,17 +19,32 @@ class SplitOptions:
     """Which images are evaluated."""
 
     data: Annotated[Path, typer.Option("--data", help="Folder of a COCO-format data set.")]
-    split: Annotated[str, typer.Option("--split", help="Split to evaluate.")] = "val"
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Split to evaluate; test where there is one, or val."),
+    ] = None
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="N images, spread evenly.")
     ] = None
     repair: RepairOpt = False
 
+    @property
+    def name(self) -> str:
+        """Name of the split."""
+        from adapt.data.layout import usual_split
+
+        return self.split or usual_split(self.data)
+
+    def described(self) -> str:
+        """Say which split it is, and whether networks are chosen on it."""
+        chosen_on = ", on which `adapt derive --refine` chooses networks" * (self.name == "val")
+        return f"split {self.name}{chosen_on}"
+
     def load(self) -> "CocoSplit":
         """Read the split; say what was repaired."""
         from adapt.data.coco import load_split
 
-        split = load_split(self.data, self.split, repair=self.repair).limit(self.limit)
+        split = load_split(self.data, self.name, repair=self.repair).limit(self.limit)
         if split.repaired():
             warn(split.repaired())
         return split
@@ -58,7 +73,9 @@ def eval_command(
         metrics = evaluate_artifact(
             artifact, split, runtime, threads, results=results, progress=progress
         )
-    show(metrics.to_dict(), as_json=as_json, title=f"{artifact} on {images.split}")
+    evaluated = {"split": images.name, "annotations": str(split.annotations), "images": len(split)}
+    title = f"{artifact} on {images.described()}, at most {metrics.max_detections} per image"
+    show({**evaluated, **metrics.to_dict()}, as_json=as_json, title=title)
 
 
 @grouped
@@ -98,4 +115,4 @@ def bench_command(
         print(json.dumps(result.to_dict(), indent=2))
     else:
         Console().print(rich_table(result))
-        print(f"report: {out / 'report.md'}")
+        print(f"{images.described()}\nreport: {out / 'report.md'}")

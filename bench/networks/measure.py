@@ -15,7 +15,6 @@ from adapt.data.annotated_image import read_image
 from adapt.data.coco import CocoSplit
 from adapt.data.evaluate import Detections, Metrics, coco_results, evaluate
 from adapt.data.images import fit
-from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import count_parameters
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
@@ -129,7 +128,7 @@ def compare(
         progress: Called with (done, total) of images and rounds together.
 
     Raises:
-        AdaptError: If there is no artifact, or one cannot run or has other classes than the split.
+        AdaptError: If there is no artifact, one cannot run, or does not know a class of the split.
     """
     if not artifacts:
         raise AdaptError("there is nothing to compare; pass at least one artifact")
@@ -221,9 +220,9 @@ def evaluate_runner(
         The metrics, and the detections in pixels of the original images.
 
     Raises:
-        AdaptError: If the detector's classes are not those of the split.
+        AdaptError: If the split has boxes of classes that the detector does not know.
     """
-    _check_classes(runner.info, split)
+    split = matched(split, runner)
     detections: list[Detections] = []
     for start in range(0, len(split), runner.batch):
         batch = split.images[start : start + runner.batch]
@@ -231,19 +230,16 @@ def evaluate_runner(
         for image, of_image in zip(batch, found, strict=True):
             detections.append(Detections(image.id, *of_image))
             progress(len(detections), len(split))
-    return evaluate(split, detections), detections
+    return evaluate(split, detections, runner.info.detector.detections), detections
 
 
-def _check_classes(info: DetectorInfo, split: CocoSplit) -> None:
-    if info.classes != split.class_names:
-        raise AdaptError(
-            f"the detector knows the classes {_listed(info.classes)}, {split.annotations} has "
-            f"{_listed(split.class_names)}; evaluate on the data set it was trained for"
-        )
+def matched(split: CocoSplit, runner: Runner) -> CocoSplit:
+    """Return a split with the labels of a detector's classes, by name.
 
-
-def _listed(names: tuple[str, ...], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" ... ({len(names)})" if len(names) > limit else "")
+    Raises:
+        AdaptError: If the split has boxes of classes that the detector does not know.
+    """
+    return split.matched(runner.info.classes, "the detector")
 
 
 def _timed_images(runner: Runner, row: _Row, split: CocoSplit, timing: Timing) -> Array:
@@ -368,6 +364,7 @@ def evaluate_artifact(
         make_folder(results.parent)  # before the images, not after
     with open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner:
         metrics, detections = evaluate_runner(runner, split, progress=progress)
-    if results:
-        write_text(results, json.dumps(coco_results(detections, split)) + "\n")
+        if results:
+            content = coco_results(detections, matched(split, runner))
+            write_text(results, json.dumps(content) + "\n")
     return metrics

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapt.artifacts import atomic_path, header, write_json, write_text
+from adapt.data.evaluate import COCO_DETECTIONS
 from bench.latency.timing import RELIABLE, Latency
 from bench.networks.measure import BenchResult, Entry
 
@@ -95,8 +96,16 @@ def conditions(result: BenchResult) -> str:
     threads = f"{result.threads} thread" + "s" * (result.threads != 1)
     return (
         f"{device}, {_precisions(result)}, batch {_batches(result)}, {threads}, median (p50) "
-        "latency of a call"
+        f"latency of a call{_detections(result)}"
     )
+
+
+def _detections(result: BenchResult) -> str:
+    """Say how many detections of an image count, where they are not COCO's number."""
+    numbers = sorted({entry.metrics.max_detections for entry in result.entries})
+    if numbers == [COCO_DETECTIONS]:
+        return ""
+    return f", AP with at most {' and '.join(map(str, numbers))} detections per image"
 
 
 def _precisions(result: BenchResult) -> str:

@@ -137,7 +137,8 @@ def plan_run(recipe: Recipe, out: Path, costs: Costs, limit_steps: int | None) -
     """
     train = recipe.split(recipe.data.train)
     training = estimate_run(recipe, len(train), len(train.class_names), limit_steps)
-    stages = _Stages(recipe, out / Target(recipe).folder, costs, training)
+    classes = len(train.class_names)
+    stages = _Stages(recipe, out / Target(recipe).folder, costs, training, classes)
     seconds: dict[str, float | str] = {}
     for name, estimate in stages.estimates().items():
         try:
@@ -155,15 +156,16 @@ def plan_run(recipe: Recipe, out: Path, costs: Costs, limit_steps: int | None) -
 class _Stages:
     """Estimates stages; what cannot be timed here raises an AdaptError."""
 
-    def __init__(self, recipe: Recipe, folder: Path, costs: Costs, training: RunEstimate) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, costs: Costs, training: RunEstimate, classes: int
+    ) -> None:
         self.recipe, self.costs, self.training = recipe, costs, training
         self.target, self.device = Target(recipe), recipe.device
         self.table = folder / "costs.sqlite"
         self.benchmark = recipe.split(recipe.data.benchmark)
-        classes = len(self.benchmark.class_names)
+        self.classes = classes
         config, size = recipe.detector_config(classes), recipe.input.fixed()
         self.subject = WholeDetector(mobilenet_v2(), config, size)
-        self.classes = classes
 
     def estimates(self) -> dict[str, Callable[[], float]]:
         """Return what estimates the seconds of every stage, in their order."""

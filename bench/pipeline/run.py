@@ -11,6 +11,7 @@ from typing import Any
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.artifacts import check_header, content_hash, file_hash, make_folder, read_json
 from adapt.cost.table import CostTable, predict_latency
+from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.errors import AdaptError
 from adapt.network.weights import find_weights
 from adapt.progress import Progress, Stage
@@ -75,7 +76,7 @@ class Run:
         self.recipe, self.session, self.costs = recipe, session, costs or Costs()
         self.target = Target(recipe)
         self.train = recipe.split(recipe.data.train)
-        self.benchmark = recipe.split(recipe.data.benchmark)
+        self.benchmark = self._known(recipe.data.benchmark)
         self.config = recipe.detector_config(len(self.train.class_names))
         self.size = recipe.input.fixed()
         self.for_latency = recipe.search.cost == "latency"
@@ -106,23 +107,24 @@ class Run:
             AdaptError: With the fix.
         """
         make_folder(self.out)
-        evaluated = self.benchmark.annotations
-        if self.train.class_names != self.benchmark.class_names:
-            raise AdaptError(
-                f"{evaluated} has other classes than {self.train.annotations}; evaluate on the "
-                "same ones"
-            )
-        if not any((~boxes.crowd).any() for boxes in self.benchmark.boxes):
-            raise AdaptError(f"{evaluated} has no box to evaluate on; annotate some")
+        for split in (self.train, self.benchmark):
+            check_has_boxes(split)
+            for doubt in split.doubts(self.config.detections):
+                self.session.warn(doubt)
         if self.recipe.init == "imagenet" and not self.recipe.weights:
             find_weights(self.recipe.space.load().source)
         self.target.check()
         if self.target.gated:
-            self.recipe.split(self.recipe.data.val)
+            check_has_boxes(self._known(self.recipe.data.val))
         if self.costs.table and not self.for_latency:
             search_cost(self.recipe, self.train, self.costs.table)  # says that it is not used
         if self.for_latency and not self.costs.table:
             self.target.check_measurable()
+
+    def _known(self, name: str) -> CocoSplit:
+        """Return a split with the labels of the training split."""
+        train = self.train
+        return self.recipe.split(name).matched(train.class_names, str(train.annotations))
 
     def _costs(self) -> Path | None:
         if not self.for_latency or self.costs.table:

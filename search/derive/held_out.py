@@ -54,7 +54,7 @@ class Examiner:
         batches: Batches of training images per network.
 
     Raises:
-        AdaptError: If the images have other classes than the search, or some are in both splits.
+        AdaptError: If boxes are of classes that the search does not know, or images in both splits.
     """
 
     def __init__(
@@ -64,7 +64,10 @@ class Examiner:
         held_out: CocoSplit,
         batches: int = RECALIBRATION,
     ) -> None:
-        _check_data(search, train, held_out)
+        train, held_out = (
+            split.matched(search.class_names, "the search") for split in (train, held_out)
+        )
+        _check_apart(train, held_out)
         recipe = search.recipe
         self._held_out, self._batches, self._recipe = held_out, batches, recipe
         self._config = recipe.detector_config(len(search.class_names))
@@ -86,7 +89,7 @@ class Examiner:
             model = self._detector(choices)
             loss = held_out_loss(model, self._held_out_batches(), self._device)
             detections = detect(model, self._held_out_batches(), self._held_out, self._device)
-        return HeldOut(loss, evaluate(self._held_out, detections))
+        return HeldOut(loss, evaluate(self._held_out, detections, self._config.detections))
 
     def _detector(self, choices: Choices) -> RetinaNet:
         model = inherit_detector(self._supernet, choices, self._config)
@@ -121,14 +124,7 @@ class Examiner:
         )
 
 
-def _check_data(search: FinishedSearch, train: CocoSplit, held_out: CocoSplit) -> None:
-    for split in (train, held_out):
-        if split.class_names != search.class_names:
-            raise AdaptError(
-                f"the search is for the classes {', '.join(search.class_names)}, "
-                f"{split.annotations} has {', '.join(split.class_names)}; pass the data set of the "
-                "search with --data"
-            )
+def _check_apart(train: CocoSplit, held_out: CocoSplit) -> None:
     trained = {image.path.resolve() for image in train.images}
     shared = sum(image.path.resolve() in trained for image in held_out.images)
     if shared:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from adapt.data.coco import CocoSplit
+from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.data.dataset import Batch, DetectionDataset, Loading
 from adapt.errors import AdaptError
 from search.recipe.optimisation import Optimisation
@@ -16,8 +16,9 @@ def split_halves(split: CocoSplit, seed: int) -> tuple[CocoSplit, CocoSplit]:
     """Divide the training images by shuffled image id into trainA and trainB (Eq. 3).
 
     Raises:
-        AdaptError: If there are fewer than two images.
+        AdaptError: If there are fewer than two images, or no boxes.
     """
+    check_has_boxes(split)
     if len(split) < 2:
         raise AdaptError(
             f"{split.annotations} has {len(split)} image; a search divides the training images "

@@ -11,7 +11,7 @@ from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.artifacts import content_hash, file_hash, make_folder
-from adapt.data.coco import CocoSplit
+from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.data.dataset import training_batches
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.mapping.pretrained import MappingReport, map_backbone
@@ -80,12 +80,13 @@ class Finetuning:
         schedule: How many steps there are.
 
     Raises:
-        AdaptError: If weights are missing, or a batch cannot be shared out.
+        AdaptError: If weights or boxes are missing, or a batch cannot be shared out.
     """
 
     def __init__(
         self, recipe: Recipe, info: DetectorInfo, train: CocoSplit, session: Session
     ) -> None:
+        check_has_boxes(train)
         optimisation = recipe.finetune
         self.recipe, self.world = recipe, session.world
         self.schedule = Schedule.of_finetuning(optimisation, len(train), session.limit_steps)
