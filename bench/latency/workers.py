@@ -195,7 +195,7 @@ class Workers:
 
     def _pool(self, name: str, jobs: int) -> ProcessPool:
         if name not in self._pools:
-            self._pools[name] = ProcessPool(max_workers=jobs, context=_context())
+            self._pools[name] = ProcessPool(max_workers=jobs, context=process_context())
         return self._pools[name]
 
     def _restart(self, name: str) -> None:
@@ -205,15 +205,15 @@ class Workers:
             pool.join()
 
 
-def _context() -> BaseContext:
-    """Return how processes start."""
+def process_context(preload: str = __name__) -> BaseContext:
+    """Return how processes start; ``preload`` is a module that they will need."""
     # Not by fork: CUDA does not work in a fork of a process that has used it.
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
     # A server that has imported PyTorch and never touches CUDA: its forks take milliseconds, where
     # a spawned process imports for seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([preload])
     return context
 
 

@@ -21,13 +21,15 @@ OPTIONS = {"ort-cpu": {}, "ort-cuda": {"use_tf32": "0"}}
 Array = NDArray[Any]
 
 
-def ort_session(runtime: str, model: bytes, threads: int) -> Any:
+def ort_session(runtime: str, model: bytes, threads: int, profile: Path | None = None) -> Any:
     """Return an ONNX Runtime session on the runtime's execution provider.
 
     Args:
         runtime: ``ort-cpu`` or ``ort-cuda``.
         model: A serialised ONNX model.
         threads: CPU threads of one operator; operators run one after another.
+        profile: How the name of a JSON file begins that the session's ``end_profiling`` writes: the
+            provider, types and time of every node that ran.
 
     Raises:
         AdaptError: If ONNX Runtime is not installed, or the provider does not load.
@@ -45,6 +47,8 @@ def ort_session(runtime: str, model: bytes, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 4
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     providers = {provider: OPTIONS[runtime], PROVIDERS["ort-cpu"]: {}}
     try:
         # A run that fails on the GPU must fail: ONNX Runtime would go on with the CPU, and say so

@@ -1,0 +1,109 @@
+"""Are timings on this machine steady, and does a small cost table predict whole detectors?"""
+
+import time
+from collections.abc import Callable
+
+from adapt.cost.detector_space import DetectorSpace
+from adapt.cost.table import CostTable
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig
+from adapt.runtime import Precision
+from adapt.space import BlockSpace, SearchSpace
+from bench.costs.certify import certify
+from bench.costs.profiler import profile, unit_protocol
+from bench.doctor.contained import Reading
+from bench.doctor.cuda import CudaStack
+from bench.doctor.tiny import Files, images
+from bench.latency.backend import open_backend
+from bench.latency.provenance import gpu_state
+from bench.latency.subject import ANCHOR
+from bench.latency.timing import Protocol, measure
+from bench.latency.workers import Measurement
+from export.run.runner import open_runner
+
+STATES = 100
+STATE_MS = 1.0  # a reading of clock and temperature stands between two samples
+# Of a processor that others may use, where the fastest call counts, and of a GPU.
+SPREAD = {"cpu": None, "cuda": 0.05}
+REPEATED = {"cpu": 0.15, "cuda": 0.02}
+RUNS = {"cpu": (2, 10), "cuda": (10, 50)}
+MAPE = {"cpu": 0.15, "cuda": 0.05}
+TAU = {"cpu": 0.8, "cuda": 0.9}
+CLAMPED = 0.01  # of the units that may seem to cost nothing
+DETECTORS = 10
+# Few units, and detectors that differ by more than the noise.
+COSTS = DetectorSpace(
+    SearchSpace(
+        "tiny",
+        "mobilenet_v2",
+        16,
+        16,
+        (2, 3, 4),
+        tuple(BlockSpace(2, 2, (3,), (3, 6), (16 * n, 48 * n)) for n in (1, 1, 2, 2)),
+    ),
+    DetectorConfig(num_classes=3, fpn_width=32, head_depth=1, candidates=100),
+    InputSize(192, 256),
+)
+
+
+def check_libraries() -> list[Reading]:
+    """Compare what the libraries were built for with what the driver runs."""
+    return [Reading("libraries that are too new for the driver", len(CudaStack.here().too_new), 0)]
+
+
+def check_sensors() -> list[Reading]:
+    """Time readings of the GPU's clock, temperature and throttling."""
+    gpu_state()
+    start = time.perf_counter()
+    states = [gpu_state() for _ in range(STATES)]
+    each_ms = (time.perf_counter() - start) / STATES * 1000
+    unknown = sum(state.clock_mhz is None for state in states)
+    return [Reading("ms per reading", each_ms, STATE_MS), Reading("without a clock", unknown, 0)]
+
+
+def check_timing(files: Files, runtime: str, precision: Precision, kind: str) -> list[Reading]:
+    """Time the anchor for a second, and few and many runs of the detector."""
+    backend = open_backend(runtime, precision=precision)
+    timer = backend.load(backend.build(ANCHOR))
+    latency = measure({"anchor": timer}, Protocol(rounds=5, round_ms=200.0))["anchor"]
+    with open_runner(runtime, files.artifact(runtime, precision, "detections")) as runner:
+        call = runner.bind(images(1))
+        few, many = (_fastest_ms(call, runs) for runs in RUNS[kind])
+    return [
+        Reading("anchor ms", latency.p50_ms),
+        Reading("p90 / p10 - 1", latency.spread, SPREAD[kind]),
+        Reading(
+            "{} and {} runs differ by".format(*RUNS[kind]), abs(few / many - 1), REPEATED[kind]
+        ),
+    ]
+
+
+def _fastest_ms(call: Callable[[], object], runs: int, tries: int = 15) -> float:
+    """Return the wall time of a call, the least of several means over so many runs."""
+    call()
+    means = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        for _ in range(runs):
+            call()
+        means.append((time.perf_counter() - start) / runs * 1000)
+    return min(means)
+
+
+def check_costs(files: Files, runtime: str, precision: Precision, kind: str) -> list[Reading]:
+    """Measure a small cost table, and how well it predicts random detectors."""
+    backend = open_backend(runtime, precision=precision, timing_cache=files.timing_cache)
+    path = files.folder / f"{runtime}-{precision}.sqlite"
+    summary = profile(COSTS, path, Measurement(backend, unit_protocol(backend)))
+    whole = Protocol(rounds=6, round_ms=40.0)
+    with CostTable.open(path, writable=True) as table:
+        units = COSTS.units()
+        certificate = certify(table, COSTS, Measurement(backend, whole), DETECTORS)
+        free = sum(table.lookup(unit) <= 0 for unit in units) / len(units)
+    return [
+        Reading("units", len(units)),
+        Reading("failed", len(summary.failed), 0),
+        Reading("that seem free", free, CLAMPED),
+        Reading("MAPE", certificate.mape, MAPE[kind]),
+        Reading("tau", certificate.kendall_tau, TAU[kind], at_least=True),
+    ]
