@@ -6,6 +6,7 @@
 * Noise: every sample is a little too slow, by a random share (exponential).
 * Drift: at random the device is slower by 4 to 30 % for :data:`SPELL_MS` at a time.
 * Throttling: at random it is slower by half, and says so.
+* Launch-bound: nothing takes less than the processor needs to launch it.
 
 Time is virtual: it passes only while something is timed. One clock per process and device.
 """
@@ -107,6 +108,7 @@ class Simulated:
         drift: Share of the time in which the device is slow without a word.
         throttling: Share of the time in which it is slow and says so.
         seed: Seed of all of these.
+        launch_bound_ms: What everything takes at least.
         faults: What is to go wrong (``crash``, ``hang`` or ``error``) when a subject is built or
             measured, by ``build <unit key>`` or ``measure <unit key>``.
     """
@@ -115,6 +117,7 @@ class Simulated:
     drift: float = 0.0
     throttling: float = 0.0
     seed: int = 0
+    launch_bound_ms: float = 0.0
     isolated: bool = False
     faults: tuple[tuple[str, str], ...] = ()
     runtime: str = "simulated"
@@ -137,7 +140,7 @@ class Simulated:
 
     def load(self, built: Subject) -> Timer:
         self._fail_if_told("measure", built)
-        cost, clock = _measured_ms(built), _clock(self)
+        cost, clock = max(_measured_ms(built), self.launch_bound_ms), _clock(self)
 
         def run() -> Sample:
             latency = cost * self.slowdown(clock.now_ms) * (1 + clock.noise(self.noise))

@@ -26,6 +26,7 @@ from simulated_device import Simulated, relative_errors, true_ms
 import bench.costs.profiler
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.merge import merge_tables
+from adapt.cost.resolution import free_units
 from adapt.cost.table import CostTable, predict_latency
 from adapt.cost.units import boundaries, detector_units, unit_key
 from adapt.data.images import InputSize
@@ -106,7 +107,7 @@ class TestOnThisProcessor:
     def test_estimate_is_positive_and_zero_for_a_finished_plan(self, real):
         work = select(DETECTORS)
         some = replace(work, to_measure=tuple(UNITS[:4]))
-        assert estimate_seconds(some, measurement(ORT), sample=2) > 0
+        assert estimate_seconds(some, measurement(ORT)) > 0
         with CostTable.open(real[0]) as table:
             assert estimate_seconds(select(DETECTORS, table), measurement(ORT)) == 0
 
@@ -207,6 +208,45 @@ def test_an_interrupted_run_keeps_its_rows_and_continues(tmp_path, monkeypatch):
     assert 6 <= kept < len(MEASURABLE)
     assert summary.measured == len(MEASURABLE) - kept
     assert [(done, total) for done, total, _ in steps][-1] == (len(MEASURABLE),) * 2
+
+
+class TestChunks:
+    """How many units are measured together where every one takes ten seconds to build."""
+
+    @pytest.fixture
+    def sizes(self, monkeypatch):
+        sizes, clock = [], iter(range(0, 10**9, 240))
+
+        def run(self, subjects, **_):
+            sizes.append(len(subjects))
+            return {key: Latency.of([[1.0]]) for key in subjects}
+
+        monkeypatch.setattr(bench.costs.profiler.Workers, "run", run)
+        monkeypatch.setattr(bench.costs.profiler.time, "perf_counter", lambda: next(clock))
+        return sizes
+
+    def test_on_a_gpu_they_are_full_whatever_building_takes(self, sizes, tmp_path):
+        profiled(tmp_path / "costs", Simulated(isolated=True), space=WIDE)
+        assert set(sizes[:-1]) == {24}
+
+    def test_a_gpu_is_estimated_by_a_full_chunk(self, sizes):
+        work = select(WIDE_DETECTORS)
+        seconds = estimate_seconds(work, measurement(Simulated(isolated=True)))
+        assert sizes == [1, 24]
+        assert seconds == pytest.approx(240 / 24 * len(work.to_measure))
+
+    def test_on_a_processor_they_shrink_to_what_a_kill_may_lose(self, sizes, tmp_path):
+        profiled(tmp_path / "costs", Simulated(), space=SPACE)
+        assert sizes[:3] == [12, 1, 1]
+
+
+def test_a_launch_bound_device_is_measured_to_the_end_and_told_by_its_table(tmp_path):
+    device = Simulated(launch_bound_ms=1.0)
+    summary = profiled(tmp_path / "costs", device, space=WIDE, part=Part(grid=8))
+    with CostTable.open(summary.table) as table:
+        free, known = free_units(table, WIDE_DETECTORS.units())
+        assert len(free) > 0.9 * known
+        assert table.interpolation["held_out"] < 60
 
 
 @pytest.mark.parametrize(("space", "grid"), [(SPACE, 1), (WIDE, 8)], ids=["all", "grid"])

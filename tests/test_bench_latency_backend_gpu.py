@@ -1,14 +1,18 @@
 """How TensorRT's engines are timed, on a simulated GPU with a clock of its own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from profile_parts import DETECTOR, NETWORK, SIZE
 from simulated_gpu import Simulation, simulated_gpu
 
 from adapt.cost.units import Boundary
+from bench.costs.profiler import GPU_PROTOCOL
 from bench.latency.backend import INTERVAL_MS, MOST_RUNS, TensorRTBackend
 from bench.latency.subject import Subject, WholeDetector
+from bench.latency.timing import Latency
+from bench.latency.workers import Measurement, Workers
 
 BACKEND = TensorRTBackend("tensorrt", "fp16")
 SHORT = Boundary(8, 8, 8)
@@ -43,3 +47,16 @@ def test_what_cannot_be_captured_is_run_as_often() -> None:
     with simulated_gpu():
         captured = BACKEND.load(BACKEND.build(SHORT))()
     assert plain == pytest.approx(captured)
+
+
+def test_chunks_are_measured_within_the_time_that_is_meant_for_them(gpu: Simulation) -> None:
+    units = {str(c): Boundary(c, 8, 8) for c in range(8, 72, 8)}
+    here = replace(BACKEND, isolated=False)  # the clock is this process's
+    with Workers(Measurement(here, GPU_PROTOCOL)) as workers:
+        before_ms = gpu.cuda.now_ms
+        found = workers.run(units)
+    meant_ms = GPU_PROTOCOL.warm_up_ms + GPU_PROTOCOL.rounds * GPU_PROTOCOL.round_ms * len(units)
+    assert meant_ms < gpu.cuda.now_ms - before_ms < 2 * meant_ms
+    for latency in found.values():
+        assert isinstance(latency, Latency)
+        assert 40 <= latency.samples <= 50

@@ -7,7 +7,7 @@ from core_parts import random_architecture
 from profile_parts import measurement
 from simulated_device import Simulated, true_ms
 
-from adapt.cost.table import CostTable
+from adapt.cost.table import CostTable, UnitCost
 from adapt.cost.units import detector_units
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
@@ -96,3 +96,11 @@ def test_threads_count_on_a_processor_only(recipe, tmp_path):
         pytest.raises(AdaptError, match=r"with 2 threads, recipe 'tiny' asks for 1"),
     ):
         latency_cost(recipe, 3, table)
+
+
+def test_a_table_of_free_operations_is_refused(opened, recipe):
+    latency_cost(recipe, 3, opened)
+    for unit in recipe.detectors(3).units()[:9]:
+        opened.add({unit: UnitCost(1e-6, 1e-6, 1e-6, 1e-6, samples=9, rounds=3)})
+    with pytest.raises(AdaptError, match="launch-bound"):
+        latency_cost(recipe, 3, opened)

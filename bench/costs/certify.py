@@ -9,6 +9,7 @@ import numpy as np
 
 from adapt.architecture import Architecture, Choices
 from adapt.cost.detector_space import DetectorSpace
+from adapt.cost.resolution import check_resolution
 from adapt.cost.table import CostTable, predict_latency
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
@@ -125,11 +126,12 @@ def certify(
         progress: Told after every round.
 
     Raises:
-        AdaptError: If the table lacks a unit, there are too few detectors, or one cannot be
-            measured.
+        AdaptError: If the table lacks a unit or has no latency for many, there are too few
+            detectors, or one cannot be measured.
     """
     if number < 4:
         raise AdaptError(f"a certificate needs at least 4 detectors, got {number}")
+    check_resolution(table, detectors.units())
     chance = random.Random(how.seed)
     networks = [random_architecture(detectors.space, chance) for _ in range(number)]
     around = detectors.detector, detectors.size

@@ -21,10 +21,10 @@ from bench.latency.workers import Failure, Measurement, Workers
 # A few thousand units take minutes. No retries within a round: a slow spell of the machine outlasts
 # them. Units that met one are measured again at the end.
 CPU_PROTOCOL = Protocol(rounds=3, round_ms=12.0, retries=0)
-# Fifty samples at least; each is the mean of ten or more runs of a CUDA graph.
+# About fifty samples; each is the mean of as many runs as take a millisecond.
 GPU_PROTOCOL = Protocol(rounds=5, round_ms=10.0, retries=2, warm_up_ms=200.0)
 CHUNK = 24  # most units that are measured together, in interleaved rounds
-CHUNK_SECONDS = 1.0  # of work between two writes to the table: what a kill may lose
+CHUNK_SECONDS = 1.0  # of work on a CPU between two writes to the table: what a kill may lose
 SPREAD = 0.1  # a unit whose samples are further apart is measured again on a GPU
 HELD_OUT = 60  # inferred units that are measured too, to tell the error of inference
 REPEATS = 4  # how often a unit that met a slow machine is measured again, at most
@@ -61,13 +61,13 @@ def unit_protocol(backend: Backend) -> Protocol:
     return GPU_PROTOCOL if backend.isolated else CPU_PROTOCOL
 
 
-def estimate_seconds(selection: Selection, how: Measurement, *, sample: int = 12) -> float:
-    """Return how long measuring a selection will take, from measuring a few of its units.
+def estimate_seconds(selection: Selection, how: Measurement) -> float:
+    """Return how long measuring a selection will take, from measuring a chunk of its units.
 
     Raises:
         AdaptError: If the backend cannot measure on this machine.
     """
-    units = shuffled(selection.to_measure, how.seed)[:sample]
+    units = next(_chunks(selection.to_measure, how), [])
     if not units:
         return 0.0
     how.backend.check()
@@ -77,6 +77,19 @@ def estimate_seconds(selection: Selection, how: Measurement, *, sample: int = 12
         workers.run({unit_key(unit): unit for unit in units})
         each = (time.perf_counter() - start) / len(units)
     return each * (len(selection.to_measure) + min(HELD_OUT, len(selection.to_infer)))
+
+
+def _chunks(units: Sequence[Measurable], how: Measurement) -> Iterator[list[Measurable]]:
+    """Yield units in random order: as many as are measured together."""
+    left = shuffled(units, how.seed)
+    size = CHUNK if how.backend.isolated else CHUNK // 2
+    while left:
+        chunk, left = left[:size], left[size:]
+        start = time.perf_counter()
+        yield chunk
+        if not how.backend.isolated:  # there it is building that takes seconds, not measuring
+            per_unit = (time.perf_counter() - start) / len(chunk)
+            size = min(CHUNK, max(1, round(CHUNK_SECONDS / per_unit)))
 
 
 def profile(
@@ -186,7 +199,7 @@ class _Run:
         """Measure units into the table; return those that met a slow machine."""
         total, slow = done + len(units), []
         anchor_ms: dict[Measurable, float] = {}  # the anchor's best when a unit was measured
-        for chunk in self._chunks(units):
+        for chunk in _chunks(units, self.workers.how):
             outcomes = self.workers.run({unit_key(unit): unit for unit in chunk})
             rows: dict[Measurable, UnitCost] = {}
             for unit in chunk:
@@ -206,17 +219,6 @@ class _Run:
         limit = self.workers.anchor_ms * (1 + self.workers.how.protocol.drift)
         unnoticed = [unit for unit, best in anchor_ms.items() if best > limit]
         return list(dict.fromkeys([*slow, *unnoticed]))
-
-    def _chunks(self, units: Sequence[Measurable]) -> Iterator[list[Measurable]]:
-        """Yield units in random order, about :data:`CHUNK_SECONDS` of work at a time."""
-        left = shuffled(units, self.workers.how.seed)
-        size = CHUNK // 2
-        while left:
-            chunk, left = left[:size], left[size:]
-            start = time.perf_counter()
-            yield chunk
-            per_unit = (time.perf_counter() - start) / len(chunk)
-            size = min(CHUNK, max(1, round(CHUNK_SECONDS / per_unit)))
 
     def _unsteady(self, latency: Latency) -> bool:
         apart = self.workers.how.backend.isolated and latency.spread > SPREAD
@@ -239,13 +241,15 @@ class _Run:
 
     def _errors(self, guesses: dict[Unit, UnitCost], held_out: Sequence[Unit]) -> dict[str, Any]:
         """Return how far inferred costs are from measured ones, as shares of the latter."""
-        errors = []
-        for unit in held_out:
-            measured = self.table.find(unit)
-            assert measured is not None
-            # The light convolutions are in both rows; a share is of what the unit itself costs.
-            error_ms = guesses[unit].min_ms - measured.min_ms
-            errors.append(error_ms / self.table.lookup(unit))
+        rows = {unit: self.table.find(unit) for unit in held_out}
+        # The light convolutions are in both rows; a share is of what the unit itself costs.
+        errors = [
+            (guesses[unit].min_ms - row.min_ms) / cost_ms
+            for unit, row in rows.items()
+            if row is not None and (cost_ms := self.table.lookup(unit)) > 0
+        ]
+        if not errors:  # all of them cost nothing, or could not be measured
+            return {"held_out": 0}
         sizes = sorted(map(abs, errors))
         return {
             "held_out": len(errors),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.cost.detector_space import DetectorSpace
+from adapt.cost.resolution import check_resolution
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
@@ -111,8 +112,8 @@ class RecipeTable:
             progress: Called with rows done and rows in all, repeated ones on top.
 
         Raises:
-            AdaptError: If the table was measured under other conditions, or units could not be
-                measured; what was measured is kept.
+            AdaptError: If the table was measured under other conditions, units could not be
+                measured, or took no time; what was measured is kept.
         """
         backend = recipe_backend(self.recipe, self.path)
         how = Measurement(backend, unit_protocol(backend), self.recipe.seed, self.build_jobs)
@@ -124,6 +125,8 @@ class RecipeTable:
                 f"{reason}; {self.path} keeps the others: run the same command again to try these "
                 "once more"
             )
+        with CostTable.open(self.path) as table:
+            check_resolution(table, self.detectors.units())
         return {
             "table": str(summary.table),
             "conditions": str(summary.conditions),

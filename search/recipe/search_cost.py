@@ -9,6 +9,7 @@ import torch
 from adapt.architecture import Architecture
 from adapt.artifacts import file_hash
 from adapt.cost.expectation import CostModel, detector_cost
+from adapt.cost.resolution import check_resolution
 from adapt.cost.table import CostTable, predict_latency
 from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
@@ -29,11 +30,13 @@ def latency_cost(recipe: Recipe, num_classes: int, table: CostTable) -> CostMode
     If the table has a certificate, it corrects the latencies.
 
     Raises:
-        AdaptError: If the table was measured under other conditions than the recipe's device, or
-            lacks a unit of its space.
+        AdaptError: If the table was measured under other conditions than the recipe's device, lacks
+            a unit of its space, or has no latency for many.
     """
     check_table(recipe, table)
-    return recipe.detectors(num_classes).costs(table.lookup).corrected(*table.correction)
+    detectors = recipe.detectors(num_classes)
+    check_resolution(table, detectors.units())
+    return detectors.costs(table.lookup).corrected(*table.correction)
 
 
 def check_table(recipe: Recipe, table: CostTable) -> None:
