@@ -26,6 +26,7 @@ INFO = DetectorInfo(
     DetectorConfig(num_classes=3, fpn_width=32, head_depth=1, candidates=150),
     SIZE,
     ("circle", "square", "star"),
+    (7, 18, "90"),  # ids as a file may have them
 )
 
 

@@ -163,6 +163,8 @@ def test_predictions_are_drawn_and_written_in_pixels_of_the_image(
         content = predict(runner, files, tmp_path, score_threshold=0.2)
     assert json.loads((tmp_path / "predictions.json").read_text()) == content
     assert [c["name"] for c in content["categories"]] == list(INFO.classes)
+    assert [c["id"] for c in content["categories"]] == [7, 18, "90"]
+    assert {found["category_id"] for found in content["annotations"]} <= {7, 18, "90"}
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     assert sizes[4] == (60, 120)  # as it is seen, not as it is stored
     for number, path in enumerate(files, start=1):

@@ -41,6 +41,7 @@ def test_file_holds_the_trained_detector_and_its_recipe(
     info, header = read_detector_info(path)
     assert info.architecture == random_architecture(tiny_recipe.space.load(), seed=1)
     assert info.classes == tiny_data.class_names
+    assert info.category_ids == tiny_data.category_ids
     assert info.input == tiny_recipe.input
     assert Recipe.from_dict(header["recipe"]) == tiny_recipe
     assert header["provenance"] == {"of": "x"}

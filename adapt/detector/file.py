@@ -26,12 +26,19 @@ class DetectorInfo:
         detector: Pyramid, heads and post-processing.
         input: Size of the input and how images are fitted into it.
         classes: Class names in label order.
+        category_ids: Ids that the annotation file of the training images gives them.
     """
 
     architecture: Architecture
     detector: DetectorConfig
     input: InputSize
     classes: tuple[str, ...]
+    category_ids: tuple[int | str, ...] | None = None
+
+    @property
+    def written_ids(self) -> tuple[int | str, ...]:
+        """The ids that detections are written with; counted from 1 where the file has none."""
+        return self.category_ids or tuple(range(1, len(self.classes) + 1))
 
     def build(self) -> RetinaNet:
         """Build the detector with fresh weights."""
@@ -44,6 +51,7 @@ class DetectorInfo:
             "detector": self.detector.to_dict(),
             "input": self.input.to_dict(),
             "classes": list(self.classes),
+            **({"category_ids": list(self.category_ids)} if self.category_ids else {}),
         }
 
     @classmethod
@@ -54,6 +62,7 @@ class DetectorInfo:
             detector=DetectorConfig(**content["detector"]),
             input=InputSize(**content["input"]),
             classes=tuple(content["classes"]),
+            category_ids=tuple(content.get("category_ids", ())) or None,
         )
 
 

@@ -31,7 +31,7 @@ def predict(
 
     ``predictions.json`` has ``images`` (id, file name, size), ``categories`` and ``annotations``
     with ``bbox`` [x, y, width, height] in pixels of the image and ``score``; its ``annotations``
-    are a COCO results list.
+    are a COCO results list. Category ids are those of the training images' annotation file.
 
     Args:
         runner: An open runner; the images of its batch share an inference.
@@ -47,10 +47,10 @@ def predict(
         AdaptError: If an image cannot be read or ``out`` cannot be written.
     """
     make_folder(out)
-    classes = runner.info.classes
+    classes, ids = runner.info.classes, runner.info.written_ids
     content: dict[str, Any] = {
         "images": [],
-        "categories": [{"id": n, "name": name} for n, name in enumerate(classes, start=1)],
+        "categories": [{"id": n, "name": name} for n, name in zip(ids, classes, strict=True)],
         "annotations": [],
     }
     opened, shown = tee(map(open_image, images))
@@ -61,7 +61,7 @@ def predict(
         content["images"].append(
             {"id": number, "file_name": str(path), "width": image.width, "height": image.height}
         )
-        content["annotations"] += _annotations(number, *detections)
+        content["annotations"] += _annotations(number, ids, *detections)
         drawn = _draw(pil_to_tensor(image), *detections, classes)
         with atomic_path(out / f"{number:04d}_{path.stem}.jpg") as temporary:
             to_pil_image(drawn).save(temporary, format="JPEG", quality=90)
@@ -81,12 +81,12 @@ def _detect(
 
 
 def _annotations(
-    image_id: int, boxes: Tensor, scores: list[float], labels: list[int]
+    image_id: int, ids: Sequence[int | str], boxes: Tensor, scores: list[float], labels: list[int]
 ) -> list[dict[str, Any]]:
     return [
         {
             "image_id": image_id,
-            "category_id": label + 1,
+            "category_id": ids[label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": score,
         }

@@ -1,6 +1,7 @@
 """How is a derived detector fine-tuned, from mapped parameters to a detector file?"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -157,7 +158,8 @@ def run_finetune(
     make_folder(path.parent)  # before hours of work, not after
     session = session or Session()
     config = recipe.detector_config(len(train.class_names))
-    info = DetectorInfo(architecture, config, recipe.input, train.class_names)
+    ids = tuple(number for number in train.category_ids if number is not None)
+    info = DetectorInfo(architecture, config, recipe.input, train.class_names, ids)
     training = Finetuning(recipe, info, train, session)
     checkpoint = _checkpoint(training, info, train, path, session)
     start = checkpoint.resume(session.world)
@@ -182,6 +184,7 @@ def _checkpoint(
     training: Finetuning, info: DetectorInfo, train: CocoSplit, path: Path, session: Session
 ) -> Checkpoint:
     recipe_hash, data_hash = training.recipe.finetune_hash, file_hash(train.annotations)
-    identity = [recipe_hash, session.limit_steps, info.to_dict(), data_hash]
+    built = replace(info, category_ids=None).to_dict()  # they are in the annotations' hash
+    identity = [recipe_hash, session.limit_steps, built, data_hash]
     file = path.with_suffix(".checkpoint.pt")
     return Checkpoint(file, "finetuning", training.parts, content_hash(identity), fields={})
