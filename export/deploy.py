@@ -7,21 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torchvision.models.detection import RetinaNet
 
 from adapt.artifacts import file_hash, make_folder, write_json
+from adapt.command_line import warn
 from adapt.data.images import find_images
 from adapt.detector.file import DetectorInfo, load_detector, read_detector_info
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.runtime import Precision, Tail
 from export.engine.build import build_engine
-from export.engine.configure import BuildOptions
+from export.engine.configure import BuildOptions, check_candidates
 from export.engine.installed import load_tensorrt
 from export.graph.canvas import Canvas, Orientations, planned
 from export.graph.detector import export_detector, read_onnx_info
 from export.graph.options import GraphOptions, ImageInput, Pixels
 from export.quantize import SENSITIVITY_BATCHES, Quantizer
+from export.run.engine_parity import verify_engine
 from export.run.fits import compare_fits
 from export.run.matching import Tolerances
 from export.run.parity import ParityReport, verify_export
@@ -134,8 +137,8 @@ def deploy(
 
     Raises:
         AdaptError: If the detector or an image cannot be read, an fp32 export detects something
-            else than PyTorch, or TensorRT is missing or refuses the network. Then nothing is
-            written.
+            else than PyTorch, an engine something else than its file, or TensorRT is missing or
+            refuses the network. Then nothing is written.
     """
     check_possible(detector, deployment)
     with staged(onnx_path) as path:
@@ -161,13 +164,17 @@ def check_possible(detector: Path, deployment: Deployment) -> None:
             does not fit the graph, or its TensorRT is not installed or lacks an operator.
     """
     deployment.files(detector, detector)
-    check_engine(deployment)
+    check_engine(deployment, read_detector_info(detector)[0].detector.nms_candidates)
     deployment.calibrated_on.check()
     deployment.verified_on.check()
 
 
-def check_engine(deployment: Deployment) -> None:
+def check_engine(deployment: Deployment, nms_candidates: int) -> None:
     """Check that the engine fits the graph and that its TensorRT is installed.
+
+    Args:
+        deployment: Which files to write, and how.
+        nms_candidates: Of the detector, unless the deployment has others.
 
     Raises:
         AdaptError: If not, or if that TensorRT lacks an operator of the graph.
@@ -182,9 +189,16 @@ def check_engine(deployment: Deployment) -> None:
             f"--batch {max(tuned, 2)} or more"
         )
     trt = load_tensorrt(deployment.engine.flavour)
-    if graph.tail == "onnx-nms" and trt.__name__ == "tensorrt_rtx":
-        raise AdaptError(
-            "TensorRT-RTX has no NonMaxSuppression; export with --tail tensor-nms for it"
+    if graph.tail != "none":
+        check_candidates(trt.__name__, deployment.nms_candidates or nms_candidates)
+    if graph.tail == "onnx-nms":
+        if trt.__name__ == "tensorrt_rtx":
+            raise AdaptError(
+                "TensorRT-RTX has no NonMaxSuppression; export with --tail tensor-nms for it"
+            )
+        warn(
+            "TensorRT waits for the number of boxes of tail onnx-nms, so it runs in no CUDA graph; "
+            "tensor-nms does"
         )
 
 
@@ -291,10 +305,12 @@ def finish(
         summaries[0]["parity"] = parity
         write_json(path.with_name(path.name + ".parity.json"), parity)
         progress(len(files) + 1, steps)
-    for number, (file, summary) in enumerate(zip(files, summaries, strict=True), start=1):
-        if deployment.engine:
+    if deployment.engine:
+        for number, (file, summary) in enumerate(zip(files, summaries, strict=True), start=1):
             summary |= _engine(file, onnx_path.parent / file.name, deployment.engine)
             progress(steps - len(files) + number, steps)
+        if deployment.verify and torch.cuda.is_available():
+            _verify_engines(detector, path, deployment, summaries)
     landscape, *portrait = summaries
     return {**landscape, "portrait": portrait[0]} if portrait else landscape
 
@@ -317,6 +333,23 @@ def _engine(path: Path, onnx_path: Path, options: BuildOptions) -> dict[str, Any
     """Build the engine of an ONNX file, and return what was built."""
     report = build_engine(path, path.with_suffix(".plan"), options, name=str(onnx_path))
     return {"engine": str(onnx_path.with_suffix(".plan")), **report.to_dict()}
+
+
+def _verify_engines(
+    detector: Path, path: Path, deployment: Deployment, summaries: Sequence[dict[str, Any]]
+) -> None:
+    """Run the engines of a deployment and compare them with their ONNX files; tell the summaries.
+
+    Raises:
+        AdaptError: If an engine does not compute what its file does.
+    """
+    files = deployment.files(detector, path)
+    of_files = deployment.verified_on.fitted(list(files.values()))
+    for file, images, summary in zip(files, of_files, summaries, strict=True):
+        plan = file.with_suffix(".plan")
+        report = verify_engine(plan, file, images)
+        summary["engine_parity"] = report.to_dict()
+        write_json(plan.with_name(f"{plan.name}.parity.json"), report.to_dict())
 
 
 def _verify(detector: Path, path: Path, deployment: Deployment) -> ParityReport:

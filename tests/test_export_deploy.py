@@ -138,6 +138,7 @@ def test_sensitive_weights_stay_in_fp32(detector, photos, tmp_path):
         ({"precision": "int8", "calibration": ["good.png"], "batch": 3}, "1 images do not fill"),
         ({"verify": ["bad.png"]}, r"bad\.png cannot be decoded"),
         ({"tail": "onnx-nms", "engine": RTX}, "TensorRT-RTX has no NonMaxSuppression"),
+        ({"nms_candidates": 3841, "engine": RTX}, "ranks at most 3840 .*--nms-candidates"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_written(detector, options, message, tmp_path):

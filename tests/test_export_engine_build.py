@@ -8,8 +8,9 @@ import onnx
 import pytest
 import simulated_tensorrt
 import write_tensorrt_signatures
-from export_parts import INFO, dynamic, exported, rest
+from export_parts import INFO, dynamic, exported, half, rest
 from onnx import TensorProto, helper
+from simulated_gpu import simulated_gpu
 
 import export.engine.build
 import export.engine.configure
@@ -195,6 +196,20 @@ def test_truncated_onnx_is_explained(detector_onnx, tmp_path):
 def test_build_options_out_of_range_are_refused(options):
     with pytest.raises(AdaptError, match=r"must (be|lie)"):
         BuildOptions(**options)
+
+
+def test_layers_are_those_of_the_network_where_the_inspector_sees_one_node(exports, tmp_path):
+    with simulated_gpu("11.4.0.106", fused=True):
+        report = build_engine(half(exports), tmp_path / "a.plan")
+    assert report.layers["fp16"] > 0.2
+    assert report.layers_of == "network"
+
+
+def test_polygraphys_reason_is_told_if_tensorrt_gives_none(exports, tmp_path, monkeypatch):
+    with simulated_gpu("10.16.0.72") as gpu:
+        monkeypatch.setattr(gpu.trt.Builder, "build_serialized_network", lambda *_: None)
+        with pytest.raises(AdaptError, match=r"does not build .*\(Invalid Engine"):
+            build_engine(exported(exports), tmp_path / "a.plan")
 
 
 def inspector_json(field, *types):

@@ -76,6 +76,12 @@ def test_raw_heads_on_onnx_runtime_equal_torch(exports, tail):
     assert 0 < max(differences.values()) <= 1e-4
 
 
+@pytest.mark.parametrize("other", [(np.nan, 0, 0.0), (0.9, 0, np.nan)], ids=["score", "box"])
+def test_what_is_no_number_is_neither_matched_nor_excused(other):
+    report = match_detections(detections((0.9, 0, 0.0)), detections(other), **TOLERANCES)
+    assert (report.matched, report.missing, report.extra) == (0, 1, 1)
+
+
 def test_heads_that_are_no_numbers_never_pass(tmp_path):
     broken = copy.deepcopy(small_detector())
     nn.init.constant_(broken.head.regression_head.bbox_reg.bias, math.nan)

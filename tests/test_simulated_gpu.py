@@ -312,11 +312,15 @@ def detector(exports: Path, tiny_data: CocoSplit) -> Path:
 
 @pytest.fixture(scope="module")
 def deployed(
-    a100: Simulation, detector: Path, tmp_path_factory: pytest.TempPathFactory
+    a100: Simulation,
+    detector: Path,
+    tiny_data: CocoSplit,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     """What `adapt export --trt --json` tells; that it is JSON is part of it."""
     out = tmp_path_factory.mktemp("deployed") / "detector.onnx"
-    return ok("export", detector, "--out", out, "--trt", "--precision", "fp16")
+    photos = data_root(tiny_data) / "images"
+    return ok("export", detector, "--out", out, "--trt", "--precision", "fp16", "--verify", photos)
 
 
 def test_an_engine_is_exported_run_and_judged_by_every_command(
@@ -324,6 +328,8 @@ def test_an_engine_is_exported_run_and_judged_by_every_command(
 ) -> None:
     plan, root = Path(deployed["engine"]), data_root(tiny_data)
     assert (deployed["flavour"], deployed["layers_of"]) == ("tensorrt", "engine")
+    assert deployed["engine_parity"]["match"]["matched"] > 100
+    assert plan.with_name(f"{plan.name}.parity.json").is_file()
     photos = root / "images"
     assert ok("predict", plan, photos, "--out", tmp_path / "found.json")
     assert ok("parity", deployed["onnx"], plan, photos)["passed"]

@@ -17,8 +17,9 @@ import torch
 from adapt.artifacts import atomic_path, file_hash, header, make_folder, write_json
 from adapt.errors import AdaptError
 from export.engine.configure import BuildOptions, Shape, build
-from export.engine.installed import load_tensorrt, logger_of, new_builder, refused
-from export.engine.layers import check_precision, engine_layers, network_layers
+from export.engine.installed import builder_of, load_tensorrt, logger_of, refused
+from export.engine.layers import check_precision, engine_layers, has_precision, network_layers
+from export.engine.timing_cache import timing_cache
 from export.graph.onnx_file import description_of, load_onnx
 
 
@@ -37,7 +38,7 @@ class EngineReport:
         profile: With a dynamic batch, smallest, tuned and largest shape by input.
         layers: Share of the layers by data type.
         layers_of: Whose layers: ``engine``, as its inspector tells, or ``network``, as TensorRT
-            parsed it, where no GPU can load the engine.
+            parsed it, where no GPU can load the engine or its layers are fused into one.
         workspace_mb: See :class:`BuildOptions`.
         level: See :class:`BuildOptions`.
         timing_cache_sha256: Hash of the timing cache after the build.
@@ -104,9 +105,12 @@ def build_engine(
     start = time.perf_counter()
     built = build_plan(onnx_path.read_bytes(), name, options)
     seconds = time.perf_counter() - start
+    # The network is strongly typed: its types are the engine's, whatever the inspector tells.
+    check_precision(built.layers, precision, name)
     inspected = engine_layers(trt, built.plan, logger_of(trt))
+    if inspected and not has_precision(inspected, precision):
+        inspected = None  # one node of fused layers, of which it tells the ends only
     layers = inspected or built.layers
-    check_precision(layers, precision, name)
     report = EngineReport(
         flavour=trt.__name__,
         tensorrt_version=trt.__version__,
@@ -132,8 +136,10 @@ def build_engine(
 
 
 def _timing_cache_hash(trt: Any, options: BuildOptions) -> str | None:
-    cache = options.timing_cache if trt.__name__ == "tensorrt" else None
-    return file_hash(cache) if cache and cache.is_file() else None
+    if options.timing_cache is None or trt.__name__ == "tensorrt_rtx":
+        return None
+    timing_cache(trt, options.timing_cache).save()
+    return file_hash(options.timing_cache)
 
 
 @dataclass(frozen=True)
@@ -172,13 +178,9 @@ def build_plan(model: bytes, name: str, options: BuildOptions | None = None) -> 
     """
     options = options or BuildOptions()
     trt = load_tensorrt(options.flavour)
-    if options.timing_cache:
-        make_folder(options.timing_cache.parent)
-        if options.timing_cache.is_dir():
-            raise AdaptError(f"timing cache {options.timing_cache} is a folder; name a file")
     logger = logger_of(trt)
     logger.clear()
-    builder = new_builder(trt)
+    builder = builder_of(trt)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, model, name)
     profile = _profile(network, model, options)

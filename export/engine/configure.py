@@ -13,8 +13,10 @@ import torch
 
 from adapt.errors import AdaptError
 from export.engine.installed import INSTALL, logger_of
+from export.engine.timing_cache import timing_cache
 
 Shape = tuple[int, ...]
+TOPK = 3840  # largest K of TopK, says the list of operators of TensorRT's ONNX parser
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,19 @@ class BuildOptions:
             raise AdaptError(f"the builder level must lie in [0, 5], got {self.level}")
 
 
+def check_candidates(trt: str, nms_candidates: int) -> None:
+    """Check that TensorRT can rank so many candidates.
+
+    Raises:
+        AdaptError: If not.
+    """
+    if nms_candidates > TOPK:
+        raise AdaptError(
+            f"{trt} ranks at most {TOPK} candidates, got nms_candidates {nms_candidates}; export "
+            "with --nms-candidates, or set it in the recipe's [detector]"
+        )
+
+
 def build(
     trt: Any,
     builder: Any,
@@ -69,16 +84,16 @@ def build(
         Polygraphy's where TensorRT gave none.
 
     Raises:
-        AdaptError: If Polygraphy is missing, or works for another kind of TensorRT already.
+        AdaptError: If Polygraphy is missing, or works for another kind of TensorRT already, or the
+            timing cache cannot be used.
     """
     polygraphy = _polygraphy(trt)
     from polygraphy.exception import PolygraphyException
 
-    cache = str(options.timing_cache) if options.timing_cache and not _is_rtx(trt) else None
+    cache = None if _is_rtx(trt) else timing_cache(trt, options.timing_cache)
     settings: dict[str, Any] = {
         "profiles": [_polygraphy_profile(polygraphy, profile)],
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,  # or the inspector tells no types
-        "load_timing_cache": cache,
         "builder_optimization_level": options.level,
     }
     if options.workspace_mb:
@@ -89,18 +104,21 @@ def build(
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 has the mantissa of fp16
         if _is_rtx(trt):  # or a run allocates memory, which no CUDA graph can hold
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        if cache is not None:
+            cache.attach(config)
         return config
 
-    engine = polygraphy.EngineBytesFromNetwork(
-        (builder, network), configure, save_timing_cache=cache
-    )
+    engine = polygraphy.EngineBytesFromNetwork((builder, network), configure)
     with _silent():
         try:
-            return bytes(engine())
+            plan = bytes(engine())
         except PolygraphyException as error:
             reasons = logger_of(trt).errors
             reasons += [] if reasons else [str(error)]
             return None
+    if cache is not None:
+        cache.built()
+    return plan
 
 
 def _polygraphy_profile(polygraphy: Any, shapes: Mapping[str, list[Shape]]) -> Any:

@@ -45,7 +45,7 @@ def check_builder(flavour: str) -> None:
     Raises:
         AdaptError: If not.
     """
-    new_builder(load_tensorrt(flavour))
+    builder_of(load_tensorrt(flavour))
 
 
 def _import(name: str) -> Any | None:
@@ -55,8 +55,9 @@ def _import(name: str) -> Any | None:
         return None
 
 
-def new_builder(trt: Any) -> Any:
-    """Return TensorRT's builder.
+@functools.cache
+def builder_of(trt: Any) -> Any:
+    """Return the builder of all engines of this process: to start one takes up to seconds.
 
     Raises:
         AdaptError: If it does not start, such as without a GPU.

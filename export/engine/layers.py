@@ -88,18 +88,23 @@ def _kind(text: str) -> str:
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(text)), "other")
 
 
+def has_precision(layers: Mapping[str, float], precision: str) -> bool:
+    """Whether any layers compute in a precision; every engine has ``fp32`` and ``unknown``."""
+    return precision not in ("fp16", "int8") or bool(layers.get(precision))
+
+
 def check_precision(layers: Mapping[str, float], precision: str, name: str) -> None:
     """Check that layers of an engine compute in the precision of its ONNX file.
 
     Args:
-        layers: Share of layers by data type.
+        layers: Share of layers of the strongly typed network by data type.
         precision: Precision of the ONNX file, or ``unknown``, which every engine has.
         name: The ONNX file, for the error.
 
     Raises:
         AdaptError: If no layer does.
     """
-    if precision in ("fp16", "int8") and not layers.get(precision):
+    if not has_precision(layers, precision):
         shares = ", ".join(f"{share:.0%} {kind}" for kind, share in layers.items())
         raise AdaptError(
             f"no layer of the engine of {name} computes in {precision} ({shares}), although the "

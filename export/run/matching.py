@@ -79,9 +79,11 @@ def match_detections(
     in_a, in_b = np.array(pairs, dtype=int).reshape(-1, 2).T
     unmatched_a, unmatched_b = np.delete(a.scores, in_a), np.delete(b.scores, in_b)
     cut_offs = [score_threshold]
-    cut_offs += [x.scores.min() for x in (a, b) if detections and len(x.scores) >= detections]
+    cut_offs += [
+        np.nan_to_num(x.scores).min() for x in (a, b) if detections and len(x.scores) >= detections
+    ]
     missing, extra = (
-        int((scores > max(cut_offs) + score_tol).sum()) for scores in (unmatched_a, unmatched_b)
+        int((~(scores <= max(cut_offs) + score_tol)).sum()) for scores in (unmatched_a, unmatched_b)
     )
     return MatchReport(
         matched=len(pairs),
@@ -99,8 +101,9 @@ def _pairs(
     """Pair each detection of ``a``, best first, with the nearest of ``b`` that has no pair yet."""
     distance = np.abs(a.boxes[:, None] - b.boxes[None]).max(2, initial=0)
     distance[a.labels[:, None] != b.labels[None]] = np.inf
-    distance[np.abs(a.scores[:, None] - b.scores[None]) > score_tol] = np.inf
-    distance[distance > box_tol] = np.inf
+    # What is not a number is not within any tolerance.
+    distance[~(np.abs(a.scores[:, None] - b.scores[None]) <= score_tol)] = np.inf
+    distance[~(distance <= box_tol)] = np.inf
     pairs = []
     for i, row in enumerate(distance):
         if row.min(initial=np.inf) < np.inf:
