@@ -1,19 +1,25 @@
 """A recipe becomes a benchmarked detector on every runtime, and nothing is done twice."""
 
+import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import recipe_of
-from core_parts import once
+from core_parts import once, random_architecture, tiny
+from simulated_gpu import simulated_gpu
 
 from adapt.artifacts import read_json
 from adapt.cost.table import CostTable
 from adapt.data.coco import CocoSplit
+from adapt.errors import AdaptError
 from adapt.progress import silent_stage
+from bench.latency.backend import Backend, TensorRTBackend, open_backend
 from bench.latency.timing import Protocol
 from bench.pipeline.result import RunResult
 from bench.pipeline.run import Costs, Run
@@ -24,12 +30,15 @@ SHORT = Protocol(2, round_ms=0.1, retries=0, drift=100.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _short_measurements() -> Iterator[None]:
+def _small_and_short() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.costs.profiler.CPU_PROTOCOL", SHORT)
+        patch.setattr("bench.costs.profiler.GPU_PROTOCOL", SHORT)
         patch.setattr("bench.costs.certify.WHOLE_PROTOCOL", SHORT)
         patch.setattr("bench.costs.certify.DETECTORS", 4)
         patch.setattr("bench.pipeline.run.DETECTOR_PROTOCOL", SHORT)
+        # A source as small as what is derived: MobileNetV2 takes most of the time of an export.
+        patch.setattr("bench.pipeline.run.mobilenet_v2", lambda: random_architecture(tiny(), 1))
         yield
 
 
@@ -84,3 +93,109 @@ def test_pytorch_runs_the_detector_files_themselves(for_latency: Recipe, folder:
     assert [e.batch for e in result.bench.entries] == [3, 3]
     assert {e.artifact.suffix for e in result.bench.entries} == {".safetensors"}
     assert result.rule == "budget 1000 ms, verified"
+
+
+@pytest.mark.parametrize("workers", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_tensorrt_in_fp16_is_profiled_verified_built_and_benchmarked_as_engines(
+    workers: bool, for_latency: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a simulated GPU everything but the numbers is real; usually without worker processes."""
+
+    def opened(*arguments: Any, **options: Any) -> Backend:
+        backend = open_backend(*arguments, **options)
+        assert isinstance(backend, TensorRTBackend)
+        return replace(backend, isolated=workers)
+
+    monkeypatch.setattr("bench.costs.recipe_table.open_backend", opened)
+    with simulated_gpu("10.16.0.72") as gpu:
+        result = run(for_latency.with_device(runtime="tensorrt", precision="fp16"), folder)
+    place = folder / "tensorrt-fp16-1"
+    assert result.rule == "budget 1000 ms, verified"
+    assert result.stages["finetune source"] == "reused"
+    assert result.bench is not None
+    for entry in result.bench.entries:
+        assert entry.artifact == place / f"{entry.name}.plan"
+        assert (entry.runner["runtime"], entry.precision) == ("tensorrt", "fp16")
+        assert entry.latency.state.clock_mhz  # read where the engine runs
+        assert result.deployed[entry.name]["ap_gate"]["ap_engine"] is not None
+    with CostTable.open(place / "costs.sqlite") as table:
+        assert table.conditions.device == result.bench.entries[0].runner["device"]
+    assert "cuda.CUDAGraph.replay" in gpu.told()
+
+
+def test_tensorrt_rtx_without_a_gpu_goes_up_to_the_engine_with_a_table_from_elsewhere(
+    for_latency: Recipe, folder: Path, rtx_table: Path
+) -> None:
+    warnings: list[str] = []
+    recipe = for_latency.with_device(runtime="tensorrt-rtx", precision="fp16")
+    result = run(recipe, folder, Costs(rtx_table), warn=warnings.append)
+    assert result.bench is None
+    assert result.report is None
+    assert result.rule == "budget 1000 ms"
+    assert any("latency of the derived network is not measured" in line for line in warnings)
+    assert (folder / "tensorrt-rtx-fp16-1" / "derived.plan").stat().st_size > 1000
+    assert result.deployed["derived"]["engine"] == str(folder / "tensorrt-rtx-fp16-1/derived.plan")
+    (line,) = [line for line in result.summary() if line.startswith("not measured: ")]
+    assert "this machine has none" in line
+    assert f"adapt bench {folder / 'tensorrt-rtx-fp16-1/derived.plan'} " in line
+
+
+@pytest.fixture(scope="module")
+def rtx_table(made: Path, on_cpu: Path) -> Path:
+    """The table of the run on the CPU, as if a GPU's TensorRT-RTX had been measured."""
+
+    def pretend(path: Path) -> None:
+        shutil.copy(on_cpu / "costs.sqlite", path)
+        with CostTable.open(path, writable=True) as table:
+            certificate = table.certificate
+        with closing(sqlite3.connect(path)) as connection, connection:
+            there = {"runtime": "tensorrt-rtx", "precision": "fp16", "threads": 0}
+            there |= {"device": "a GPU elsewhere", "tail": "tensor-nms"}
+            text = json.dumps({**asdict(table.conditions), **there})
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'conditions'", (text,))
+        with CostTable.open(path, writable=True) as table:
+            table.store("certificate", certificate)  # it is of these rows, and these conditions
+
+    return once(made / "rtx.sqlite", pretend)
+
+
+def test_what_this_machine_cannot_measure_is_said_before_the_first_stage(
+    for_latency: Recipe, tmp_path: Path
+) -> None:
+    for device, message in (
+        ({"runtime": "tensorrt-rtx"}, "needs an NVIDIA GPU.*pass the table with --costs"),
+        ({"runtime": "tensorrt"}, "tensorrt"),
+        ({"runtime": "ort-cuda"}, "CUDAExecutionProvider.*pass the table with --costs"),
+        ({"runtime": "torch", "precision": "fp16"}, "holds fp32 weights.*choose fp32"),
+        ({"name": "another CPU"}, "is for another CPU, .*pass the table with --costs"),
+    ):
+        with pytest.raises(AdaptError, match=message):
+            run(for_latency.with_device(**device), tmp_path / "out")  # type: ignore[arg-type]
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_that_loses_too_much_stops_the_run_and_is_left_for_study(
+    for_latency: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AP of a detector that was hardly trained says nothing, so it is made up."""
+    aps = iter([50.0, 40.0])  # PyTorch, fp16
+    monkeypatch.setattr("bench.acceptance.ap_gate.Gate.ap", lambda *_: next(aps))
+    recipe = for_latency.with_search(cost="madds", target="").with_device(precision="fp16")
+    with pytest.raises(
+        AdaptError, match=r"AP drops by 10.00 .* more than device.max_ap_drop = 0.5"
+    ):
+        run(recipe, folder / "madds")
+    assert (folder / "madds/ort-cpu-fp16-1/refused/derived.onnx").is_file()
+    assert not (folder / "madds/ort-cpu-fp16-1/derived.onnx").exists()
+
+
+def test_the_prediction_is_corrected_and_compared_with_the_minimum(
+    for_latency: Recipe, folder: Path
+) -> None:
+    result = run(for_latency, folder)
+    rows = read_json(folder / "arch.json", "architecture")["costs"]
+    assert result.predicted_ms == rows["corrected_ms"]
+    assert result.bench is not None
+    least = result.bench.entries[0].latency.min_ms
+    told = f"{rows['corrected_ms']:.2f} ms predicted, {least:.2f} ms measured (minimum)"
+    assert any(told in line for line in result.summary())

@@ -35,6 +35,7 @@ from bench.pipeline.target import Target
 from search.estimate import RunEstimate, StepEstimate, estimate_run
 from search.recipe.budget import Budget
 from search.recipe.recipe import Recipe
+from search.train.world import World
 
 ONCE = Protocol(rounds=1, round_ms=1.0, retries=0, warm_up_ms=0.0)
 PIXELS = 320 * 320  # of the largest input that is timed
@@ -206,7 +207,7 @@ class _Stages:
     @cached_property
     def training_flops(self) -> float:
         """Floating point operations per second of a forward and a backward pass."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = World.alone().device
         part = replace(self.subject, size=_part(self.subject.size))
         model = build_retinanet(Backbone(part.network), part.detector).train().to(device)
         images = torch.rand(TRAINED, 3, part.size.height, part.size.width, device=device)
