@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import tempfile
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -88,7 +87,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_text(path: Path, what: str) -> str:
     """Read a UTF-8 file; ``what`` names its content in the error.
 
-    A byte order mark in front is left out, and decides whether it is UTF-8 or UTF-16.
+    UTF-16 and UTF-32 are recognised as JSON's standard recognises them, with or without a mark.
 
     Raises:
         AdaptError: If the file is missing, unreadable or not such text.
@@ -101,10 +100,9 @@ def read_text(path: Path, what: str) -> str:
         raise AdaptError(f"{what} {path} is not readable ({error}); check the file") from error
     if data.startswith(GZIP):
         raise AdaptError(f"{what} {path} is compressed; unpack it with gzip -d")
-    # Editors and PowerShell on Windows write marks.
-    encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        text = data.decode(encoding)
+        # Editors and PowerShell on Windows write UTF-16, and marks.
+        text = data.decode(json.detect_encoding(data))
     except UnicodeDecodeError as error:
         raise AdaptError(f"{what} {path} is no UTF-8 text ({error}); save it as UTF-8") from error
     return text.replace("\r\n", "\n")
@@ -120,10 +118,12 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise AdaptError(
-            f"{what} {path} is not JSON (line {error.lineno}: {error.msg}); "
-            "it may be truncated or of another kind"
-        ) from error
+        reason = f"line {error.lineno}: {error.msg}"
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise AdaptError(
+        f"{what} {path} is not JSON ({reason}); it may be truncated or of another kind"
+    )
 
 
 def header(kind: str, **fields: Any) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "ids",
     [
+        ("9" * 5000, "b"),
         ("0b7e4b0c-6a3f-4f0e-8a53-8f5f2f6b8d11", "b"),
         (2**127, 2**127 + 1),
         ("7", "007"),
@@ -194,7 +195,18 @@ def test_all_problems_are_found_at_once_and_each_once(tmp_path: Path) -> None:
         load_split(root, "train", repair=True)
 
 
-@pytest.mark.parametrize("box", [[1, 2, 3, 4, 5], {"x": 1}, "1 2 3 4", [1, 2, None, 4], ["a"] * 4])
+@pytest.mark.parametrize(
+    "box",
+    [
+        [1, 2, 10**400, 4],
+        [True, 2, 3, 4],
+        [1, 2, 3, 4, 5],
+        {"x": 1},
+        "1 2 3 4",
+        [1, 2, None, 4],
+        ["a"] * 4,
+    ],
+)
 def test_annotations_without_four_numbers_are_left_out_by_repair(
     tmp_path: Path, box: object
 ) -> None:
@@ -204,7 +216,7 @@ def test_annotations_without_four_numbers_are_left_out_by_repair(
     assert len(load_split(root, "train", repair=True).boxes[0]) == 1
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 def test_files_of_windows_are_read(tmp_path: Path, encoding: str) -> None:
     root = write_set(tmp_path / "set", categories=[CAT | {"name": "café"}], annotations=[])
     path = root / "annotations" / "train.json"
@@ -219,6 +231,8 @@ def test_files_of_windows_are_read(tmp_path: Path, encoding: str) -> None:
         ('{"name": "café"}'.encode("latin-1"), "no UTF-8 text .*; save it as UTF-8"),
         (gzip.compress(b"{}"), "is compressed; unpack it"),
         (b'{"images": [],}', "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"images": [' + b"9" * 5000 + b"]}", "is not JSON"),
         (b"", "is not JSON"),
         (b'{"images": null, "annotations": null}', "no list of images or annotations"),
     ],
@@ -228,3 +242,24 @@ def test_what_is_no_coco_file_is_one_sentence(tmp_path: Path, data: bytes, messa
     (root / "annotations" / "train.json").write_bytes(data)
     with pytest.raises(AdaptError, match=message):
         load_split(root, "train")
+
+
+@pytest.mark.parametrize("name", ["image_id", "category_id"])
+@pytest.mark.parametrize("value", [None, [7], {}, float("nan"), 2.5, "x", True])
+def test_annotations_of_nothing_are_left_out_by_repair(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    root = write_set(tmp_path / "set", annotations=[annotation(), annotation(**{name: value})])
+    with pytest.raises(AdaptError, match=f"has the unknown {name}"):
+        load_split(root, "train")
+    assert len(load_split(root, "train", repair=True).boxes[0]) == 1
+
+
+def test_an_image_that_is_listed_twice_alike_is_read_once_by_repair(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", images=[IMAGE, IMAGE])
+    assert load_split(root, "train", repair=True).image_ids == (7,)
+
+
+def test_a_category_without_name_or_supercategory_is_no_root(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", categories=[{"id": 5}, CAT], annotations=[annotation()])
+    assert "category 5" in str(read(root).problems[0])

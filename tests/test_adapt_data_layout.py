@@ -65,6 +65,8 @@ def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
     [
         ("day 1\\a.png", "day 1/a.png"),
         ("images/a.png", "a.png"),
+        ("/a.png", "a.png"),
+        ("/images/a.png", "a.png"),
         ("my%20a.png", "my a.png"),
         ("\u00e9.png", "e\u0301.png"),
         ("e\u0301.png", "\u00e9.png"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from adapt.data.images import SUFFIXES, decode, upright
+from adapt.data.layout import exists
 from adapt.errors import AdaptError
 
 SEE_CHECK = "(`adapt data check` lists all such images)"  # in errors about one image
@@ -53,7 +54,7 @@ def stored_image(image: CocoImage) -> Image.Image:
     Raises:
         AdaptError: If it cannot be read; with the command that finds all such images.
     """
-    if not image.path.exists():
+    if not exists(image.path):
         raise AdaptError(
             f"image {image.path} does not exist{_similar(image.path)}; add it or remove its "
             f"annotations {SEE_CHECK}"
@@ -70,7 +71,7 @@ def _similar(path: Path) -> str:
     folder = next((place for place in path.parents if place.is_dir()), None)
     if folder is None or not (stem := Path(name).stem):
         return ""
-    found = _by_stem(folder, folder.stat().st_mtime_ns).get(stem.casefold())
+    found = _by_stem(folder, folder.stat().st_mtime_ns).get(stem.strip().casefold())
     return f" (is {folder / found} meant?)" if found else ""
 
 

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from textwrap import shorten
+from typing import Any, NamedTuple, TypeVar, cast
 
 from adapt.artifacts import read_json
 from adapt.data.annotated_image import CocoImage
@@ -16,8 +16,7 @@ Id = int | str  # as files give it
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class Annotation:
+class Annotation(NamedTuple):
     """One annotation: a box that can be used, after repair if it has a problem.
 
     Attributes:
@@ -51,7 +50,8 @@ def read_lists(file: Path) -> dict[str, list[dict[str, Any]]]:
     missing = [name for name in needed if not isinstance(entries.get(name), list)]
     if missing:
         raise AdaptError(
-            f"{file} has no list of {' or '.join(missing)}; export the data set in COCO format"
+            f"{file} has no list of {' or '.join(missing)}; export the data set in COCO format, "
+            "or choose another split"
         )
     for name in ("images", "categories"):
         if not entries[name]:
@@ -141,32 +141,45 @@ class Reader:
         self, entry: dict[str, Any], images: Mapping[Id, CocoImage], categories: Any
     ) -> Annotation | None:
         """Return an annotation, or None if what it belongs to is unusable and told so."""
-        # Ids of annotations only name them in errors: tools write numbers, UUIDs, or none.
-        number = entry.get("id")
-        what = "an annotation without id" if number is None else f"annotation {number}"
-        what = f"{what} in {self.file}"
-        keys = {}
-        for name, known in (("image_id", images), ("category_id", categories)):
-            keys[name] = key = identity(entry.get(name))
-            if key in self._unusable[name.removesuffix("_id")]:
-                return None
-            if key is None or key not in known:
-                kinds = {"image_id": "images", "category_id": "categories"}
-                raise UnusableError(
-                    Problem(
-                        f"annotations of unknown {kinds[name]}",
-                        f"{what} has the unknown {name} {entry.get(name)!r}",
-                    )
-                )
-        image, category = images[keys["image_id"]], keys["category_id"]  # type: ignore[index]
-        box = _box(entry.get("bbox"), what, image)
-        corners, problem = usable_box(box, image, f"{what} has the box {entry['bbox']}")
+        image_id = self._key(entry, "image", images)
+        category = self._key(entry, "category", categories)
+        if image_id is None or category is None:
+            return None
+        image, annotated = images[image_id], entry.get("bbox")
+        box = _box(annotated)
+        if box is None:
+            message = f"has the bbox {shorten(repr(annotated), 80)} instead of four finite numbers"
+            kind = "annotations without a box of four numbers"
+            message = f"{self._named(entry)} {message}: x, y, width, height"
+            raise UnusableError(Problem(kind, message, image_id=image.id))
+
+        def told() -> str:
+            return f"{self._named(entry)} has the box {annotated}"
+
+        corners, problem = usable_box(box, image, told)
         area = _number(entry.get("area"))
         if area is None or not 0 < area < math.inf:
             area = (corners[2] - corners[0]) * (corners[3] - corners[1])
         crowd = _is_crowd(entry.get("iscrowd"))
-        assert category is not None
         return Annotation(image, category, box, corners, crowd, area, problem)
+
+    def _key(self, entry: Mapping[str, Any], noun: str, known: Mapping[Id, object]) -> Id | None:
+        """Return the id of an annotation's image or category; None if that is unusable itself."""
+        value = entry.get(f"{noun}_id")
+        key = identity(value)
+        if key in known:
+            return key
+        if key in self._unusable[noun]:
+            return None
+        kind = "annotations of unknown " + {"image": "images", "category": "categories"}[noun]
+        message = f"{self._named(entry)} has the unknown {noun}_id {shorten(repr(value), 80)}"
+        raise UnusableError(Problem(kind, message))
+
+    def _named(self, entry: Mapping[str, Any]) -> str:
+        # Ids of annotations only name them in errors: tools write numbers, UUIDs, or none.
+        number = entry.get("id")
+        name = "an annotation without id" if number is None else f"annotation {number}"
+        return f"{name} in {self.file}"
 
     def _by_id(
         self,
@@ -208,6 +221,8 @@ def _refused(kind: str, message: str, fix: str) -> UnusableError:
 
 def identity(value: Any) -> Id | None:
     """Return an id in the form in which ids are compared: ``7``, ``7.0`` and ``"7"`` are one."""
+    if type(value) is int:  # nearly all of millions
+        return value
     if isinstance(value, str):
         text = value.strip()
         digits = text.removeprefix("-")
@@ -217,7 +232,7 @@ def identity(value: Any) -> Id | None:
         return text or None
     if isinstance(value, float) and value.is_integer():
         return int(value)  # some exporters write 640.0
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return None
 
 
 def _written(value: Any) -> Id:
@@ -266,20 +281,19 @@ def _is_crowd(value: Any) -> bool:
     return value.strip().lower() in ("1", "true", "yes") if isinstance(value, str) else bool(value)
 
 
-def _box(box: Any, what: str, image: CocoImage) -> Box:
-    """Return (x, y, width, height), whether or not that is a usable box."""
+def _box(box: Any) -> Box | None:
+    """Return (x, y, width, height), whether or not that is a usable box; None for anything else."""
     numbers = [_number(value) for value in box] if isinstance(box, list) else []
-    if len(numbers) == 4:
-        x, y, width, height = numbers
-        if x is not None and y is not None and width is not None and height is not None:
-            return x, y, width, height
-    kind = "annotations without a box of four numbers"
-    message = f"{what} has the bbox {box!r} instead of four finite numbers: x, y, width, height"
-    raise UnusableError(Problem(kind, message, image_id=image.id))
+    if len(numbers) != 4 or None in numbers:
+        return None
+    x, y, width, height = cast(list[float], numbers)
+    return x, y, width, height
 
 
 def _number(value: Any) -> float | None:
     """Return a number, also if it is written as text."""
+    if type(value) is float:  # nearly all of millions
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

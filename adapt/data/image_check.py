@@ -10,6 +10,7 @@ from PIL.Image import Image
 
 from adapt.data.annotated_image import CocoImage, as_annotated, stored_image
 from adapt.data.images import upright
+from adapt.data.layout import exists
 from adapt.data.repair import TOLERANCE, Problem
 from adapt.errors import AdaptError
 
@@ -33,7 +34,7 @@ def inspect_image(image: CocoImage) -> ImageFinding:
     try:
         stored = stored_image(image)
     except AdaptError as error:
-        missing = not image.path.exists()
+        missing = not exists(image.path)
         kind = "missing images" if missing else "images that cannot be read"
         return ImageFinding(image, ("unreadable",), _problem(kind, error, image))
     kinds = ("grayscale",) if stored.mode in ("1", "L", "LA") else ()

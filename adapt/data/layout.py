@@ -76,6 +76,14 @@ def _find_splits(root: Path) -> dict[str, tuple[Path, Path]]:
     return splits
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is a file of a name that annotations give; any text may be one."""
+    try:
+        return path.exists()
+    except OSError:  # too long
+        return False
+
+
 def image_path(folder: Path, name: str) -> Path:
     """Return the path of an image by the name that the annotations give it.
 
@@ -84,11 +92,14 @@ def image_path(folder: Path, name: str) -> Path:
     """
     path = folder / name
     # Usual names are not looked up: a hundred thousand of them take minutes on a network drive.
-    odd = name.startswith(f"{folder.name}/") or re.search(r"[\\%]|[^ -~]", name)
-    if not odd or path.exists():
+    odd = name.startswith(f"{folder.name}/") or re.search(r"^/|[\\%]|[^ -~]", name)
+    if not odd or exists(path):
         return path
-    slashes = name.replace("\\", "/")
+    # One that starts with a slash is below the folder, unless there is such a file elsewhere.
+    slashes = name.replace("\\", "/").lstrip("/")
     names = [slashes, unquote(slashes)]
     names += [variant.removeprefix(f"{folder.name}/") for variant in names]
     names += [normalize(form, variant) for variant in names for form in ("NFC", "NFD")]
-    return next((folder / variant for variant in names if (folder / variant).exists()), path)
+    return next(
+        (folder / name for name in names if exists(folder / name)), folder / name.lstrip("/")
+    )

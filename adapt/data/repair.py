@@ -1,7 +1,7 @@
 """What is wrong with annotations, and what does `data.repair` do about it?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,13 +68,13 @@ def refuse(problems: Sequence[Problem], *, repair: bool) -> None:
         raise AdaptError(f"{stopping[0]}{more}")
 
 
-def usable_box(box: Box, image: CocoImage, what: str) -> tuple[Box, Problem | None]:
+def usable_box(box: Box, image: CocoImage, told: Callable[[], str]) -> tuple[Box, Problem | None]:
     """Return a box's corners, clipped to the image if they stick out more than the tolerance.
 
     Args:
         box: (x, y, width, height) in pixels.
         image: Its image.
-        what: The beginning of a sentence about it.
+        told: Returns the beginning of a sentence about it.
 
     Returns:
         (x1, y1, x2, y2), and the problem with it, if any.
@@ -82,15 +82,17 @@ def usable_box(box: Box, image: CocoImage, what: str) -> tuple[Box, Problem | No
     x, y, width, height = box
     corners = x, y, x + width, y + height
     inside = max(x, 0.0), max(y, 0.0), min(x + width, image.width), min(y + height, image.height)
+    if corners == inside and width > 0 and height > 0:
+        return corners, None  # nearly all of a million
     where = f"its image {image.path.name} of {image.width}x{image.height} pixels"
     fault = _fault(box, inside)
     if fault:
-        message = f"{what} {fault.replace('their image', where)}"
+        message = f"{told()} {fault.replace('their image', where)}"
         return corners, Problem(f"boxes {fault}", message, image_id=image.id, corners=corners)
-    if max(abs(a - b) for a, b in zip(corners, inside, strict=True)) > TOLERANCE:
-        kind, message = "boxes that stick out of their image", f"{what} that sticks out of {where}"
-        return inside, Problem(kind, message, REMEDIES["clipped"], "clipped", image.id, corners)
-    return corners, None
+    if max(abs(a - b) for a, b in zip(corners, inside, strict=True)) <= TOLERANCE:
+        return corners, None
+    kind, message = "boxes that stick out of their image", f"{told()} that sticks out of {where}"
+    return inside, Problem(kind, message, REMEDIES["clipped"], "clipped", image.id, corners)
 
 
 def _fault(box: Box, inside: Box) -> str:
