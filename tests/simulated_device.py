@@ -151,7 +151,7 @@ class Simulated:
 
     def state(self) -> DeviceState:
         spell = self._spell(_clock(self).now_ms)
-        throttled = "power cap" if spell == "throttled" else ""
+        throttled = "hardware slowdown" if spell == "throttled" else ""
         return DeviceState(clock_mhz=1410.0, temperature_c=60.0, throttled=throttled)
 
     def slowdown(self, now_ms: float) -> float:
@@ -180,6 +180,17 @@ class Simulated:
                 time.sleep(3600)
             case "error":
                 raise RuntimeError("CUDA error: an illegal memory access was encountered\ntrace")
+
+
+def biased(timer: Timer, factor: float, offset_ms: float = 0.0) -> Timer:
+    """What times the same, wrongly."""
+
+    def run() -> Sample:
+        latency_ms, _ = timer()
+        latency_ms = latency_ms * factor + offset_ms
+        return Sample(latency_ms, latency_ms)
+
+    return run
 
 
 @functools.lru_cache(maxsize=1024)

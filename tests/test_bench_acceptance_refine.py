@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from simulated_device import Simulated, true_ms
+from simulated_device import Simulated, biased, true_ms
 from typer.testing import CliRunner
 
 from adapt.architecture import Architecture
@@ -82,7 +82,7 @@ def slowed(factor):
         def load(self, built):
             timer = super().load(built)
             share = factor() if isinstance(built, WholeDetector) else 1.0
-            return lambda: share * timer()
+            return biased(timer, share)
 
     return Slowed(runtime="tensorrt")
 

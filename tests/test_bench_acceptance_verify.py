@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simulated_device
 from profile_parts import ORT, QUICK, measurement
-from simulated_device import Simulated, true_ms
+from simulated_device import Simulated, biased, true_ms
 from typer.testing import CliRunner
 
 from adapt.architecture import Architecture, Choices
@@ -39,7 +39,7 @@ class Biased(Simulated):
         timer = super().load(built)
         if not isinstance(built, WholeDetector):
             return timer
-        return lambda: timer() * self.factor + self.offset_ms
+        return biased(timer, self.factor, self.offset_ms)
 
 
 @pytest.fixture
