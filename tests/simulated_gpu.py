@@ -136,6 +136,8 @@ def simulated_gpu(
         options: See :class:`Simulation`: `mig`, `nvml`, `fused`, `capturable`.
     """
     arguments = {"release": release, "log": log and str(log), **options}
+    from bench.latency.nvml import nvml  # here, since every process imports this file
+
     gpu = Simulation(**arguments)
     here = str(Path(__file__).parent)
     environment = {
@@ -147,10 +149,12 @@ def simulated_gpu(
     _stop_forkserver()
     with _environment(environment), _modules(gpu.trt):
         gpu.install()
+        nvml.cache_clear()
         try:
             yield gpu
         finally:
             gpu.remove()
+            nvml.cache_clear()
             _stop_forkserver()
 
 

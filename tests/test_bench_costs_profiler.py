@@ -311,6 +311,17 @@ def sparse_units():
 
 
 class TestInProcessesOfTheirOwn:
+    def test_a_run_that_is_slower_than_an_earlier_one_says_by_how_much(self, tmp_path):
+        device, path = Simulated(isolated=True), tmp_path / "costs"
+        assert profiled(path, device, part=Part(Shard(1, 9))).slower == 0
+        with CostTable.open(path, writable=True) as table:
+            best = table.anchor_ms
+            table.store("anchor_ms", 0.8 * best)  # at a clock that this run does not reach
+        again = profiled(path, device, part=Part(Shard(2, 9)))
+        assert (again.slower, again.drifted) == (pytest.approx(0.25), 0)
+        with CostTable.open(path) as table:
+            assert table.anchor_ms == 0.8 * best
+
     def test_a_crash_costs_one_row_and_is_reported(self, tmp_path):
         bad, worse = UNITS[3], UNITS[5]
         faults = (f"measure {unit_key(bad)}", "crash"), (f"build {unit_key(worse)}", "error")

@@ -1,11 +1,18 @@
 import hashlib
 import sys
 import types
+from collections import Counter
 
 import pytest
+from profile_parts import SIZE
+from simulated_cuda import NAME
+from simulated_gpu import simulated_gpu
 
-import bench.latency.provenance
+import bench.latency.nvml
+from bench.latency.backend import TensorRTBackend, conditions
+from bench.latency.nvml import nvml as library
 from bench.latency.provenance import (
+    DeviceState,
     cpu_machine,
     cpu_state,
     device_description,
@@ -27,7 +34,6 @@ def fake_nvml(**changes):
     """NVIDIA's library on an A100 that meets its power limit."""
     functions = {
         "nvmlInit": lambda: None,
-        "nvmlShutdown": lambda: None,
         "nvmlDeviceGetHandleByIndex": lambda index: f"gpu{index}",
         "nvmlDeviceGetName": lambda gpu: "NVIDIA A100-SXM4-80GB",
         "nvmlDeviceGetUUID": lambda gpu: "GPU-1234",
@@ -48,11 +54,19 @@ def fake_nvml(**changes):
     return types.SimpleNamespace(**{**functions, **changes})
 
 
+@pytest.fixture(autouse=True)
+def _library_is_asked_anew():
+    library.cache_clear()
+    yield
+    library.cache_clear()
+
+
 @pytest.fixture
 def nvml(monkeypatch):
     def install(**changes):
+        library.cache_clear()
         monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(**changes))
-        monkeypatch.setattr(bench.latency.provenance.torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(bench.latency.nvml.torch.cuda, "is_available", lambda: False)
 
     return install
 
@@ -101,7 +115,71 @@ def test_what_a_gpu_does_not_tell_is_left_out(nvml):
 def test_without_a_driver_there_is_no_gpu(nvml):
     nvml(nvmlInit=refuse)
     assert gpu_description() == {}
-    assert gpu_state() == bench.latency.provenance.UNKNOWN_STATE
+    assert gpu_state() == DeviceState(throttled="unknown")
+
+
+FUNCTIONS = [name for name in vars(fake_nvml()) if name.startswith("nvml") and name[4].isupper()]
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "Reason" not in name])
+def test_whatever_a_gpu_does_not_tell_nothing_fails(nvml, name):
+    nvml(**{name: refuse})
+    assert gpu_machine("a GPU").device == "a GPU"
+    gpu_state()
+
+
+def test_a_gpu_that_does_not_tell_its_throttling_is_not_called_unthrottled(nvml):
+    nvml(nvmlDeviceGetCurrentClocksThrottleReasons=refuse)
+    state = gpu_state()
+    assert (state.clock_mhz, state.throttled) == (1410, "unknown")
+    assert not state.slowed
+
+
+@pytest.mark.parametrize(
+    ("bits", "slowed", "capped"),
+    [(0b0101, False, True), (0b1000, True, False), (0b100100, True, True), (0b0001, False, False)],
+)
+def test_heat_and_faults_slow_a_gpu_and_a_power_cap_is_how_it_is_run(nvml, bits, slowed, capped):
+    nvml(nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: bits)
+    state = gpu_state()
+    assert (state.slowed, state.capped) == (slowed, capped)
+
+
+def test_the_library_is_initialised_once(nvml):
+    calls = Counter()
+    nvml(nvmlInit=lambda: calls.update(["init"]))
+    for _ in range(100):
+        gpu_state()
+    gpu_description()
+    assert calls["init"] == 1
+
+
+def test_processor_and_governor_are_no_conditions_of_a_gpu(nvml):
+    nvml()
+    machine = gpu_machine("a GPU")
+    assert (machine.cores, machine.governor) == (0, "")
+
+
+BACKEND = TensorRTBackend("tensorrt", "fp16")
+
+
+def test_a_slice_has_the_sensors_of_its_board_and_its_profile_is_a_condition():
+    with simulated_gpu(mig=True):
+        found, state = gpu_description(), gpu_state()
+        assert (found["name"], found["power_limit_w"]) == (f"{NAME} MIG 3g.20gb", 400)
+        assert state == DeviceState(1410, 40, "")
+        assert gpu_machine(NAME).device == f"{NAME} MIG 3g.20gb"
+        sliced = conditions(BACKEND, SIZE)
+    library.cache_clear()
+    with simulated_gpu():
+        whole = conditions(BACKEND, SIZE)
+    assert (sliced.device, whole.device) == (f"{NAME} MIG 3g.20gb", NAME)
+
+
+def test_a_gpu_without_the_library_is_measured_with_unknown_sensors():
+    with simulated_gpu(nvml=False):
+        assert conditions(BACKEND, SIZE).driver == ""
+        assert BACKEND.state() == DeviceState(throttled="unknown")
 
 
 def test_this_processor_is_described():

@@ -131,7 +131,8 @@ def test_a_lasting_drift_is_counted_after_bounded_retries(machine):
 
 
 def test_a_throttled_device_counts_as_slow_though_its_anchor_is_fast(machine):
-    states = iter([DeviceState(throttled="power cap"), DeviceState(1410.0, 60.0), DeviceState()])
+    hot = DeviceState(throttled="power cap, software thermal slowdown")
+    states = iter([hot, DeviceState(1410.0, 60.0), DeviceState()])
     anchor = Anchor(machine.timer("anchor", lambda: 1.0))
     protocol = Protocol(rounds=2, round_ms=1, retries=1)
     timer = machine.timer("a", lambda: 10.0)
@@ -139,6 +140,16 @@ def test_a_throttled_device_counts_as_slow_though_its_anchor_is_fast(machine):
     assert latency.drifted == 0
     assert latency.state == DeviceState()
     assert next(states, None) is None
+
+
+def test_a_power_cap_is_no_drift_though_it_slows_the_anchor(machine):
+    capped = DeviceState(clock_mhz=1200.0, throttled="power cap")
+    anchor = Anchor(machine.timer("anchor", lambda: 1.2), best_ms=1.0)
+    protocol = Protocol(rounds=3, round_ms=1, retries=2)
+    timer = machine.timer("a", lambda: 10.0)
+    latency = measure({"a": timer}, protocol, anchor=anchor, state=lambda: capped)["a"]
+    assert (latency.drifted, latency.state) == (0, capped)
+    assert machine.calls.count("a") == 3 + 3 * 3
 
 
 def costs(machine, values):

@@ -6,6 +6,7 @@ from simulated_device import Simulated, true_ms
 
 from adapt.cost.units import Boundary, Lateral, unit_key
 from adapt.errors import AdaptError
+from bench.latency.backend import TensorRTBackend
 from bench.latency.subject import ANCHOR
 from bench.latency.timing import Latency, Protocol
 from bench.latency.workers import Failure, Measurement, Workers
@@ -94,3 +95,17 @@ def test_progress_reaches_the_total_in_both_stages():
     assert seen[0] == (1, 9)
     assert seen[-1] == (9, 9)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(("isolated", "drifted"), [(False, 2), (True, 0)])
+def test_an_anchor_that_was_faster_in_an_earlier_run_tells_of_drift_on_a_processor_only(
+    isolated, drifted
+):
+    with Workers(Measurement(Simulated(isolated=isolated), PROTOCOL), anchor_ms=1e-6) as workers:
+        assert workers.run({"8": SUBJECTS["8"]})["8"].drifted == drifted
+
+
+def test_engines_of_tensorrt_are_not_built_at_once():
+    with pytest.raises(AdaptError, match=r"--build-jobs 4 .* leave it at 1, only tensorrt-rtx"):
+        Measurement(TensorRTBackend("tensorrt"), PROTOCOL, build_jobs=4)
+    Measurement(TensorRTBackend("tensorrt-rtx"), PROTOCOL, build_jobs=4)

@@ -12,6 +12,7 @@ from adapt.cost.units import detector_units
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from bench.costs.profiler import profile
+from bench.latency.backend import conditions
 from search.recipe.recipe import DeviceRecipe
 from search.recipe.search_cost import (
     certificate_line,
@@ -104,3 +105,23 @@ def test_a_table_of_free_operations_is_refused(opened, recipe):
         opened.add({unit: UnitCost(1e-6, 1e-6, 1e-6, 1e-6, samples=9, rounds=3)})
     with pytest.raises(AdaptError, match="launch-bound"):
         latency_cost(recipe, 3, opened)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "threads", "accepted"),
+    [("ort-cpu", 1, False), ("torch", 1, False), ("torch", 0, True), ("tensorrt", 0, True)],
+)
+@pytest.mark.parametrize("cuda", [False, True])
+def test_tables_of_another_processor_are_refused_on_every_machine(
+    recipe, tmp_path, monkeypatch, runtime, threads, accepted, cuda
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    device = Simulated(runtime=runtime, threads=threads)
+    elsewhere = conditions(device, recipe.input)
+    recipe = replace(recipe, device=DeviceRecipe(runtime=runtime))
+    with CostTable.create(tmp_path / "costs", elsewhere) as table:
+        if accepted:
+            check_table(recipe, table)
+        else:
+            with pytest.raises(AdaptError, match=r"\(a simulated device\); this search asks for"):
+                check_table(recipe, table)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TableArg = Annotated[Path, typer.Argument(help="Cost table that `adapt profile` wrote.")]
 BuildJobsOpt = Annotated[
-    int, typer.Option("--build-jobs", min=1, help="TensorRT engines that are built at once.")
+    int, typer.Option("--build-jobs", min=1, help="TensorRT-RTX engines built at once.")
 ]
 costs_app = typer.Typer(no_args_is_help=True, help="Look at and join cost tables.")
 

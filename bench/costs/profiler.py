@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ class ProfileSummary:
         inferred: Units whose cost was inferred in this run.
         drifted: Rows that met a slow machine in most rounds, and again whenever they were repeated.
         failed: Why a unit could not be measured, by the unit's key.
+        slower: How much slower the anchor was at its best than in the fastest run of the table; 0.1
+            is 10 %. On a GPU the two may have had other clocks, and their rows differ by as much.
         seconds: Duration of this run.
     """
 
@@ -53,6 +56,7 @@ class ProfileSummary:
     inferred: int
     drifted: int
     failed: dict[str, str]
+    slower: float
     seconds: float
 
 
@@ -127,6 +131,7 @@ def profile(
                 run.record(part)
             run.measure(selection.to_measure, selection.done)
             inferred = run.infer(selection, part.grid) if part.shard == WHOLE else 0
+            slower = workers.anchor_ms / table.anchor_ms - 1 if isfinite(workers.anchor_ms) else 0.0
     return ProfileSummary(
         table=table_path,
         conditions=here,
@@ -135,6 +140,7 @@ def profile(
         inferred=inferred,
         drifted=run.drifted,
         failed=run.failed,
+        slower=slower,
         seconds=time.perf_counter() - start,
     )
 
@@ -212,7 +218,7 @@ class _Run:
                 if self._unsteady(outcome):
                     slow.append(unit)
             self.table.add(rows)
-            self.table.store("anchor_ms", self.workers.anchor_ms)
+            self.table.store("anchor_ms", min(self.table.anchor_ms, self.workers.anchor_ms))
             done += len(chunk)
             self.progress(done, total, f"{len(slow)} met a slow machine")
         # A machine that is slow from the start is noticed only once the anchor runs faster.

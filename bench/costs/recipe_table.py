@@ -43,7 +43,7 @@ def as_certified(recipe: Recipe, table: Path | None, build_jobs: int = 1) -> Mea
     Args:
         recipe: The recipe; its device is what is measured on.
         table: The cost table, see :func:`recipe_backend`.
-        build_jobs: TensorRT engines that are built at once.
+        build_jobs: TensorRT-RTX engines that are built at once.
     """
     backend = recipe_backend(recipe, table)
     return Measurement(backend, certification.WHOLE_PROTOCOL, recipe.seed, build_jobs)
@@ -57,7 +57,7 @@ class RecipeTable:
         recipe: Which detectors, on which device.
         num_classes: Classes of its data set.
         path: The SQLite file; made by :meth:`profile` if there is none.
-        build_jobs: TensorRT engines that are built at once.
+        build_jobs: TensorRT-RTX engines that are built at once.
     """
 
     recipe: Recipe
@@ -136,6 +136,7 @@ class RecipeTable:
             "measured_now": summary.measured,
             "inferred_now": summary.inferred,
             "drifted": summary.drifted,
+            **_slower(summary.slower, how),
             "seconds": round(summary.seconds, 1),
         }
 
@@ -158,3 +159,8 @@ class RecipeTable:
             certificate = certification.certify(table, detectors, how, number, progress=progress)
         lists = ("predicted_ms", "measured_ms")  # of all detectors: too long to show
         return {k: v for k, v in certificate.to_dict().items() if k not in lists}
+
+
+def _slower(share: float, how: Measurement) -> dict[str, float]:
+    """Return what is worth telling of how much slower this run was than the table's fastest."""
+    return {"slower_than_earlier_runs": round(share, 3)} if share > how.protocol.drift else {}

@@ -13,6 +13,7 @@ from adapt.artifacts import atomic_path, write_text
 from adapt.cost.table import CostTable, UnitCost
 from adapt.cost.units import Boundary, MBConvUnit, parse_key
 from adapt.errors import AdaptError
+from bench.latency.provenance import POWER_CAP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +77,9 @@ def _range(rows: list[dict[str, Any]]) -> str:
     costs = [row["cost_ms"] for row in rows if row["cost_ms"] is not None] or [float("nan")]
     inferred = sum(row["inferred"] for row in rows)
     drifted = sum(2 * row["drifted"] > row["rounds"] for row in rows)
-    notes = [f"{inferred} inferred"] * bool(inferred) + [f"{drifted} drifted"] * bool(drifted)
+    capped = sum(POWER_CAP in row["throttled"] for row in rows)
+    counts = {"inferred": inferred, "drifted": drifted, "at the power cap": capped}
+    notes = [f"{number} {what}" for what, number in counts.items() if number]
     return ", ".join([f"{len(rows)} rows", f"{min(costs):.3f} to {max(costs):.3f} ms", *notes])
 
 

@@ -3,16 +3,17 @@
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapt.machine import processor_name
+from bench.latency.nvml import nvml
 
+POWER_CAP = "power cap"
+# For heat or a fault: what was measured then is measured again. A power cap is how a GPU is run.
+SLOWDOWNS = ("hardware slowdown", "software thermal slowdown")
+UNKNOWN = "unknown"  # this GPU or driver does not say whether it is throttled
 _CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
 
 
@@ -23,12 +24,22 @@ class DeviceState:
     Attributes:
         clock_mhz: Clock of the GPU's multiprocessors, or of the first core.
         temperature_c: Temperature in degrees Celsius.
-        throttled: Why the GPU is slowed down, empty if it is not.
+        throttled: Why the GPU is slowed down, empty if it is not, ``unknown`` if it does not say.
     """
 
     clock_mhz: float | None = None
     temperature_c: float | None = None
     throttled: str = ""
+
+    @property
+    def slowed(self) -> bool:
+        """Whether the GPU is slower than it is while all is well."""
+        return any(reason in self.throttled for reason in SLOWDOWNS)
+
+    @property
+    def capped(self) -> bool:
+        """Whether the GPU lowers its clock to keep its power limit."""
+        return POWER_CAP in self.throttled
 
 
 UNKNOWN_STATE = DeviceState()
@@ -40,8 +51,8 @@ class Machine:
 
     Attributes:
         device: Model name of the processor or GPU.
-        cores: Processor cores this process may use.
-        governor: Frequency governor of the processor; empty where there is none.
+        cores: Processor cores this process may use; 0 for a GPU, on which they have no influence.
+        governor: Frequency governor of the processor; empty where there is none, and for a GPU.
         driver: Version of the GPU's driver; empty for a processor.
         cuda: CUDA version that the driver supports; empty for a processor.
         power_limit_w: Power limit of the GPU in watts; 0 for a processor.
@@ -63,10 +74,10 @@ def cpu_machine() -> Machine:
 def gpu_machine(name: str) -> Machine:
     """Return what a latency on the current GPU depends on; ``name`` is its model name."""
     gpu = gpu_description()
+    _, _, part = gpu.get("name", "").partition(" MIG ")  # a slice's profile, such as 3g.20gb
     return Machine(
-        device=name,
-        cores=usable_cores(),
-        governor=_first_line(f"{_CPUFREQ}/scaling_governor"),
+        device=f"{name} MIG {part}" if part and part not in name else name,
+        cores=0,
         driver=gpu.get("driver", ""),
         cuda=gpu.get("cuda", ""),
         power_limit_w=gpu.get("power_limit_w", 0),
@@ -95,29 +106,24 @@ def usable_cores() -> int:
 
 
 def gpu_description() -> dict[str, Any]:
-    """Return name, driver, clocks and limits of the current GPU; empty if there is none."""
-    with _nvml() as nvml:
-        if nvml is None:
-            return {}
-        gpu = _handle(nvml)
-        version = nvml.nvmlSystemGetCudaDriverVersion()
-        uuid = str(nvml.nvmlDeviceGetUUID(gpu))
-        description = {
-            "name": nvml.nvmlDeviceGetName(gpu),
-            # Reports are published: a hash tells GPUs apart and identifies none.
-            "uuid_hash": hashlib.sha256(uuid.encode()).hexdigest()[:16],
-            "driver": nvml.nvmlSystemGetDriverVersion(),
-            "cuda": f"{version // 1000}.{version % 1000 // 10}",
-        }
-        for name, function, *arguments in (
-            ("sm_clock_mhz", nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-            ("max_sm_clock_mhz", nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM),
-            ("power_limit_w", lambda g: nvml.nvmlDeviceGetEnforcedPowerLimit(g) // 1000),
-        ):
-            value = _read(nvml, function, gpu, *arguments)
-            if value is not None:
-                description[name] = value
-        return description
+    """Return name, driver, clocks and limits of the current GPU, as far as it tells them."""
+    gpu, library = nvml(), nvml().library
+    if library is None:
+        return {}
+    version = gpu.read("nvmlSystemGetCudaDriverVersion")
+    uuid = gpu.read("nvmlDeviceGetUUID", gpu.gpu)
+    power_mw = gpu.read("nvmlDeviceGetEnforcedPowerLimit", gpu.board)
+    description = {
+        "name": gpu.read("nvmlDeviceGetName", gpu.gpu),
+        # Reports are published: a hash tells GPUs apart and identifies none.
+        "uuid_hash": uuid and hashlib.sha256(str(uuid).encode()).hexdigest()[:16],
+        "driver": gpu.read("nvmlSystemGetDriverVersion"),
+        "cuda": version and f"{version // 1000}.{version % 1000 // 10}",
+        "sm_clock_mhz": gpu.read("nvmlDeviceGetClockInfo", gpu.board, library.NVML_CLOCK_SM),
+        "max_sm_clock_mhz": gpu.read("nvmlDeviceGetMaxClockInfo", gpu.board, library.NVML_CLOCK_SM),
+        "power_limit_w": power_mw and power_mw // 1000,
+    }
+    return {name: value for name, value in description.items() if value is not None}
 
 
 def cpu_state() -> DeviceState:
@@ -132,57 +138,26 @@ def cpu_state() -> DeviceState:
 
 def gpu_state() -> DeviceState:
     """Return clock, temperature and throttling of the current GPU."""
-    with _nvml() as nvml:
-        if nvml is None:
-            return UNKNOWN_STATE
-        gpu = _handle(nvml)
-        reasons = _read(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
-        # Of all the reasons that NVML knows; idle clocks and locked clocks are no throttling.
-        slowed = {
-            "power cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
-            "hardware slowdown": nvml.nvmlClocksThrottleReasonHwSlowdown,
-            "software thermal slowdown": nvml.nvmlClocksThrottleReasonSwThermalSlowdown,
-        }
-        return DeviceState(
-            clock_mhz=_read(nvml, nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),
-            temperature_c=_read(
-                nvml, nvml.nvmlDeviceGetTemperature, gpu, nvml.NVML_TEMPERATURE_GPU
-            ),
-            throttled=", ".join(name for name, bit in slowed.items() if reasons & bit),
-        )
+    gpu, library = nvml(), nvml().library
+    if library is None:
+        return DeviceState(throttled=UNKNOWN)
+    reasons = gpu.read("nvmlDeviceGetCurrentClocksThrottleReasons", gpu.board)
+    return DeviceState(
+        clock_mhz=gpu.read("nvmlDeviceGetClockInfo", gpu.board, library.NVML_CLOCK_SM),
+        temperature_c=gpu.read("nvmlDeviceGetTemperature", gpu.board, library.NVML_TEMPERATURE_GPU),
+        throttled=UNKNOWN if reasons is None else _slowed_by(library, reasons),
+    )
 
 
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    """Yield NVIDIA's management library, or None where there is no NVIDIA driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _handle(nvml: Any) -> Any:
-    """Return NVML's handle of the GPU that PyTorch computes on."""
-    # By UUID, since NVML numbers GPUs without regard to CUDA_VISIBLE_DEVICES.
-    if torch.cuda.is_available():
-        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-        return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    return nvml.nvmlDeviceGetHandleByIndex(0)
-
-
-def _read(nvml: Any, function: Any, *arguments: Any) -> Any:
-    """Return what NVML reads, or None if this GPU or driver does not support it."""
-    try:
-        return function(*arguments)
-    except nvml.NVMLError:
-        return None
+def _slowed_by(library: Any, reasons: int) -> str:
+    # Of all the reasons that NVML knows; idle clocks and locked clocks are no throttling.
+    bits = (
+        library.nvmlClocksThrottleReasonSwPowerCap,
+        library.nvmlClocksThrottleReasonHwSlowdown,
+        library.nvmlClocksThrottleReasonSwThermalSlowdown,
+    )
+    named = zip((POWER_CAP, *SLOWDOWNS), bits, strict=True)
+    return ", ".join(name for name, bit in named if reasons & bit)
 
 
 def _first_line(path: str) -> str:

@@ -1,6 +1,7 @@
 """In which process is a unit or a detector built and timed, and what if that process dies?
 
-On a CPU: in this process. On a GPU: several processes build, then one measures, never both at once.
+On a CPU: in this process. On a GPU: one or more processes build, then one measures, never both at
+once.
 There a build or a measurement can crash, hang, or leave a CUDA error behind that fails whatever
 runs next in its process. Such a failure costs one subject, not the whole profile.
 """
@@ -49,9 +50,14 @@ class Measurement:
         backend: Where.
         protocol: How much of each subject.
         seed: Seed of the order in which subjects are measured.
-        build_jobs: Processes that build at once; only isolated backends have any.
+        build_jobs: Processes that build at once; only isolated backends have any. TensorRT must
+            have one: it times tactics on the GPU as it builds, and would time them beside another
+            build. TensorRT-RTX builds on the processor.
         build_seconds: Time limit of one build.
         measure_seconds: Time limit of the measurement of one subject.
+
+    Raises:
+        AdaptError: If engines of TensorRT are to be built at once.
     """
 
     backend: Backend
@@ -61,21 +67,31 @@ class Measurement:
     build_seconds: float = BUILD_SECONDS
     measure_seconds: float = MEASURE_SECONDS
 
+    def __post_init__(self) -> None:
+        if self.build_jobs > 1 and self.backend.runtime == "tensorrt":
+            raise AdaptError(
+                f"--build-jobs {self.build_jobs} would build engines of TensorRT at once, each of "
+                "which times its tactics on the GPU and would choose wrong ones beside the others; "
+                "leave it at 1, only tensorrt-rtx builds on the processor"
+            )
+
 
 class Workers:
     """Builds and measures subjects; a context manager.
 
     Args:
         how: Where, how much and in which order.
-        anchor_ms: Fastest latency of the anchor so far, under the same conditions.
+        anchor_ms: Fastest latency of the anchor in earlier runs, under the same conditions. On a
+            GPU it does not count: an earlier run may have had other clocks, and no repetition
+            makes the GPU as fast as then.
 
     Attributes:
         anchor_ms: Fastest latency of the anchor so far.
     """
 
     def __init__(self, how: Measurement, *, anchor_ms: float = float("inf")) -> None:
-        self.how, self.anchor_ms = how, anchor_ms
-        self._isolated = how.backend.isolated
+        self.how, self._isolated = how, how.backend.isolated
+        self.anchor_ms = float("inf") if self._isolated else anchor_ms
         self._pools: dict[str, ProcessPool] = {}
         self._anchor: Built | None = None
 

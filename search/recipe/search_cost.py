@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapt.architecture import Architecture
 from adapt.artifacts import file_hash
 from adapt.cost.expectation import CostModel, detector_cost
@@ -51,7 +49,7 @@ def check_table(recipe: Recipe, table: CostTable) -> None:
         precision=recipe.device.precision,
         batch=recipe.device.batch,
         size=size,
-        device=recipe.device.name or _this_processor(recipe),
+        device=recipe.device.name or _this_processor(table),
     )
     tail = usual_tail(recipe.device.runtime)
     if table.conditions.tail != tail:
@@ -67,11 +65,12 @@ def check_table(recipe: Recipe, table: CostTable) -> None:
         )
 
 
-def _this_processor(recipe: Recipe) -> str | None:
-    """Return the processor that a table must be of; None if the device is a GPU, or may be."""
+def _this_processor(table: CostTable) -> str | None:
+    """Return the processor that a table must be of; None if it is of a GPU."""
     # Searches often run on another GPU than the one that the table was measured on.
-    on_gpu = recipe.device.runtime in ("ort-cuda", "tensorrt", "tensorrt-rtx")
-    return None if on_gpu or torch.cuda.is_available() else processor_name()
+    of_gpu = table.conditions.runtime in ("ort-cuda", "tensorrt", "tensorrt-rtx")
+    eager_on_gpu = table.conditions.runtime == "torch" and table.conditions.threads == 0
+    return None if of_gpu or eager_on_gpu else processor_name()
 
 
 def check_certificate(table: CostTable) -> None:
