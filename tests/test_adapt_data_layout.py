@@ -6,6 +6,7 @@ from data_parts import IMAGE, content, read, write_set
 
 from adapt.data.check import check_split
 from adapt.data.coco import load_annotations, load_split
+from adapt.data.layout import usual_split
 from adapt.errors import AdaptError
 
 
@@ -35,6 +36,13 @@ def test_captions_beside_the_instances_are_no_splits(tmp_path: Path) -> None:
         (root / "annotations" / f"{name}.json").write_text(json.dumps(content()))
     with pytest.raises(AdaptError, match=r"\(train2017\)"):
         load_split(root, "val")
+
+
+def test_ap_is_reported_of_the_test_split_where_there_is_one(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set")
+    assert usual_split(root) == "val"
+    (root / "annotations" / "test.json").write_text(json.dumps(content()))
+    assert usual_split(root) == "test"
 
 
 def test_missing_split_lists_what_was_looked_for_and_what_exists(tmp_path: Path) -> None:

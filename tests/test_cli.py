@@ -146,7 +146,9 @@ def test_commands_carry_a_detector_from_search_to_report(recipe: Path, tmp_path:
     tuned = ("--limit-steps", 1, "--amp", "bf16")
     ok("finetune", recipe, "--arch", out / "arch.json", "--out", detector, *tuned)
     ok("export", detector, "--out", out / "arch.onnx")
-    assert "ap50" in ok("eval", out / "arch.onnx", "--data", data)
+    evaluated = ok("eval", out / "arch.onnx", "--data", data)
+    assert (evaluated["split"], evaluated["max_detections"]) == ("val", 100)
+    assert "ap50" in evaluated
     both = [detector, out / "arch.onnx"]
     report = ok("bench", *both, "--data", data, "--rounds", 2, "--out", out / "report")
     assert [entry["runner"]["runtime"] for entry in report["entries"]] == ["torch", "ort-cpu"]
@@ -408,6 +410,25 @@ def test_table_of_another_processor_is_refused_when_the_recipe_names_one(
     result = run("search", recipe, "--cost", "latency", "--costs", shards[0], "--uncertified")
     assert result.exit_code == 1
     assert "(Jetson Orin)" in result.stderr
+
+
+def with_huge_ids(content: dict[str, Any]) -> None:
+    """Give images ids as `uuid4().int` does, and the first box a negative size."""
+    for image in content["images"]:
+        image["id"] += 2**127
+    for entry in content["annotations"]:
+        entry["image_id"] += 2**127
+    first_box(content, [20, 20, -9, -9])
+
+
+def test_repaired_data_train_and_tell_what_was_left_out(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("[data]", "[data]\nrepair = true"))
+    out = tmp_path / "d.safetensors"
+    command = [*broken(tmp_path, recipe, with_huge_ids), "--out", out, "--limit-steps", 1]
+    result = run(*command, "--init", "scratch")
+    assert result.exit_code == 0
+    assert out.is_file()
+    assert "0 were cut at the border of their image and 1 left out" in result.stderr
 
 
 def test_evaluation_refuses_or_tells_which_boxes_it_left_out(recipe: Path, tmp_path: Path) -> None:

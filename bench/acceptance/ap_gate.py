@@ -11,7 +11,6 @@ import torch
 
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import Fitting
-from adapt.data.layout import usual_split
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from bench.latency.provenance import usable_cores
@@ -155,7 +154,7 @@ class GateOptions:
     Attributes:
         drop: Largest drop of AP in points of 100.
         data: Folder of the data set to evaluate on.
-        split: Its split; ``test`` where there is one, or ``val`` if None.
+        split: Its split; files are adjusted to it, so that it is not the one to report AP of.
         repair: Cut or leave out boxes that cannot be used, instead of refusing the split.
         option: What sets the drop, for the error.
         refused: Folder for the files that lose more, for study; None deletes them.
@@ -163,7 +162,7 @@ class GateOptions:
 
     drop: float
     data: Path | None
-    split: str | None = None
+    split: str = "val"
     repair: bool = False
     option: str = "--ap-gate"
     refused: Path | None = None
@@ -236,8 +235,7 @@ def _evaluable_split(options: GateOptions, deployment: Deployment) -> CocoSplit:
         raise AdaptError("--ap-gate evaluates on images with boxes; pass a data set with --data")
     if deployment.graph.tail == "none":
         raise AdaptError("--ap-gate evaluates detections, tail 'none' has none; use another tail")
-    name = options.split or usual_split(options.data)
-    return load_split(options.data, name, repair=options.repair)
+    return load_split(options.data, options.split, repair=options.repair)
 
 
 def _engine_ap(gate: Gate, path: Path, summary: dict[str, Any]) -> float | None:

@@ -66,9 +66,8 @@ class CheckOptions:
         typer.Option("--data", help="Data set: --ap-gate evaluates on it, int8 calibrates on it."),
     ] = None
     split: Annotated[
-        str | None,
-        typer.Option("--split", help="Split of --ap-gate; test if there is one, or val."),
-    ] = None
+        str, typer.Option("--split", help="Split of --ap-gate, which int8 is adjusted to.")
+    ] = "val"
     repair: RepairOpt = False
 
     def images(self) -> tuple[Sequence[Path], Sequence[Path]]:

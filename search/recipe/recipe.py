@@ -41,8 +41,9 @@ class DataRecipe:
         test: Split that the benchmark reports; ``val`` if empty.
         flip: Whether training images are flipped at random.
         workers: Processes that load images; 0 loads in the training process.
-        repair: Whether boxes of no size or outside of their image are left out, and boxes that
-            stick out of it cut, instead of refusing the data set.
+        repair: Whether annotations that cannot be used (boxes of no size or outside of their image,
+            annotations of unknown images) are left out, and boxes that stick out of their image
+            cut, instead of refusing the data set.
         cache_mb: Memory for decoded and resized images; 0 decodes every time.
     """
 
