@@ -15,7 +15,10 @@ from bench.latency.backend import (
     conditions,
     open_backend,
 )
+from bench.latency.onnx_units import LIGHT, TENSORRT_LIGHT, onnx_model
 from bench.latency.subject import WholeDetector
+from export.engine.build import build_plan
+from export.engine.configure import BuildOptions
 
 SUBJECTS = [
     Stem(8, 64, 64),
@@ -76,6 +79,18 @@ def test_engines_of_every_kind_of_subject_are_built(subject, tmp_path):
     assert len(built) > 1000
     assert not cache.exists()
     assert target.version()[0].isdigit()
+
+
+@pytest.mark.trt
+@needs_rtx
+def test_light_convolutions_are_no_pointwise_kernels_in_engines():
+    options = BuildOptions("tensorrt_rtx")
+    few, enough = (
+        build_plan(onnx_model(Boundary(64, 8, 8), precision="fp16", light=light), "it", options)
+        for light in (LIGHT, TENSORRT_LIGHT)
+    )
+    assert b"MulAdd" in few.plan
+    assert b"MulAdd" not in enough.plan
 
 
 @pytest.mark.parametrize(

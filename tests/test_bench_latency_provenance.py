@@ -9,7 +9,7 @@ from simulated_cuda import NAME
 from simulated_gpu import simulated_gpu
 
 import bench.latency.nvml
-from bench.latency.backend import TensorRTBackend, conditions
+from bench.latency.backend import OrtBackend, TensorRTBackend, conditions
 from bench.latency.nvml import nvml as library
 from bench.latency.provenance import (
     DeviceState,
@@ -20,6 +20,7 @@ from bench.latency.provenance import (
     gpu_machine,
     gpu_state,
 )
+from bench.latency.timing import PROTOCOL
 
 
 class NVMLError(Exception):
@@ -174,6 +175,12 @@ def test_a_slice_has_the_sensors_of_its_board_and_its_profile_is_a_condition():
     with simulated_gpu():
         whole = conditions(BACKEND, SIZE)
     assert (sliced.device, whole.device) == (f"{NAME} MIG 3g.20gb", NAME)
+
+
+def test_tables_of_tensorrt_are_told_from_those_between_lighter_convolutions():
+    with simulated_gpu():
+        assert conditions(BACKEND, SIZE).protocol == PROTOCOL + 1
+    assert conditions(OrtBackend("ort-cpu"), SIZE).protocol == PROTOCOL
 
 
 def test_a_gpu_without_the_library_is_measured_with_unknown_sensors():

@@ -18,7 +18,7 @@ from adapt.cost.table import Conditions
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from adapt.runtime import Precision, allow_tf32, usual_tail
-from bench.latency.onnx_units import onnx_model, random_inputs
+from bench.latency.onnx_units import TENSORRT_LIGHT, onnx_model, random_inputs
 from bench.latency.provenance import (
     DeviceState,
     Machine,
@@ -38,6 +38,8 @@ from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 # Between two CUDA events at least: they resolve 0.5 us, and a launch may idle the GPU for 10.
 INTERVAL_MS = 1.0
 MOST_RUNS = 500  # in one such interval
+# Not PROTOCOL: units stand between other light convolutions, and one launch runs them many times.
+TENSORRT_PROTOCOL = 3
 Built = Any  # what a backend builds in one process and loads in another: bytes, or the subject
 
 
@@ -106,7 +108,7 @@ def conditions(backend: Backend, size: InputSize) -> Conditions:
         height=size.height,
         width=size.width,
         runtime_version=backend.version(),
-        protocol=PROTOCOL,
+        protocol=TENSORRT_PROTOCOL if isinstance(backend, TensorRTBackend) else PROTOCOL,
         cores=machine.cores,
         governor=machine.governor,
         driver=machine.driver,
@@ -233,7 +235,13 @@ class TensorRTBackend:
     def build(self, subject: Subject) -> bytes:
         """Return the serialised engine."""
         tail = usual_tail(self.runtime)
-        model = onnx_model(subject, batch=self.batch, precision=self.precision, tail=tail)
+        model = onnx_model(
+            subject,
+            batch=self.batch,
+            precision=self.precision,
+            tail=tail,
+            light=TENSORRT_LIGHT,
+        )
         options = BuildOptions(flavour=self.flavour, timing_cache=self.timing_cache)
         return build_plan(model, str(subject), options).plan
 

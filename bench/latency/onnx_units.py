@@ -9,6 +9,9 @@ packs them (TensorRT) would add layout conversions that no network contains. The
 convolutions are measured without a unit too (:class:`adapt.cost.units.Boundary`), and their latency
 is subtracted when a cost table is read.
 
+TensorRT makes a convolution of few input channels a fused pointwise kernel, which may swallow what
+stands beside it. Its light convolutions have more channels (:data:`TENSORRT_LIGHT`).
+
 In fp16 the light convolutions and their inputs are float16 too; images and detections are float32.
 In int8 all inputs and outputs are float32.
 """
@@ -49,6 +52,9 @@ from export.graph.precision import FloatPrecision, with_qdq
 
 IR_VERSION = 10
 LIGHT = 4  # input channels of the first light convolution, output channels of the second
+# By the names of kernels in engines of TensorRT-RTX 1.7, fp16 and fp32: with 4 the first light
+# convolution is a pointwise kernel, with 8 the output is moved once more, with 16 neither.
+TENSORRT_LIGHT = 16
 Array = NDArray[Any]
 
 
@@ -58,6 +64,7 @@ def onnx_model(
     batch: int = 1,
     precision: Precision = "fp32",
     tail: Tail = "tensor-nms",
+    light: int = LIGHT,
 ) -> bytes:
     """Return the serialised model that measures a unit or a detector, with random weights.
 
@@ -66,10 +73,11 @@ def onnx_model(
         batch: Images per inference.
         precision: Of all layers up to the detector's heads; what follows them is fp32.
         tail: How a detector ends.
+        light: Channels of the light convolutions around a unit.
     """
     if isinstance(subject, WholeDetector):
         return detector_model(subject, batch=batch, precision=precision, tail=tail)
-    return unit_model(subject, batch=batch, precision=precision, tail=tail)
+    return unit_model(subject, batch=batch, precision=precision, tail=tail, light=light)
 
 
 def unit_model(
@@ -78,25 +86,27 @@ def unit_model(
     batch: int = 1,
     precision: Precision = "fp32",
     tail: Tail = "tensor-nms",
+    light: int = LIGHT,
     seed: int = 0,
 ) -> bytes:
     """Return the serialised model that measures a unit, with random weights.
 
-    Its inputs are ``Tensor[batch, 4, H, W]``, one per feature map that the unit reads, or the image
-    ``Tensor[batch, 3, H, W]``; its output is ``Tensor[batch, 4, H', W']``, or what the detector
-    detects. Inputs and outputs are float32; only in fp16 the four-channel ones are float16.
+    Its inputs are ``Tensor[batch, light, H, W]``, one per feature map that the unit reads, or the
+    image ``Tensor[batch, 3, H, W]``; its output is ``Tensor[batch, light, H', W']``, or what the
+    detector detects. Inputs and outputs are float32; only in fp16 the light ones are float16.
 
     Args:
         unit: What to measure.
         batch: Images per inference.
         precision: Of the unit and the light convolutions; what follows a detector's heads is fp32.
         tail: How the rest of a detector ends.
+        light: Channels of the light convolutions.
         seed: Seed of the weights.
 
     Raises:
         AdaptError: If the input size of a :class:`adapt.cost.units.Rest` is no multiple of 32.
     """
-    graph = _Graph(batch, precision, seed)
+    graph = _Graph(batch, precision, seed, light)
     match unit:
         case Rest():
             for name, level in zip(REST_INPUTS, _rest_levels(unit), strict=True):
@@ -109,7 +119,7 @@ def unit_model(
         case _:
             graph.light_input("input", unit.c_in, (unit.height, unit.width))
     _append(graph, unit)
-    graph.conv(LIGHT, 1)
+    graph.conv(light, 1)
     return _serialised(graph.model([graph.last]), precision)
 
 
@@ -164,9 +174,9 @@ def _serialised(model: onnx.ModelProto, precision: Precision) -> bytes:
 class _Graph:
     """A graph under construction; layers are appended to ``last``, the newest feature map."""
 
-    def __init__(self, batch: int, precision: Precision, seed: int) -> None:
+    def __init__(self, batch: int, precision: Precision, seed: int, light: int = LIGHT) -> None:
         self.last = ""
-        self.batch = batch
+        self.batch, self.light = batch, light
         # An int8 graph is made from the finished fp32 one, see _serialised.
         self.precision: FloatPrecision = "fp16" if precision == "fp16" else "fp32"
         self._dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
@@ -189,7 +199,7 @@ class _Graph:
         self, name: str, channels: int, size: tuple[int, int], output: str = ""
     ) -> None:
         """Begin with a light convolution that computes a feature map."""
-        self._input(name, (LIGHT, *size), self._dtype)
+        self._input(name, (self.light, *size), self._dtype)
         self.conv(channels, 1, output=output)
 
     def conv(
