@@ -73,6 +73,7 @@ def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
     [
         ("day 1\\a.png", "day 1/a.png"),
         ("images/a.png", "a.png"),
+        ("set/images/a.png", "a.png"),
         ("/a.png", "a.png"),
         ("/images/a.png", "a.png"),
         ("my%20a.png", "my a.png"),

@@ -87,19 +87,18 @@ def exists(path: Path) -> bool:
 def image_path(folder: Path, name: str) -> Path:
     """Return the path of an image by the name that the annotations give it.
 
-    Tools write names that are not those on the disk: with backslashes, with the image folder in
-    front, with %20 for a space, with a composed letter where the disk has two signs.
+    Tools write names that are not those on the disk: with backslashes, relative to a folder above,
+    with %20 for a space, with a composed letter where the disk has two signs.
     """
     path = folder / name
     # Usual names are not looked up: a hundred thousand of them take minutes on a network drive.
-    odd = name.startswith(f"{folder.name}/") or re.search(r"^/|[\\%]|[^ -~]", name)
+    odd = name.partition("/")[0] in folder.parts[-2:] or re.search(r"^/|[\\%]|[^ -~]", name)
     if not odd or exists(path):
         return path
     # One that starts with a slash is below the folder, unless there is such a file elsewhere.
     slashes = name.replace("\\", "/").lstrip("/")
     names = [slashes, unquote(slashes)]
-    names += [variant.removeprefix(f"{folder.name}/") for variant in names]
     names += [normalize(form, variant) for variant in names for form in ("NFC", "NFD")]
-    return next(
-        (folder / name for name in names if exists(folder / name)), folder / name.lstrip("/")
-    )
+    above = folder, folder.parent, folder.parent.parent
+    paths = [place / variant for place in above for variant in names]
+    return next((variant for variant in paths if exists(variant)), folder / name.lstrip("/"))
