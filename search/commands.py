@@ -13,6 +13,7 @@ from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
 
 if TYPE_CHECKING:
     from adapt.data.coco import CocoSplit
+    from search.recipe.budget import Budget
     from search.recipe.recipe import Recipe
     from search.train.session import Session
 
@@ -153,18 +154,21 @@ class CostsOptions:
         typer.Option("--uncertified", help="Use a cost table that `adapt costs certify` lacks."),
     ] = False
 
-    def tell_certificate(self, *, heard: bool = True) -> None:
+    def tell_certificate(self, budget: "Budget | None" = None, *, heard: bool = True) -> None:
         """Print on stderr how well the table predicts detectors, if there is one.
 
         Args:
+            budget: Warn if the certificate does not reach as far as this.
             heard: Whether this process is the one that talks.
         """
         from adapt.cost.table import CostTable
-        from search.recipe.search_cost import certificate_line
+        from search.recipe.search_cost import certificate_line, range_warning
 
         if self.costs and heard:
             with CostTable.open(self.costs) as table:
                 print(certificate_line(table), file=sys.stderr)
+                if warning := range_warning(table, budget):
+                    warn(warning)
 
 
 def tell_doubts(recipe: "Recipe", split: "CocoSplit", *, heard: bool) -> None:
@@ -220,7 +224,7 @@ def search_command(
     folder = out or Path("runs") / recipe.name / "search"
     with training.session("search", cost.provenance) as session:
         tell_doubts(recipe, train, heard=session.world.is_main)
-        costs.tell_certificate(heard=session.world.is_main)
+        costs.tell_certificate(recipe.search.parsed_target(), heard=session.world.is_main)
         path = run_search(recipe, train, cost.model, folder, session)
     if session.world.is_main:
         shown = {"supernet": str(path), "plot": folder / "search.png"}

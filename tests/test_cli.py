@@ -233,7 +233,9 @@ def test_a_search_wants_a_certificate_or_to_be_told_otherwise(
     certificate = ok("costs", "certify", recipe, table, "--detectors", 4)
     assert certificate["detectors"] == 4
     derived = run(*derive, "--json")
-    assert "over 4 random detectors MAPE" in derived.stderr
+    assert "over 4 detectors MAPE" in derived.stderr
+    outside = run(*derive, "--budget", "1000ms")
+    assert "1000 ms lies outside of the" in " ".join(outside.stderr.split())
     assert {"predicted_ms", "corrected_ms"} <= set(json.loads(derived.stdout))
 
 

@@ -13,6 +13,7 @@ from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from bench.costs.profiler import profile
 from bench.latency.backend import conditions
+from search.recipe.budget import Budget
 from search.recipe.recipe import DeviceRecipe
 from search.recipe.search_cost import (
     certificate_line,
@@ -20,6 +21,7 @@ from search.recipe.search_cost import (
     check_table,
     latency_cost,
     network_costs,
+    range_warning,
 )
 
 CERTIFICATE = {
@@ -68,8 +70,26 @@ def test_a_certificate_is_accepted_and_told_in_one_line(opened):
     check_certificate(opened)
     line = certificate_line(opened)
     assert "\n" not in line
-    for part in ("30 random detectors", "MAPE 2.1%", "bias -1.3%", "worst 5.0%", "tau 0.97"):
+    for part in ("30 detectors", "MAPE 2.1%", "bias -1.3%", "worst 5.0%", "tau 0.97"):
         assert part in line
+
+
+@pytest.mark.parametrize("known", ["range_ms", "predicted_ms"])  # the second by version 0.1.0
+def test_a_budget_that_no_certified_detector_was_near_is_warned_of(opened, known):
+    opened.store("certificate", {**CERTIFICATE, known: [2.0, 3.0, 4.0]})
+    assert opened.certified_ms == pytest.approx((2.7, 4.9))  # corrected
+    for budget in ("2.7ms", "4ms", "4.9ms", "134.9G"):
+        assert range_warning(opened, Budget.parse(budget)) is None
+    for budget in ("2.6ms", "5ms"):
+        warning = range_warning(opened, Budget.parse(budget))
+        assert f"{budget[:-2]} ms lies outside of the 2.7 to 4.9 ms" in warning
+        assert f"adapt costs certify RECIPE {opened.path}" in warning
+
+
+def test_no_budget_and_no_certificate_are_nothing_to_warn_of(opened):
+    assert range_warning(opened, Budget.parse("1ms")) is None
+    opened.store("certificate", {**CERTIFICATE, "range_ms": [2.0, 4.0]})
+    assert range_warning(opened, None) is None
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,16 @@ class CostTable:
         return scale * predicted_ms + offset_ms
 
     @property
+    def certified_ms(self) -> tuple[float, float] | None:
+        """Corrected latencies of the cheapest and the dearest detector that was certified."""
+        certificate = self.certificate or {}
+        # Certificates of 0.1.0 state no range; their detectors were all drawn by chance.
+        predicted = certificate.get("range_ms") or certificate.get("predicted_ms")
+        if not predicted:
+            return None
+        return self.corrected(min(predicted)), self.corrected(max(predicted))
+
+    @property
     def interpolation(self) -> dict[str, Any] | None:
         """How well interpolation predicts measured rows; None if no row is interpolated."""
         errors: dict[str, Any] | None = self._stored("interpolation")

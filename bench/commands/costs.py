@@ -141,12 +141,12 @@ def costs_certify_command(
     recipe: RecipeOptions,
     table: TableArg,
     detectors: Annotated[
-        int, typer.Option("--detectors", min=4, help="Random detectors to measure.")
+        int, typer.Option("--detectors", min=4, help="Whole detectors to measure.")
     ] = 30,
     build_jobs: BuildJobsOpt = 1,
     as_json: JsonOpt = False,
 ) -> None:
-    """Measure random whole detectors and store how well the table predicts them.
+    """Measure whole detectors and store how well the table predicts them.
 
     Example: `adapt costs certify recipes/bccd-cpu.toml runs/costs.sqlite`
     """

@@ -92,12 +92,12 @@ def derive_command(
         case "refined":
             result = _refined(files, out or supernet.parent / "refined", networks, data)
             title = "refined"
-            costs.tell_certificate()
+            costs.tell_certificate(networks.parsed_budget())
             _warn_of_chosen_split(result)
         case _:
             result = _one(files, out or supernet.parent / "arch.json", networks)
             title = "derived"
-            costs.tell_certificate()
+            costs.tell_certificate(None if networks.verify else networks.parsed_budget())
     show(result if as_json else _readable(result), as_json=as_json, title=title)
 
 

@@ -1,4 +1,4 @@
-"""How well does a cost table predict the latency of whole detectors? (random ones are measured)"""
+"""How well does a cost table predict the latency of whole detectors? (some are measured)"""
 
 import random
 from collections.abc import Sequence
@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from adapt.architecture import Architecture, Choices
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.resolution import check_resolution
 from adapt.cost.table import CostTable, predict_latency
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from adapt.space import SearchSpace
+from bench.costs.sample import sampled
 from bench.latency.subject import WholeDetector
 from bench.latency.timing import Protocol
 from bench.latency.workers import Measurement, Workers
@@ -26,7 +25,7 @@ WHOLE_PROTOCOL = Protocol(rounds=10, round_ms=100.0)
 
 @dataclass(frozen=True)
 class Certificate:
-    """Predicted against measured latency of random detectors that are not in the table.
+    """Predicted against measured latency of whole detectors.
 
     Attributes:
         detectors: How many.
@@ -39,7 +38,8 @@ class Certificate:
         mape_corrected: MAPE after this correction, each detector corrected by the line that is
             fitted to the others.
         drifted: Detectors that met a slow machine in most rounds.
-        seed: Seed of the random detectors.
+        seed: Seed of the detectors.
+        range_ms: Lowest and highest prediction, those of the cheapest and the dearest detector.
         predicted_ms: Prediction for each detector.
         measured_ms: Minimum latency of each detector.
     """
@@ -54,6 +54,7 @@ class Certificate:
     mape_corrected: float
     drifted: int
     seed: int
+    range_ms: tuple[float, float]
     predicted_ms: tuple[float, ...]
     measured_ms: tuple[float, ...]
 
@@ -82,6 +83,7 @@ class Certificate:
             mape_corrected=float(np.abs(_corrected(guess, truth) / truth - 1).mean()),
             drifted=drifted,
             seed=seed,
+            range_ms=(float(guess.min()), float(guess.max())),
             predicted_ms=tuple(guess.tolist()),
             measured_ms=tuple(truth.tolist()),
         )
@@ -97,16 +99,6 @@ def _corrected(guess: Any, truth: Any) -> Any:
     return np.array(corrected)
 
 
-def random_architecture(space: SearchSpace, chance: random.Random) -> Architecture:
-    """Draw every choice of a space uniformly."""
-    ops = [
-        [chance.randrange(len(block.candidates(position))) for position in range(block.num_ops)]
-        for block in space.blocks
-    ]
-    widths = [chance.randrange(len(block.widths)) for block in space.blocks]
-    return Choices.of(ops, widths).architecture(space)
-
-
 def certify(
     table: CostTable,
     detectors: DetectorSpace,
@@ -115,11 +107,13 @@ def certify(
     *,
     progress: Progress = silent,
 ) -> Certificate:
-    """Measure random whole detectors, compare with the table's predictions, and store the result.
+    """Measure whole detectors, compare with the table's predictions, and store the result.
+
+    Half of the detectors are random, half lie evenly over the predicted latency, ends included.
 
     Args:
         table: A writable table of this machine and backend that covers the detectors.
-        detectors: What the random detectors are drawn from.
+        detectors: What they are drawn from.
         how: The backend of the table, and how much is measured of each detector; its seed draws
             the detectors too.
         number: How many detectors, at least 4.
@@ -132,8 +126,9 @@ def certify(
     if number < 4:
         raise AdaptError(f"a certificate needs at least 4 detectors, got {number}")
     check_resolution(table, detectors.units())
-    chance = random.Random(how.seed)
-    networks = [random_architecture(detectors.space, chance) for _ in range(number)]
+    model = detectors.costs(table.lookup)
+    choices = sampled(detectors.space, model, number, random.Random(how.seed))
+    networks = [chosen.architecture(detectors.space) for chosen in choices]
     around = detectors.detector, detectors.size
     predicted = [predict_latency(table, network, *around) for network in networks]
     with Workers(how, anchor_ms=table.anchor_ms) as workers:

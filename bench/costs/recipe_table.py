@@ -146,7 +146,7 @@ class RecipeTable:
         """Certify the table on this machine, for the space and the detector of the recipe.
 
         Args:
-            number: Random detectors to measure.
+            number: Detectors to measure.
             progress: Told after every round.
 
         Raises:

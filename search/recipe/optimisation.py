@@ -14,7 +14,7 @@ from adapt.network.masks import GateNorm, Gates, MaskKind
 from adapt.network.mixed import Recompute
 from adapt.network.supernet import Supernet
 from adapt.space import SearchSpace
-from search.recipe.budget import Budget
+from search.recipe.budget import Budget, Unit
 
 CostKind = Literal["madds", "latency"]
 PathCount = Literal["all"] | int
@@ -188,8 +188,8 @@ class SearchRecipe:
         least, largest = self.target_range
         if not 0 < least <= largest:
             raise ValueError(f"target_range must be positive and rising, got {least}, {largest}")
-        if self.target:
-            self._check_target()
+        if target := self.parsed_target():
+            self._check_target(target.unit)
 
     def supernet(self, space: SearchSpace, generator: torch.Generator | None = None) -> Supernet:
         """Return a new supernet of a space; the generator draws its alphas."""
@@ -201,8 +201,11 @@ class SearchRecipe:
             generator=generator,
         )
 
-    def _check_target(self) -> None:
-        unit = Budget.parse(self.target, "target").unit
+    def parsed_target(self) -> Budget | None:
+        """Return the target, if there is one."""
+        return Budget.parse(self.target, "target") if self.target else None
+
+    def _check_target(self, unit: Unit) -> None:
         if unit != ("ms" if self.cost == "latency" else "madds"):
             raise ValueError(
                 f"target {self.target!r} does not fit cost {self.cost!r}; a latency is like 4.0ms, "

@@ -14,6 +14,7 @@ from adapt.data.coco import CocoSplit
 from adapt.errors import AdaptError
 from adapt.machine import processor_name
 from adapt.runtime import usual_tail
+from search.recipe.budget import ROUNDING, Budget
 from search.recipe.recipe import Recipe
 
 
@@ -94,9 +95,23 @@ def certificate_line(table: CostTable) -> str:
         return f"{table.path}: not certified"
     return (
         f"{table.path} ({table.conditions}, {table.conditions.device}): over "
-        f"{certificate['detectors']} random detectors MAPE {certificate['mape']:.1%}, bias "
+        f"{certificate['detectors']} detectors MAPE {certificate['mape']:.1%}, bias "
         f"{certificate['bias']:+.1%}, worst {certificate['worst']:.1%}, Kendall tau "
         f"{certificate['kendall_tau']:.2f}; {certificate['mape_corrected']:.1%} after correction"
+    )
+
+
+def range_warning(table: CostTable, budget: Budget | None) -> str | None:
+    """Return a warning if no detector of a certificate was as cheap, or as dear, as a budget."""
+    if budget is None or budget.unit != "ms" or table.certified_ms is None:
+        return None
+    least, most = table.certified_ms
+    if least * (1 - ROUNDING) <= budget.amount <= most * (1 + ROUNDING):
+        return None
+    return (
+        f"{budget} lies outside of the {least:.4g} to {most:.4g} ms for which the certificate of "
+        f"{table.path} knows how well it predicts; measure with `adapt derive --verify`, or "
+        f"certify it for this recipe with `adapt costs certify RECIPE {table.path}`"
     )
 
 

@@ -19,7 +19,6 @@ from adapt.network.supernet import Supernet
 from adapt.network.weights import source_backbone
 from adapt.space import SearchSpace
 from search.derive.exact import Deriver
-from search.recipe.budget import Budget
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import SearchSchedule
 from search.supernet.log import EpochLosses
@@ -112,9 +111,9 @@ class BilevelSearch:
 
     def _target(self) -> float | None:
         """Return the target in G MAdds or milliseconds, if there is one that can be reached."""
-        if not self.settings.target:
+        target = self.settings.parsed_target()
+        if target is None:
             return None
-        target = Budget.parse(self.settings.target)
         deriver = Deriver.of(self.supernet, self.cost.to(torch.device("cpu")))
         target.check_reachable(deriver.cheapest, "target")
         return target.amount / self._unit
