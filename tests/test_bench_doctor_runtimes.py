@@ -7,6 +7,7 @@ from importlib import metadata
 
 import pytest
 import torch
+from simulated_gpu import simulated_gpu
 
 from bench.doctor import runtimes
 from bench.doctor.runtimes import RuntimeState, diagnose, runtime_state, to_json
@@ -66,3 +67,12 @@ def test_a_missing_onnx_runtime_says_what_to_install(runtime, package, monkeypat
     assert state == RuntimeState(
         None, usable=False, problem="not installed", fix=f"run `pip install {package}`"
     )
+
+
+def test_on_a_gpu_engines_are_usable_and_tensorrt_rtx_says_what_nvidia_does_not_support():
+    with simulated_gpu("10.16.0.72"):
+        assert str(runtime_state("tensorrt")) == "10.16.0.72: builds engines, usable"
+    with simulated_gpu("rtx_1.7.1.116"):
+        state = runtime_state("tensorrt-rtx")
+        assert state.usable
+        assert "this GPU has 8.0: use runtime tensorrt" in str(state)
