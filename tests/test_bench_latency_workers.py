@@ -2,11 +2,12 @@ import time
 
 import pytest
 import simulated_device
+import torch
 from simulated_device import Simulated, true_ms
 
 from adapt.cost.units import Boundary, Lateral, unit_key
 from adapt.errors import AdaptError
-from bench.latency.backend import TensorRTBackend
+from bench.latency.backend import TensorRTBackend, TorchBackend
 from bench.latency.subject import ANCHOR
 from bench.latency.timing import Latency, Protocol
 from bench.latency.workers import Failure, Measurement, Workers
@@ -109,3 +110,12 @@ def test_engines_of_tensorrt_are_not_built_at_once():
     with pytest.raises(AdaptError, match=r"--build-jobs 4 .* leave it at 1, only tensorrt-rtx"):
         Measurement(TensorRTBackend("tensorrt"), PROTOCOL, build_jobs=4)
     Measurement(TensorRTBackend("tensorrt-rtx"), PROTOCOL, build_jobs=4)
+
+
+def test_the_threads_of_eager_pytorch_are_those_of_its_measurement_only():
+    before = torch.get_num_threads()
+    how = Measurement(TorchBackend(threads=before + 1), Protocol(rounds=1, round_ms=0.1))
+    with Workers(how) as workers:
+        workers.run({"8": SUBJECTS["8"]})
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -15,6 +15,7 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from pebble import ProcessExpired, ProcessPool
 
 from adapt.errors import AdaptError
@@ -96,6 +97,7 @@ class Workers:
         self._anchor: Built | None = None
 
     def __enter__(self) -> Self:
+        self._threads = torch.get_num_threads()
         return self
 
     def __exit__(
@@ -107,6 +109,9 @@ class Workers:
         for name in list(self._pools):
             self._restart(name)
         _anchor_timer.cache_clear()
+        # Eager PyTorch was measured on its own number of threads: training after it has another.
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
 
     def run(
         self, subjects: Mapping[str, Subject], *, progress: Progress = silent
