@@ -15,6 +15,7 @@ from simulated_gpu import Simulation, simulated_gpu
 from simulated_tensorrt import VERSIONS
 from test_cli import data_root, ok, written_recipe
 
+from adapt.cost.table import CostTable
 from adapt.data.coco import CocoSplit
 from adapt.detector.file import save_detector
 from bench.latency.timing import Protocol
@@ -342,8 +343,17 @@ def test_an_engine_is_exported_run_and_judged_by_every_command(
     assert entry["runner"]["cuda_graph"] is True
 
 
-def test_a_profile_and_its_certificate_come_from_worker_processes(
-    a100: Simulation, tiny_data: CocoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def part_of_an_a100() -> Iterator[Simulation]:
+    with simulated_gpu("10.16.0.72", mig=True) as gpu:
+        yield gpu
+
+
+def test_a_profile_on_a_slice_and_its_certificate_come_from_worker_processes(
+    part_of_an_a100: Simulation,
+    tiny_data: CocoSplit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe, table = written_recipe(tmp_path, tiny_data), tmp_path / "costs.sqlite"
     (tmp_path / "space.toml").write_text(SPACE)
@@ -353,6 +363,10 @@ def test_a_profile_and_its_certificate_come_from_worker_processes(
     fp16 = ("--runtime", "tensorrt", "--precision", "fp16", "--out", table)
     profiled = ok("profile", recipe, *fp16)
     assert profiled["measured_now"] == profiled["units"] + 11  # and the boundaries
+    assert profiled["device"].endswith(" MIG 3g.20gb")
+    with CostTable.open(table) as measured:
+        clocks = {row.clock_mhz for row in measured.rows().values()}
+    assert clocks == {1410.0}  # the board's: a slice tells none
     certificate = ok("costs", "certify", recipe, table, "--detectors", 6)
     assert certificate["kendall_tau"] > 0.99
     assert certificate["mape_corrected"] < 1e-6
