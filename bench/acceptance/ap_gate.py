@@ -194,8 +194,8 @@ def deploy_within(
     Raises:
         AdaptError: If AP drops by more; then nothing is written, but into ``options.refused``.
     """
+    split = _evaluable_split(options, deployment)  # what options lack before what files lack
     check_possible(detector, deployment)
-    split = _evaluable_split(options, deployment)
     with staged(onnx_path) as path, _kept_for_study(path.parent, options.refused):
         gate = Gate(detector, split, options.drop, option=options.option, progress=progress)
         gate.check_fit(detector, deployment.files(detector, path))
