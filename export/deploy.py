@@ -23,6 +23,7 @@ from export.engine.installed import load_tensorrt
 from export.graph.canvas import Canvas, Orientations, planned
 from export.graph.detector import export_detector, read_onnx_info
 from export.graph.options import GraphOptions, ImageInput, Pixels
+from export.graph.precision import FloatPrecision, rest_precision
 from export.quantize import SENSITIVITY_BATCHES, Quantizer
 from export.run.engine_parity import verify_engine
 from export.run.fits import compare_fits
@@ -85,10 +86,10 @@ class Deployment:
 
     @property
     def graph(self) -> GraphOptions:
-        """How the ONNX file is written; int8 is made from an fp32 file."""
+        """How the ONNX file is written; int8 is made from it and calibrated in fp32."""
         return GraphOptions(
             tail=self.tail or ("tensor-nms" if self.engine else "onnx-nms"),
-            precision="fp16" if self.precision == "fp16" else "fp32",
+            precision=rest_precision("tensorrt" if self.engine else "ort-cpu", self.precision),
             batch=self.batch,
             dynamic=self.dynamic,
             pixels=self.pixels,
@@ -252,19 +253,25 @@ def quantizer(detector: Path, path: Path, deployment: Deployment) -> Iterator[Qu
     files, samples = deployment.files(detector, path), deployment.calibrated_on
     batches = [samples.batches(x, deployment.pixels) for x in samples.fitted(list(files.values()))]
     with tempfile.TemporaryDirectory() as folder:
-        _write_float(detector, Path(folder, path.name), deployment)
+        fp32, half = Path(folder, "fp32"), Path(folder, "half")
+        _write_float(detector, fp32 / path.name, deployment, "fp32")
+        if deployment.graph.precision == "fp16":
+            _write_float(detector, half / path.name, deployment)
         calibrated = (
-            Quantizer(Path(folder, file.name), of_file)
+            Quantizer(fp32 / file.name, of_file, half / file.name if half.is_dir() else None)
             for file, of_file in zip(files, batches, strict=True)
         )
         yield Quantizers(dict(zip(files, calibrated, strict=True)))
 
 
-def _write_float(detector: Path, path: Path, deployment: Deployment) -> None:
+def _write_float(
+    detector: Path, path: Path, deployment: Deployment, precision: FloatPrecision | None = None
+) -> None:
     model, info = _load(detector, deployment)
+    graph = replace(deployment.graph, precision=precision or deployment.graph.precision)
     provenance = {"detector_sha256": file_hash(detector)}
     for file, canvas in deployment.files(detector, path).items():
-        export_detector(model, info, file, deployment.graph, provenance=provenance, canvas=canvas)
+        export_detector(model, info, file, graph, provenance=provenance, canvas=canvas)
 
 
 def _load(detector: Path, deployment: Deployment) -> tuple[RetinaNet, DetectorInfo]:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from adapt.progress import Progress, silent
 from export.graph.onnx_file import load_onnx, read_description, save_onnx, with_outputs
 from export.graph.options import RAW_HEADS
-from export.graph.precision import LARGEST, conv_weights, with_qdq
+from export.graph.precision import LARGEST, conv_weights, convolutions, with_qdq
 from export.run.inference import Array
 from export.run.onnx_session import ort_session
 
@@ -25,23 +25,24 @@ class Quantizer:
     Args:
         source: An fp32 file that :func:`export.graph.detector.export_detector` wrote.
         images: Calibration batches ``[B, 3, H, W]`` in shape and type of the file's input.
+        half: The same detector in fp16, to stay so where it is not quantised; else that is fp32.
 
     Raises:
         AdaptError: If the source is no exported detector.
     """
 
-    def __init__(self, source: Path, images: Sequence[Array]) -> None:
+    def __init__(self, source: Path, images: Sequence[Array], half: Path | None = None) -> None:
         self._description = read_description(source, "onnx-detector")
-        self._model = load_onnx(source)
-        self._images = images
+        self._source, self._images = load_onnx(source), images
         self._scales = calibrate(source, images)
+        self._half = None if half is None else load_onnx(half)
 
     def write(self, path: Path, kept: Sequence[str] = ()) -> Path:
         """Write an int8 version.
 
         Args:
             path: File to write.
-            kept: Weights whose convolutions stay in fp32.
+            kept: Weights whose convolutions are not quantised.
 
         Returns:
             ``path``.
@@ -49,15 +50,28 @@ class Quantizer:
         Raises:
             AdaptError: If the file cannot be written.
         """
-        model = with_qdq(self._model, self._scales, kept)
+        if self._half is None:
+            model = with_qdq(self._source, self._scales, kept)
+        else:
+            model = with_qdq(self._half, self._scales_of(self._half), kept)
         _store_weights_as_integers(model)
         described = {
             **self._description,
             "precision": "int8",
+            "rest": "fp32" if self._half is None else "fp16",
             "calibration_batches": len(self._images),
             "kept_in_fp32": list(kept),
         }
         return save_onnx(model, described, path)
+
+    def _scales_of(self, half: onnx.ModelProto) -> dict[str, float]:
+        """Return the scales by the tensors that the same convolutions read in the fp16 file."""
+        scales = {}
+        pairs = zip(convolutions(self._source.graph), convolutions(half.graph), strict=True)
+        for of_source, of_half in pairs:  # the heads use the same weights at every level
+            assert of_source.input[1] == of_half.input[1], (of_source.name, of_half.name)
+            scales[of_half.input[0]] = self._scales[of_source.input[0]]
+        return scales
 
     def most_sensitive(
         self, batches: int = SENSITIVITY_BATCHES, progress: Progress = silent
@@ -71,7 +85,7 @@ class Quantizer:
             batches: Number of calibration batches to compare on.
             progress: Called with (done, total) after every weight.
         """
-        exposed = with_outputs(self._model, RAW_HEADS)
+        exposed = with_outputs(self._source, RAW_HEADS)
         weights = conv_weights(exposed)
         expected = self._heads(exposed, batches)
         errors = {}
@@ -105,7 +119,9 @@ def _store_weights_as_integers(model: onnx.ModelProto) -> None:
     for node in weight_quantisers:
         weight, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
         by_channel = scale.reshape(-1, *[1] * (weight.ndim - 1))
-        integers = np.clip(np.round(weight / by_channel), -LARGEST, LARGEST).astype(np.int8)
+        # In fp32: a quotient in fp16 would be rounded twice.
+        exact = weight.astype(np.float32) / by_channel.astype(np.float32)
+        integers = np.clip(np.round(exact), -LARGEST, LARGEST).astype(np.int8)
         constants[node.input[0]].CopyFrom(numpy_helper.from_array(integers, node.output[0]))
         model.graph.node.remove(node)
 

@@ -219,6 +219,17 @@ def test_a_unit_computes_nearly_the_same_in_lower_precision(unit, precision, tol
     assert 0 < error < tolerance
 
 
+@pytest.mark.parametrize("unit", CHAINS, ids=repr)
+def test_int8_between_fp16_computes_what_int8_between_fp32_does(unit):
+    inputs = {name: x.clip(0, 1) for name, x in random_inputs(unit_model(unit)).items()}
+    (expected,) = run(unit_model(unit, precision="int8"), inputs)
+    model = unit_model(unit, precision="int8", rest="fp16")
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    (found,) = run(model, inputs)
+    assert found.dtype == np.float16
+    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_rest_detects_in_lower_precision(precision):
     number, boxes, scores, _ = run(unit_model(REST, precision=precision))

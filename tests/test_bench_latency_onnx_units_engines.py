@@ -111,6 +111,16 @@ def test_whole_detectors_build(precision):
     assert built.outputs["scores"].startswith("float")
 
 
+@pytest.mark.parametrize(
+    "unit", [MBConvUnit(16, 24, 3, 6, 2, False, 20, 20), rest_unit(DETECTOR, SMALL)]
+)
+def test_int8_between_fp16_builds(unit):
+    built = build(unit_model(unit, precision="int8", rest="fp16"), "unit")
+    assert built.layers["int8"] > 0.05
+    assert built.layers["fp16"] > 0.05
+    assert all(kind.startswith("half") for kind in built.inputs.values())
+
+
 def test_engines_hold_weights_of_the_asked_precision():
     unit = Lateral(1024, 1024, 10, 10)
     plans = [build(unit_model(unit, precision=p), p).plan for p in ("fp32", "fp16", "int8")]

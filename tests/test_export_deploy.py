@@ -90,13 +90,27 @@ def test_int8_activations_are_calibrated_one_by_one(deployed):
 
 
 @pytest.mark.trt
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_files_of_lower_precision_become_engines(deployed, precision, tmp_path):
+def test_a_file_in_fp16_becomes_an_engine(deployed, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    report = build_engine(deployed[precision][0], tmp_path / "a.plan", RTX)
-    assert report.precision == precision
-    assert report.layers[precision] > 0
+    report = build_engine(deployed["fp16"][0], tmp_path / "a.plan", RTX)
+    assert report.precision == "fp16"
+    assert report.layers["fp16"] > 0
     assert report.inputs == {"images": "float[1, 3, 128, 160]"}
+
+
+@pytest.mark.trt
+def test_int8_of_an_engine_is_fp16_where_it_is_not_quantised(deployed, detector, photos, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    path = tmp_path / "a.onnx"
+    how = Deployment(precision="int8", calibration=[photos], verify=[photos], engine=RTX)
+    summary = deploy(detector, path, how)
+    assert read_onnx_info(path)[1]["rest"] == "fp16"
+    assert summary["layers"]["int8"] > 0.15
+    assert summary["layers"]["fp16"] > 0.15
+    # As far from fp32 as int8 files whose rest is fp32.
+    _, between_fp32 = deployed["int8"]
+    for name, difference in summary["parity"]["heads"].items():
+        assert difference < 1.5 * between_fp32["parity"]["heads"][name]
 
 
 def test_batches_hold_several_images(detector, photos, tmp_path):

@@ -33,6 +33,7 @@ from bench.latency.torch_units import torch_call
 from export.engine.build import build_plan
 from export.engine.configure import BuildOptions
 from export.engine.installed import load_tensorrt
+from export.graph.precision import rest_precision
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 
 # Between two CUDA events at least: they resolve 0.5 us, and a launch may idle the GPU for 10.
@@ -239,6 +240,7 @@ class TensorRTBackend:
             subject,
             batch=self.batch,
             precision=self.precision,
+            rest=rest_precision(self.runtime, self.precision),
             tail=tail,
             light=TENSORRT_LIGHT,
         )

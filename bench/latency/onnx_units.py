@@ -13,7 +13,7 @@ TensorRT makes a convolution of few input channels a fused pointwise kernel, whi
 stands beside it. Its light convolutions have more channels (:data:`TENSORRT_LIGHT`).
 
 In fp16 the light convolutions and their inputs are float16 too; images and detections are float32.
-In int8 all inputs and outputs are float32.
+In int8 they are what the rest of the graph is in.
 """
 
 import functools
@@ -63,6 +63,7 @@ def onnx_model(
     *,
     batch: int = 1,
     precision: Precision = "fp32",
+    rest: FloatPrecision = "fp32",
     tail: Tail = "tensor-nms",
     light: int = LIGHT,
 ) -> bytes:
@@ -72,12 +73,13 @@ def onnx_model(
         subject: What to measure.
         batch: Images per inference.
         precision: Of all layers up to the detector's heads; what follows them is fp32.
+        rest: In int8, of all that is not quantised.
         tail: How a detector ends.
         light: Channels of the light convolutions around a unit.
     """
     if isinstance(subject, WholeDetector):
-        return detector_model(subject, batch=batch, precision=precision, tail=tail)
-    return unit_model(subject, batch=batch, precision=precision, tail=tail, light=light)
+        return detector_model(subject, batch=batch, precision=precision, rest=rest, tail=tail)
+    return unit_model(subject, batch=batch, precision=precision, rest=rest, tail=tail, light=light)
 
 
 def unit_model(
@@ -85,6 +87,7 @@ def unit_model(
     *,
     batch: int = 1,
     precision: Precision = "fp32",
+    rest: FloatPrecision = "fp32",
     tail: Tail = "tensor-nms",
     light: int = LIGHT,
     seed: int = 0,
@@ -93,12 +96,14 @@ def unit_model(
 
     Its inputs are ``Tensor[batch, light, H, W]``, one per feature map that the unit reads, or the
     image ``Tensor[batch, 3, H, W]``; its output is ``Tensor[batch, light, H', W']``, or what the
-    detector detects. Inputs and outputs are float32; only in fp16 the light ones are float16.
+    detector detects. Inputs and outputs are float32; only in fp16, and in int8 whose rest is fp16,
+    the light ones are float16.
 
     Args:
         unit: What to measure.
         batch: Images per inference.
         precision: Of the unit and the light convolutions; what follows a detector's heads is fp32.
+        rest: In int8, of all that is not quantised.
         tail: How the rest of a detector ends.
         light: Channels of the light convolutions.
         seed: Seed of the weights.
@@ -106,7 +111,7 @@ def unit_model(
     Raises:
         AdaptError: If the input size of a :class:`adapt.cost.units.Rest` is no multiple of 32.
     """
-    graph = _Graph(batch, precision, seed, light)
+    graph = _Graph(batch, rest if precision == "int8" else precision, seed, light)
     match unit:
         case Rest():
             for name, level in zip(REST_INPUTS, _rest_levels(unit), strict=True):
@@ -128,6 +133,7 @@ def detector_model(
     *,
     batch: int = 1,
     precision: Precision = "fp32",
+    rest: FloatPrecision = "fp32",
     tail: Tail = "tensor-nms",
     seed: int = 0,
 ) -> bytes:
@@ -140,6 +146,7 @@ def detector_model(
         whole: What to measure.
         batch: Images per inference.
         precision: Of backbone, pyramid and heads; all after them is fp32.
+        rest: In int8, of all that is not quantised.
         tail: How the graph ends, ``tensor-nms`` or ``onnx-nms``.
         seed: Seed of the weights.
 
@@ -147,7 +154,7 @@ def detector_model(
         AdaptError: If the input size is no multiple of 32.
     """
     network, detector, size = whole.network, whole.detector, whole.size
-    graph = _Graph(batch, precision, seed)
+    graph = _Graph(batch, rest if precision == "int8" else precision, seed)
     graph.image_input(size.height, size.width)
     units = list(detector_units(network, detector, size))
     depths = [2]  # units up to the end of each block, stem and first block included
@@ -174,11 +181,12 @@ def _serialised(model: onnx.ModelProto, precision: Precision) -> bytes:
 class _Graph:
     """A graph under construction; layers are appended to ``last``, the newest feature map."""
 
-    def __init__(self, batch: int, precision: Precision, seed: int, light: int = LIGHT) -> None:
+    def __init__(
+        self, batch: int, precision: FloatPrecision, seed: int, light: int = LIGHT
+    ) -> None:
         self.last = ""
         self.batch, self.light = batch, light
-        # An int8 graph is made from the finished fp32 one, see _serialised.
-        self.precision: FloatPrecision = "fp16" if precision == "fp16" else "fp32"
+        self.precision = precision
         self._dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self._shapes: dict[str, tuple[int, int, int]] = {}  # (C, H, W) of every feature map
         self._inputs: list[onnx.ValueInfoProto] = []

@@ -78,7 +78,7 @@ def _gate(deployed: Mapping[str, Any]) -> str:
     which = "the ONNX file" if of_engine is None else "the engine"
     ap = gate["ap_artifact"] if of_engine is None else of_engine
     kept = gate["kept_in_fp32"]
-    note = f", {len(kept)} convolutions kept in fp32" if kept else ""
+    note = f", {len(kept)} convolutions not quantised" if kept else ""
     return (
         f"AP {ap:.1f} of {which} ({deployed['precision']}{note}), {gate['ap_torch']:.1f} of fp32 "
         f"PyTorch, on the {gate['images']} images of the gate"
