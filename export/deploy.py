@@ -332,7 +332,7 @@ def _summary(path: Path, onnx_path: Path) -> dict[str, Any]:
         "tail": content["tail"],
         "size_mb": path.stat().st_size / 1e6,
         "input": f"{content['pixels']} {ImageInput.of(info, content)}",
-        **({"loss": canvas.loss()} if canvas.orientation and not canvas.companion else {}),
+        **({"scale": canvas.smaller()} if canvas.orientation and not canvas.companion else {}),
     }
 
 

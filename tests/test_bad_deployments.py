@@ -5,6 +5,7 @@ import resource
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -36,6 +37,13 @@ def files(exports, tmp_path_factory):
     (folder / "texts" / "notes.txt").write_text("no image")
     (folder / "photos").mkdir()
     Image.new("RGB", (40, 40)).save(folder / "photos" / "a.png")
+    (folder / "sixteen").mkdir()
+    Image.fromarray(np.full((40, 40), 40000, np.uint16)).save(folder / "sixteen" / "a.tiff")
+    (folder / "huge").mkdir()
+    Image.new("1", (30000, 20000)).save(folder / "huge" / "a.png")  # 600 megapixels, one bit each
+    (folder / "cut").mkdir()
+    Image.effect_noise((60, 60), 9).save(folder / "cut" / "a.png")
+    (folder / "cut" / "a.png").write_bytes((folder / "cut" / "a.png").read_bytes()[:900])
     (folder / "broken").mkdir()
     (folder / "broken" / "a.jpg").write_text("no image")
     return folder
@@ -61,7 +69,19 @@ def save_engine(path, flavour, source):
 
 
 EXPORT = ["export", "detector.safetensors", "--out", "out/a.onnx"]
+UNREADABLE = {
+    "sixteen": "a.tiff has pixels of mode I;16; convert it to 8 bits a channel",
+    "huge": "a.png has 600 megapixels, more than the limit of 500; scale it down, or raise the",
+    "cut": "a.png cannot be decoded",
+}
+READ_IMAGES = [
+    ["predict", "tensor-nms.onnx"],
+    ["parity", "detector.safetensors", "tensor-nms.onnx"],
+    [*EXPORT, "--verify"],
+    [*EXPORT, "--precision", "int8", "--calibration"],
+]
 BAD = [
+    *(([*read, name], 1, why) for read in READ_IMAGES for name, why in UNREADABLE.items()),
     (["predict", "half.onnx", "photos"], 1, "half.onnx is not a readable ONNX file"),
     (["eval", "half.onnx", "--data", "set"], 1, "half.onnx is not a readable ONNX file"),
     (["export", "half.safetensors"], 1, "half.safetensors is not a readable safetensors file"),

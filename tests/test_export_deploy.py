@@ -155,7 +155,10 @@ def test_sensitive_weights_stay_in_fp32(detector, photos, tmp_path):
         ({"nms_candidates": 3841, "engine": RTX}, "ranks at most 3840 .*--nms-candidates"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_written(detector, options, message, tmp_path):
+def test_bad_input_is_refused_before_anything_is_exported(
+    detector, options, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("export.deploy.export_detector", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").write_text("text")
     Image.new("RGB", (40, 40)).save(tmp_path / "good.png")

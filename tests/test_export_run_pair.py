@@ -8,14 +8,17 @@ import pytest
 from core_parts import random_architecture, tiny
 from export_parts import INFO, awake, saved
 from PIL import Image
+from simulated_gpu import simulated_gpu
+from simulated_tensorrt import VERSIONS
 from typer.testing import CliRunner
 
 from adapt.data.images import Fitting, InputSize
-from adapt.detector.file import save_detector
+from adapt.detector.file import load_detector, save_detector
 from adapt.errors import AdaptError
 from cli import app
 from export.deploy import Deployment, deploy
-from export.graph.detector import read_onnx_info
+from export.engine.configure import BuildOptions
+from export.graph.detector import export_detector, read_onnx_info
 from export.run.parity import compare_artifacts
 from export.run.predict import predict
 from export.run.runner import open_runner
@@ -101,7 +104,7 @@ def test_eager_and_deployed_pair_pass_parity(detector, pair, photos):
 
 def test_one_file_says_how_it_sees_the_others(landscape, photos, capsys):
     path, summary = landscape
-    assert summary["loss"] == "portrait images are seen at down to 0.64 of the scale of training"
+    assert summary["scale"] == "portrait images are seen at down to 0.64 of the scale of training"
     fit = summary["parity"]["fit"]
     assert not summary["parity"]["passed"]
     assert fit["other_scale"] == 2
@@ -172,6 +175,37 @@ def test_int8_is_calibrated_for_each_orientation(detector, photos, tmp_path):
     assert numbers == [2, 2]
     with open_runner("ort-cpu", tmp_path / "d.onnx") as runner:
         assert len(runner.fitting.canvases) == 2
+
+
+def test_engines_of_both_orientations_run_as_one(detector, photos, tmp_path):
+    with simulated_gpu(VERSIONS[0]) as gpu:
+        runtime = gpu.trt.__name__.replace("_", "-")
+        wanted = Deployment(engine=BuildOptions(gpu.trt.__name__))
+        summary = deploy(detector, tmp_path / "d.onnx", wanted)
+        assert summary["portrait"]["engine"] == str(tmp_path / "d.portrait.plan")
+        with (
+            open_runner(runtime, tmp_path / "d.portrait.plan") as engines,
+            open_runner("ort-cpu", tmp_path / "d.onnx") as graphs,
+        ):
+            assert engines.fitting == graphs.fitting == Fitting(SHORTEST, (LANDSCAPE, PORTRAIT))
+            report = compare_artifacts(graphs, engines, photos)
+            for canvas in engines.fitting.canvases:
+                engines.bind(np.zeros((1, 3, canvas.height, canvas.width), np.uint8))()
+    assert report.passed
+    assert report.fit is None
+
+
+def test_a_file_of_before_shows_in_parity_how_it_sees_portraits(detector, photos, tmp_path):
+    """adapt 0.1 wrote a landscape letterbox, and nothing of how images were seen in training."""
+    model, info = load_detector(detector)
+    letterbox = replace(info, input=info.input.fixed())
+    old = export_detector(model, letterbox, tmp_path / "old.onnx", provenance={})
+    with open_runner("torch", detector) as eager, open_runner("ort-cpu", old) as deployed:
+        report = compare_artifacts(eager, deployed, photos)
+        assert compare_artifacts(eager, deployed, photos[:1]).passed
+    assert report.same
+    assert not report.passed
+    assert (report.fit.other_scale, report.fit.image) == (2, str(photos[1]))
 
 
 def test_orientation_of_a_letterbox_is_refused(exports, tmp_path):

@@ -1,6 +1,7 @@
 """A detector that saw portraits and landscapes at one scale still does when it is deployed."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +95,18 @@ def test_deployed_pair_has_the_ap_of_eager(detector, pair, split):
     eager, deployed = (evaluate_artifact(file, split).ap for file in (detector, pair))
     assert eager > 0.7
     assert deployed == pytest.approx(eager, abs=0.001)
+
+
+def test_pictures_of_a_camera_held_upside_down_have_the_same_ap(pair, split, tmp_path):
+    """Neither width nor height tells that they are turned; the boxes are as viewers show them."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    root = shutil.copytree(split.annotations.parents[1], tmp_path / "turned")
+    for file in (root / "images").iterdir():
+        shown = Image.open(file).convert("RGB")
+        shown.transpose(Image.Transpose.ROTATE_180).save(file, exif=exif)
+    turned = load_split(root, "train")
+    assert evaluate_artifact(pair, turned).ap == evaluate_artifact(pair, split).ap
 
 
 def test_gate_names_the_canvas_as_the_reason_and_writes_nothing(detector, split, tmp_path):

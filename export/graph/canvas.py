@@ -58,7 +58,7 @@ class Canvas:
         """How images are fitted into the input of this file alone."""
         return Fitting(self.resize, (self.size,))
 
-    def loss(self) -> str:
+    def smaller(self) -> str:
         """Return how images of the other orientation are seen by this file alone; or nothing."""
         if self.orientation is None:
             return ""

@@ -84,12 +84,12 @@ def files_of(artifact: Path) -> tuple[Path, ...]:
     return (artifact,)
 
 
-def warn_of_loss(artifact: Path) -> None:
+def warn_if_smaller(artifact: Path) -> None:
     """Warn if a file that runs alone sees some images smaller than in training."""
     canvas = Canvas.of(deployed_header(artifact))
     if canvas.companion:
-        expected = companions(artifact, canvas)[0].name
-        warn(f"{canvas.loss()}: {expected} of the same export does not lie beside {artifact.name}")
+        other = companions(artifact, canvas)[0].name
+        warn(f"{canvas.smaller()}: {other} of the same export does not lie beside {artifact.name}")
     elif canvas.orientation:
         option = f"--orientation {canvas.orientation}"
-        warn(f"{canvas.loss()}: {artifact.name} was exported with {option}")
+        warn(f"{canvas.smaller()}: {artifact.name} was exported with {option}")

@@ -93,7 +93,8 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
-        return {"passed": self.passed, "reasons": self.reasons, **asdict(self)}
+        why_not = {} if self.passed else {"reasons": self.reasons}
+        return {"passed": self.passed, **why_not, **asdict(self)}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from export.run.inference import (
     unit,
 )
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
-from export.run.pair import PairRunner, deployed_header, files_of, warn_of_loss
+from export.run.pair import PairRunner, deployed_header, files_of, warn_if_smaller
 
 ARTIFACTS = {  # what the files of a runtime end in
     "torch": ".safetensors",
@@ -60,7 +60,7 @@ def open_runner(runtime: str, artifact: Path, threads: int = 1) -> Runner:
     parts = [_open_file(runtime, file, threads) for file in files_of(artifact)]
     if len(parts) == 2:
         return PairRunner(*parts)
-    warn_of_loss(artifact)
+    warn_if_smaller(artifact)
     return parts[0]
 
 
