@@ -171,7 +171,7 @@ def check_possible(detector: Path, deployment: Deployment) -> None:
 
 
 def check_engine(deployment: Deployment, nms_candidates: int) -> None:
-    """Check that the engine fits the graph and that its TensorRT is installed.
+    """Check that the engine's options fit the graph and that its TensorRT is installed.
 
     Args:
         deployment: Which files to write, and how.
@@ -189,6 +189,9 @@ def check_engine(deployment: Deployment, nms_candidates: int) -> None:
             f"an engine tuned for {tuned} images must take a dynamic batch; pass --dynamic and "
             f"--batch {max(tuned, 2)} or more"
         )
+    cache = deployment.engine.timing_cache
+    if cache and cache.is_dir():  # TensorRT-RTX would not read it, and say nothing
+        raise AdaptError(f"timing cache {cache} is a folder; name a file")
     trt = load_tensorrt(deployment.engine.flavour)
     if graph.tail != "none":
         check_candidates(trt.__name__, deployment.nms_candidates or nms_candidates)
