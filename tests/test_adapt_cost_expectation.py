@@ -10,7 +10,7 @@ from torch import Tensor
 from adapt.architecture import Choices
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.expectation import CostForm, CostModel, detector_cost
-from adapt.cost.units import P6, Lateral, MBConvUnit, Unit, madds, unit_key
+from adapt.cost.units import P6, Lateral, MBConvUnit, Unit, detector_units, madds, unit_key
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.space import BlockSpace, SearchSpace
@@ -54,6 +54,29 @@ def test_expected_cost_is_equations_five_to_eight_by_hand() -> None:
     taps = 0.4 * (0.2 + 0.2) + 0.6 * (0.6 + 0.6)  # lateral and P6
     by_equations = fixed + taps + 0.4 * narrow + 0.6 * wide  # Eq. 5 to 7
     assert expected(one_block(), [[a]], [b]) == pytest.approx(by_equations, rel=1e-12)
+
+
+@pytest.mark.parametrize("form", get_args(CostForm))
+def test_what_no_choice_changes_is_the_cost_without_its_searchable_rows(form: CostForm) -> None:
+    choices = random_choices(TABLE_ONE, seed=2)
+    network = Choices.of(*choices).architecture(TABLE_ONE)
+    searched = [unit for unit in detector_units(network, CONFIG, SIZE) if is_searched(unit)]
+    model = DetectorSpace(TABLE_ONE, CONFIG, SIZE).costs(random_latency)
+    if form == "exact":
+        rows = sum(map(random_latency, searched))
+        cost = detector_cost(network, CONFIG, SIZE, random_latency)
+        assert cost - model.unchanging(form) == pytest.approx(rows)
+    # It is what a detector would cost whose choices were free, whichever they are.
+    free = [[torch.zeros_like(t) for t in ts] for ts in (model.first, model.later)]
+    taps = [torch.zeros_like(t) for t in model.taps] if form == "exact" else model.taps
+    only = CostModel(model.fixed, *free, taps)
+    for seed in range(3):
+        probabilities = one_hot(TABLE_ONE, random_choices(TABLE_ONE, seed))
+        assert float(only.expected(*probabilities, form)) == pytest.approx(model.unchanging(form))
+
+
+def is_searched(unit: Unit) -> bool:
+    return isinstance(unit, Lateral | P6) or (isinstance(unit, MBConvUnit) and unit.expansion > 1)
 
 
 def test_a_skipped_operation_costs_nothing() -> None:

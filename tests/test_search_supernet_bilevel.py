@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,16 +20,18 @@ from core_parts import (
 from torch import Tensor, nn
 
 from adapt.cost.detector_space import DetectorSpace
-from adapt.cost.expectation import CostModel
+from adapt.cost.expectation import CostForm, CostModel
 from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
 from adapt.errors import AdaptError
 from adapt.network.mixed import SharedBlock
 from adapt.network.weights import PUBLISHED, source_backbone
 from search.derive.finished import load_searched
+from search.recipe.optimisation import SearchRecipe
 from search.recipe.recipe import Recipe
 from search.supernet.bilevel import BilevelSearch, build_supernet
 from search.supernet.log_entry import log_entry
+from search.supernet.multiplier import Multiplier
 from search.supernet.run import run_search
 from search.train.session import Session
 
@@ -250,12 +253,45 @@ def test_higher_cost_weight_leads_to_a_cheaper_search(
 
 
 @pytest.mark.parametrize(("penalty", "value"), [("linear", 0.5 * 100), ("log", 0.5 * 2)])
-def test_penalty_is_lambda_times_the_cost_or_its_logarithm(
-    tiny_recipe: Recipe, tiny_data: CocoSplit, penalty: str, value: float
+def test_penalty_is_lambda_times_the_cost_or_the_logarithm_of_what_is_searched(
+    penalty: str, value: float
 ) -> None:
-    recipe = with_search(tiny_recipe, penalty=penalty, cost_weight=0.5)
-    multiplier = search_of(recipe, tiny_data).multiplier
-    assert float(multiplier.penalty(torch.tensor(100.0), 100.0)) == value
+    recipe, cost = SearchRecipe(penalty=penalty, cost_weight=0.5), torch.tensor(100.0)
+    assert float(Multiplier(recipe, None).penalty(cost, 100.0)) == value
+    with_heads = Multiplier(recipe, None, unchanging=900.0).penalty(cost + 900, 1000.0)
+    assert float(with_heads) == (0.5 * 1000 if penalty == "linear" else value)
+
+
+def gradients(value: Tensor, search: BilevelSearch) -> list[Tensor]:
+    return list(torch.autograd.grad(value, search.arch_parameters, materialize_grads=True))
+
+
+@pytest.mark.parametrize("form", ["exact", "literal"])
+def test_gradient_of_the_penalty_is_that_of_the_cost_over_its_searchable_part(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, form: CostForm
+) -> None:
+    search = search_of(with_search(tiny_recipe, cost_form=form, cost_weight=0.3), tiny_data)
+    # The literal form counts the pyramid's input at its widest: no choice changes it.
+    unread = [torch.zeros_like(tap) for tap in search.cost.taps]
+    part = replace(search.cost, fixed=0.0, taps=search.cost.taps if form == "exact" else unread)
+    searchable = float(part.expected(*search.supernet.probabilities(), form).detach()) / 1e9
+    found = gradients(search.multiplier.penalty(search.expected_cost(), 1.0), search)
+    for penalty, cost in zip(found, gradients(search.expected_cost(), search), strict=True):
+        torch.testing.assert_close(penalty, 0.3 * cost / (searchable * math.log(10)))
+
+
+def test_dearer_heads_change_nothing_of_the_penalty(
+    tiny_recipe: Recipe, tiny_data: CocoSplit
+) -> None:
+    deep = replace(tiny_recipe, detector=replace(tiny_recipe.detector, head_depth=4))
+    shallow_search, deep_search = search_of(tiny_recipe, tiny_data), search_of(deep, tiny_data)
+    cost, deep_cost = shallow_search.expected_cost(), deep_search.expected_cost()
+    assert deep_cost > 1.2 * cost
+    penalty, deep_penalty = (
+        search.multiplier.penalty(search.expected_cost(), 1.0)
+        for search in (shallow_search, deep_search)
+    )
+    torch.testing.assert_close(penalty, deep_penalty)
 
 
 def test_cost_is_in_giga_madds_or_milliseconds(tiny_recipe: Recipe, tiny_data: CocoSplit) -> None:

@@ -381,3 +381,13 @@ def test_penalty_fades_below_the_target(cost: float, fading: float) -> None:
     expected = torch.tensor(cost, requires_grad=True)
     multiplier.penalty(expected, argmax_cost=cost).backward()
     assert float(expected.grad) == pytest.approx(0.02 * fading / (cost * math.log(10)), rel=1e-5)
+
+
+def test_a_target_is_of_the_whole_detector_and_its_penalty_of_what_is_searched() -> None:
+    multiplier = Multiplier(SearchRecipe(target="4G", cost_weight=0.02), 4.0, unchanging=3.0)
+    expected = torch.tensor(5.0, requires_grad=True)
+    assert float(multiplier.penalty(torch.tensor(4.0), argmax_cost=4.0)) == 0
+    multiplier.penalty(expected, argmax_cost=5.0).backward()
+    assert float(expected.grad) == pytest.approx(0.02 / (2.0 * math.log(10)), rel=1e-5)
+    multiplier.update(5.0)
+    assert multiplier.value == pytest.approx(0.02 * (5 / 4) ** 0.5)

@@ -52,6 +52,15 @@ class CostModel:
         scaled = [[scale * t for t in ts] for ts in (self.first, self.later, self.taps)]
         return CostModel(scale * self.fixed + offset, *scaled)
 
+    def unchanging(self, form: CostForm = "exact") -> float:
+        """Return the part of :meth:`expected` that no choice changes.
+
+        It is the fixed cost, and in the ``literal`` form also what the pyramid reads, which is
+        counted at the widest candidates there.
+        """
+        constant = 0.0 if form == "exact" else sum(float(tap[-1]) for tap in self.taps)
+        return self.fixed + constant
+
     def expected(
         self,
         ops: Sequence[Sequence[Tensor]],
@@ -61,8 +70,9 @@ class CostModel:
         """Return the expected cost of the detector.
 
         ``exact`` sums over (input width, width, operation), so that one-hot probabilities give the
-        cost of the derived detector. ``literal`` is Eq. 5 to 8 as printed: what reads a block's
-        output (the next block's first operation, the pyramid) is counted at its widest candidate.
+        cost of the derived detector. ``literal`` sums the searched blocks as Eq. 5 to 8 do: what
+        reads a block's output (the next block's first operation, the pyramid) is counted at its
+        widest candidate. The rest of the detector, which Eq. 5 leaves out, is a constant in it.
 
         Args:
             ops: Softmax of alpha per block and position, Tensor[O] each.

@@ -123,10 +123,12 @@ class SearchRecipe:
         gates: Where overlapping masks gate: every ``operation`` (a one-hot beta is the narrow
             block), or the output of the ``block`` (Eq. 2 as printed). Other masks gate the output.
         cost: What Eq. 4 penalises: multiply-adds, or latency from a cost table.
-        cost_form: Exact expectation, or Eq. 5 to 8 as printed.
-        penalty: ``linear`` is Eq. 4's lambda * C; ``log`` is lambda * log10(C), as in FNA. C is in
-            G MAdds or milliseconds.
-        cost_weight: lambda; where it starts if there is a target.
+        cost_form: Exact expectation, or Eq. 5 to 8 as printed for the searched blocks (plus the
+            constant cost of the rest of the detector).
+        penalty: ``linear`` is Eq. 4's lambda * C; ``log`` is lambda * log10(C - F), as in FNA. C is
+            the cost of the detector in G MAdds or milliseconds, F the part of it that no choice
+            changes.
+        cost_weight: lambda; where it starts if there is a target. 0.02 is FNA's, for ``log``.
         target: Cost that the arg max network is to end at, such as ``4.0ms`` or ``134.9G``; lambda
             is learned then. Empty keeps lambda fixed.
         target_rate: Rate of the dual ascent: lambda is multiplied by (cost / target) ** rate after

@@ -37,6 +37,7 @@ from search.train.session import Session
 from search.train.step import Stepper, detection_loss
 
 GIGA = 1e9
+METHOD = 2  # of searching; 1 took the logarithm of the whole detector's cost in Eq. 4
 
 
 def build_supernet(recipe: Recipe, space: SearchSpace) -> Supernet:
@@ -88,7 +89,8 @@ class BilevelSearch:
         self.cost = cost.to(self.world.device)
         self.halves = [training_dataset(recipe, half) for half in split_halves(train, recipe.seed)]
         check_shares(self.settings.weights, len(self.halves[0]), self.world)
-        self.multiplier = Multiplier(self.settings, self._target())
+        unchanging = self.cost.unchanging(self.settings.cost_form) / self._unit
+        self.multiplier = Multiplier(self.settings, self._target(), unchanging)
         self.losses = EpochLosses()
         self._build_optimizers()
 

@@ -12,11 +12,15 @@ FADING = 20  # exponent with which the penalty fades below the target
 class Multiplier:
     """lambda of Eq. 4: fixed, or learned by dual ascent.
 
-    With a target T the penalty is lambda * log10(C / T), C the expected cost. The arg max network
-    is what must meet the target, so lambda follows its cost M: after every architecture step lambda
-    is multiplied by (M / T) ** rate, which is gradient ascent on its logarithm. Thus it stays
-    positive and moves by the same factor whatever the unit of cost. It is kept within
-    ``target_range``.
+    The logarithm is that of the searchable part of the expected cost C, which is C without the
+    part F that no choice changes, as in FNA. That of C itself would be nearly flat where heads
+    dominate (F is 96 % of RetinaNet), and the same lambda would mean another pressure in every
+    detector: the gradient is lambda * dC / ((C - F) ln 10).
+
+    With a target T the penalty is lambda * log10((C - F) / (T - F)). The arg max network is what
+    must meet the target, so lambda follows its cost M: after every architecture step lambda is
+    multiplied by (M / T) ** rate, which is gradient ascent on its logarithm. Thus it stays positive
+    and moves by the same factor whatever the unit of cost. It is kept within ``target_range``.
 
     While M is below the target, the penalty is also multiplied by (M / T) ** 20. A search starts
     far above its target, where lambda grows fast; without this fading, a lambda that is still too
@@ -25,10 +29,13 @@ class Multiplier:
     Args:
         settings: lambda, its form, rate and range.
         target: T, in the unit of the costs; None keeps lambda fixed.
+        unchanging: F, in the unit of the costs.
     """
 
-    def __init__(self, settings: SearchRecipe, target: float | None) -> None:
-        self.settings, self.target = settings, target
+    def __init__(
+        self, settings: SearchRecipe, target: float | None, unchanging: float = 0.0
+    ) -> None:
+        self.settings, self.target, self.unchanging = settings, target, unchanging
         self.value = settings.cost_weight
         if target is not None:
             self.value = self._clipped(settings.cost_weight)
@@ -40,15 +47,17 @@ class Multiplier:
         return self.value * min(1.0, argmax_cost / self.target) ** FADING
 
     def penalty(self, cost: Tensor, argmax_cost: float) -> Tensor:
-        """Return the cost term of Eq. 4: lambda * C, lambda * log10(C) (FNA), or that of a target.
+        """Return the cost term of Eq. 4: lambda * C, lambda * log10(C - F), or that of a target.
 
         Args:
             cost: C, in G MAdds or milliseconds.
             argmax_cost: M, in the same unit.
         """
+        searchable = cost - self.unchanging
         if self.target is not None:
-            return self.in_force(argmax_cost) * (cost / self.target).log10()
-        return self.value * (cost if self.settings.penalty == "linear" else cost.log10())
+            ratio = searchable / (self.target - self.unchanging)
+            return self.in_force(argmax_cost) * ratio.log10()
+        return self.value * (cost if self.settings.penalty == "linear" else searchable.log10())
 
     def update(self, argmax_cost: float) -> None:
         """Raise lambda where the arg max costs more than the target, lower it where less."""

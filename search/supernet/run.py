@@ -6,7 +6,7 @@ from adapt.artifacts import content_hash, make_folder
 from adapt.cost.expectation import CostModel
 from adapt.data.coco import CocoSplit
 from search.recipe.recipe import Recipe
-from search.supernet.bilevel import BilevelSearch
+from search.supernet.bilevel import METHOD, BilevelSearch
 from search.supernet.log import SearchLog, search_log
 from search.supernet.log_entry import log_entry
 from search.supernet.plot import plot_search
@@ -73,8 +73,9 @@ def _checkpoint(search: BilevelSearch, train: CocoSplit, out: Path, session: Ses
         out / "supernet.pt",
         "supernet",
         search.parts,
-        identity=content_hash([recipe.search_hash, session.limit_steps, provenance]),
+        identity=content_hash([METHOD, recipe.search_hash, session.limit_steps, provenance]),
         fields={
+            "method": METHOD,
             "recipe": recipe.to_dict(),
             "space": recipe.space.load().to_dict(),
             "class_names": list(train.class_names),

@@ -33,7 +33,8 @@ class Checkpoint:
         kind: Its format.
         parts: What is saved and restored: model, optimizers, schedules, random numbers.
         identity: Hash of everything that defines the training; a file with another one is refused.
-        fields: What else the file says.
+        fields: What else the file says; ``method`` is the version of how it trains, if there were
+            several.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Checkpoint:
         if not self.path.is_file():
             return 0
         content = read_checkpoint(self.path, self.kind)
+        self._check_method(content)
         if content["identity"] != self.identity:
             raise AdaptError(
                 f"{self.path} belongs to another run (by adapt {adapt_of(content)}; its recipe, "
@@ -76,6 +78,15 @@ class Checkpoint:
         for name, part in self.parts.items():
             part.load_state_dict(content["states"][name])
         return int(content["step"])
+
+    def _check_method(self, content: Mapping[str, Any]) -> None:
+        begun, now = content.get("method", 1), self.fields.get("method", 1)
+        if begun != now:
+            raise AdaptError(
+                f"{self.path} was begun by an adapt ({adapt_of(content)}) that trains by another "
+                f"method (version {begun}, this adapt has version {now}; see the changelog), so it "
+                "cannot go on here; choose another --out, or delete it to start over"
+            )
 
 
 def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
