@@ -75,9 +75,10 @@ def test_paper_recipe_has_the_papers_numbers(path: str, value: Any) -> None:
     assert field(Recipe.load("paper"), path) == value
 
 
-def test_published_run_differs_from_the_paper_in_name_data_and_memory_only() -> None:
+def test_published_run_differs_from_the_paper_in_name_data_memory_and_device_only() -> None:
     run, paper = Recipe.load(str(ROOT / "recipes" / "coco-a100.toml")), Recipe.load("paper")
-    assert replace(run, name=paper.name, data=paper.data, compute=paper.compute) == paper
+    same = replace(run, name=paper.name, data=paper.data, compute=paper.compute)
+    assert replace(same, device=paper.device) == paper
     assert run.compute.meaning == paper.compute.meaning  # what changes results
     assert (run.data.train, run.data.val) == ("train2017", "val2017")
 
