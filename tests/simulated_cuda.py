@@ -51,6 +51,7 @@ class Cuda:
         calls: Names of all calls, in their order.
         now_ms: Virtual time.
         nvml_inits: How often the management library was initialised.
+        nvml_ready: How often more than shut down; it outlives an absence of the GPU.
     """
 
     def __init__(self, *, mig: bool = False, nvml: bool = True, capturable: bool = True) -> None:
@@ -59,7 +60,7 @@ class Cuda:
         self.calls: list[str] = []
         self.record: Callable[[str], None] = self.calls.append
         self.now_ms = 0.0
-        self.nvml_inits = 0
+        self.nvml_inits = self.nvml_ready = 0
         self.queues: dict[int, list[Callable[[], None]]] = {0: []}
         self.tensors: weakref.WeakValueDictionary[int, GpuTensor] = weakref.WeakValueDictionary()
         self.uncomputed: dict[int, Callable[[], None]] = {}
@@ -302,22 +303,19 @@ def empty_on(cuda: Cuda, empty: Callable[..., torch.Tensor]) -> Callable[..., An
 
 def nvml_members(cuda: Cuda) -> dict[str, Any]:
     """Return what stands for functions of ``pynvml``, as of a GPU, a MIG slice or no driver."""
-    ready = 0
 
     def init() -> None:
-        nonlocal ready
         if not cuda.has_nvml:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-        ready += 1
+        cuda.nvml_ready += 1
         cuda.nvml_inits += 1
 
     def shutdown() -> None:
-        nonlocal ready
         _initialised()
-        ready -= 1
+        cuda.nvml_ready -= 1
 
     def _initialised() -> None:
-        if not ready:
+        if not cuda.nvml_ready:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_UNINITIALIZED)
 
     def told(value: Any, *, of_slices: bool = True) -> Callable[..., Any]:
