@@ -116,8 +116,15 @@ class SearchSpace:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "SearchSpace":
-        """Build a space from the TOML content; ``widths`` are (minimum, maximum, step)."""
-        blocks = [{**b, "widths": _width_range(*b["widths"])} for b in content["blocks"]]
+        """Build a space from the TOML content.
+
+        A block's candidates are a range, ``widths`` = (minimum, maximum, step) with the maximum
+        included, or one by one, ``width_list``.
+        """
+        blocks = [
+            {**block, "widths": _widths(number, block)}
+            for number, block in enumerate(content["blocks"], start=1)
+        ]
         space = cls.restore({**content, "blocks": blocks})
         check_taps(space.taps, [block.stride for block in space.blocks])
         return space
@@ -206,10 +213,30 @@ def check_taps(taps: Sequence[int], strides: Sequence[int]) -> None:
         )
 
 
-def _width_range(minimum: int, maximum: int, step: int) -> tuple[int, ...]:
-    if step < 1:
-        raise AdaptError(f"the step of widths must be positive, got {step}")
+def _widths(number: int, block: dict[str, Any]) -> tuple[int, ...]:
+    """Return a block's candidate widths from either of their two forms in TOML."""
+    where = f"block {number}"
+    if ("widths" in block) == ("width_list" in block):
+        raise AdaptError(f"{where}: name its candidates once, as widths or as width_list")
+    if "width_list" in block:
+        return tuple(_integers(where, "width_list", block["width_list"]))
+    numbers = _integers(where, "widths", block["widths"])
+    if len(numbers) == 3 and numbers[2] < 1:
+        raise AdaptError(f"{where}: the step of widths must be positive, got {numbers[2]}")
+    if len(numbers) != 3 or numbers[1] < numbers[0] or (numbers[1] - numbers[0]) % numbers[2]:
+        raise AdaptError(
+            f"{where}: widths = {numbers} is no range; write widths = [minimum, maximum, step] "
+            f"with whole steps from one to the other, or list the candidates: "
+            f"width_list = {numbers}"
+        )
+    minimum, maximum, step = numbers
     return tuple(range(minimum, maximum + 1, step))
+
+
+def _integers(where: str, name: str, value: object) -> list[int]:
+    if not isinstance(value, list) or any(type(number) is not int for number in value):
+        raise AdaptError(f"{where}: {name} must be a list of whole numbers, got {value!r}")
+    return value
 
 
 def _thin(widths: tuple[int, ...], grid: int) -> tuple[int, ...]:

@@ -24,6 +24,50 @@ def test_preset_has_the_blocks_of_table_one() -> None:
     assert ends == [(16, 28), (28, 48), (48, 72), (72, 128), (128, 256), (256, 400)]
 
 
+TABLE_THREE = (  # candidates of the individual blocks; their strides are not in the paper
+    ((24, 32, 64), 2),
+    ((32, 64, 96), 2),
+    ((64, 96, 160), 2),
+    ((96, 160, 320), 1),
+    ((160, 320, 480), 2),
+    ((320, 480), 1),
+    ((320, 480, 640), 1),
+)
+
+
+def test_candidates_of_table_three_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "individual.toml"
+    fixed = 'name = "i"\nsource = "mobilenet_v2"\nstem_width = 32\nfirst_width = 16\n'
+    path.write_text(fixed + "taps = [2, 4, 7]\n" + "".join(map(individual, TABLE_THREE)))
+    space = SearchSpace.load(str(path))
+    assert [block.widths for block in space.blocks] == [widths for widths, _ in TABLE_THREE]
+    assert math.prod(len(block.widths) for block in space.blocks) == 3**6 * 2
+    assert max(len(block.widths) for block in space.blocks) == 3  # as the table counts them
+
+
+def individual(row: tuple[tuple[int, ...], int]) -> str:
+    widths, stride = row
+    rest = f"num_ops = 4\nstride = {stride}\nkernels = [3, 5, 7]\nexpansions = [3, 6]\n"
+    return f"[[blocks]]\nwidth_list = {list(widths)}\n{rest}"
+
+
+@pytest.mark.parametrize(
+    ("widths", "candidates"),
+    [
+        ("widths = [4, 8, 4]", (4, 8)),
+        ("widths = [4, 4, 4]", (4,)),
+        ("widths = [4, 8, 1]", (4, 5, 6, 7, 8)),
+        ("width_list = [4, 5, 8]", (4, 5, 8)),
+    ],
+)
+def test_widths_are_a_range_or_a_list(
+    tmp_path: Path, widths: str, candidates: tuple[int, ...]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(TINY_SPACE.replace("widths = [4, 8, 4]", widths))
+    assert SearchSpace.load(str(path)).blocks[0].widths == candidates
+
+
 def test_only_the_first_operation_of_a_block_cannot_be_skipped() -> None:
     for block in TABLE_ONE.blocks:
         assert len(block.candidates(0)) == 6
@@ -97,7 +141,17 @@ def test_hash_does_not_change_with_the_name() -> None:
         ("kernels = [3]", "kernels = []", "block 1: kernels must be odd sizes, got []"),
         ("expansions = [2]", "expansions = [0]", "block 1: expansions must be positive, got [0]"),
         ("widths = [4, 8, 4]", "widths = [4, 8, 0]", "step of widths must be positive, got 0"),
-        ("widths = [4, 8, 4]", "widths = [8, 4, 4]", "block 1: widths must be positive"),
+        ("widths = [4, 8, 4]", "widths = [8, 4, 4]", "block 1: widths = [8, 4, 4] is no range"),
+        ("widths = [4, 8, 4]", "widths = [24, 32, 64]", "or list the candidates: width_list = ["),
+        ("widths = [4, 8, 4]", "widths = [4, 9, 2]", "with whole steps from one to the other"),
+        ("widths = [4, 8, 4]", "widths = [4, 8]", "widths = [minimum, maximum, step]"),
+        ("widths = [4, 8, 4]", "widths = [4, 6, 8, 9]", "width_list = [4, 6, 8, 9]"),
+        ("widths = [4, 8, 4]", "widths = 8", "widths must be a list of whole numbers, got 8"),
+        ("widths = [4, 8, 4]", "widths = [4.0, 8, 4]", "whole numbers, got [4.0, 8, 4]"),
+        ("widths = [4, 8, 4]", "", "block 1: name its candidates once"),
+        ("stride = 2", "stride = 2\nwidth_list = [4]", "as widths or as width_list"),
+        ("widths = [4, 8, 4]", "width_list = [8, 4]", "block 1: widths must be positive and incr"),
+        ("widths = [4, 8, 4]", "width_list = []", "block 1: widths must be positive and incr"),
         ("widths = [4, 8, 4]", "widths = [0, 8, 4]", "block 1: widths must be positive"),
         ("taps = [2, 3, 4]", "taps = [2, 3, 5]", "strides 8, 16 and 32, got [2, 3, 5]"),
         ("taps = [2, 3, 4]", "taps = [3, 2, 4]", "which are at [16, 8, 32]"),
