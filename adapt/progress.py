@@ -1,10 +1,14 @@
 """How does long work report its progress?"""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Protocol
+
+from adapt.errors import AdaptError
 
 
 class Progress(Protocol):
@@ -34,7 +38,13 @@ def silent_stage(title: str) -> Iterator[Progress]:
 
 @contextmanager
 def console_stage(title: str) -> Iterator[Progress]:
-    """Show a stage on stderr: a bar with an ETA on a terminal, one line at its end elsewhere."""
+    """Show a stage on stderr: a bar on a terminal, elsewhere a line now and then and at its end.
+
+    ``ADAPT_PROGRESS_SECONDS`` in the environment is the time between two lines.
+
+    Raises:
+        AdaptError: If that is no number of seconds.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -43,8 +53,53 @@ def console_stage(title: str) -> Iterator[Progress]:
         with _bar(console, title) as progress:
             yield progress
     else:
-        yield silent
+        yield ProgressLines(title, _line_seconds())
         print(f"{title}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+class ProgressLines:
+    """Prints a line on stderr now and then, for logs: what is done, how long it took and will take.
+
+    Args:
+        title: Begins every line.
+        seconds: Least time between two lines.
+    """
+
+    def __init__(self, title: str, seconds: float) -> None:
+        self._title, self._seconds = title, seconds
+        self._start = self._last = time.monotonic()
+        # Work that is resumed begins in the middle: what this process did tells the rate.
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None:
+        """Print a line if it is time."""
+        now = time.monotonic()
+        if self._first is None or done < self._first[0]:
+            self._first = done, now
+        if now - self._last < self._seconds:
+            return
+        self._last = now
+        parts = [f"{self._title}: {done} of {total}", note, f"{_clock(now - self._start)} elapsed"]
+        before, then = self._first
+        if done > before:
+            left = (now - then) / (done - before) * (total - done)
+            parts.append(f"{_clock(left)} left")
+        print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _line_seconds() -> float:
+    text = os.environ.get("ADAPT_PROGRESS_SECONDS", "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not seconds >= 0:
+        raise AdaptError(f"ADAPT_PROGRESS_SECONDS must be a number of seconds, got {text!r}")
+    return seconds
 
 
 @contextmanager

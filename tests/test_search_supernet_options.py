@@ -28,11 +28,11 @@ from adapt.errors import AdaptError
 from search.recipe.optimisation import SearchRecipe, parse_paths
 from search.recipe.recipe import Recipe
 from search.supernet.bilevel import BilevelSearch
-from search.supernet.log import read_log
 from search.supernet.multiplier import Multiplier
 from search.supernet.plot import plot_search
 from search.supernet.run import run_search
 from search.train.finetune import run_finetune
+from search.train.log import read_log
 from search.train.session import Session
 
 

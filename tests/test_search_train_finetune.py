@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from core_parts import StoppedError, assert_same_state, random_architecture, stop_after
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adapt.architecture import mobilenet_v2
 from adapt.data.coco import CocoSplit
@@ -18,6 +20,7 @@ from adapt.network.weights import PUBLISHED
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule
 from search.train.finetune import initial_detector, resolve_architecture, run_finetune
+from search.train.log import read_log
 from search.train.session import Session
 
 
@@ -45,7 +48,13 @@ def test_file_holds_the_trained_detector_and_its_recipe(
     assert info.input == tiny_recipe.input
     assert Recipe.from_dict(header["recipe"]) == tiny_recipe
     assert header["provenance"] == {"of": "x"}
-    assert list(path.parent.iterdir()) == [path]  # the checkpoint is gone
+    assert not list(path.parent.glob("*checkpoint*"))  # its work is done
+    assert set(path.parent.glob("d.training.*")) == {
+        path.with_suffix(".training.jsonl"),
+        path.with_suffix(".training.png"),
+    }
+    with Image.open(path.with_suffix(".training.png")) as plot:
+        assert plot.width > 500
 
 
 def test_training_lowers_the_loss(
@@ -60,6 +69,30 @@ def test_training_lowers_the_loss(
     run(longer, tiny_data, tmp_path / "d.safetensors", progress=note)
     assert len(losses) == 20
     assert sum(losses[-4:]) < sum(losses[:4])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_log_holds_the_means_of_every_epoch(
+    tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path, parts: int
+) -> None:
+    losses: list[float] = []
+
+    def note(done: int, total: int, note: str = "", /) -> None:
+        losses.append(float(note.removeprefix("loss ")))
+
+    recipe = replace(tiny_recipe, finetune=replace(tiny_recipe.finetune, accumulate=parts))
+    path = run(recipe, tiny_data, tmp_path / "d.safetensors", progress=note)
+    entries = read_log(path.with_suffix(".training.jsonl"))
+    assert [entry["step"] for entry in entries] == [2, 4, 6]
+    assert [entry["epoch"] for entry in entries] == [1, 2, 3]
+    for number, entry in enumerate(entries):
+        mean = sum(losses[2 * number : 2 * number + 2]) / 2
+        assert entry["loss"] == pytest.approx(mean, abs=1e-3)
+        by_part = entry["classification"] + entry["bbox_regression"]
+        assert by_part == pytest.approx(entry["loss"], rel=1e-5)
+    events = EventAccumulator(str(path.with_suffix(".tensorboard"))).Reload()
+    drawn = [round(scalar.value, 4) for scalar in events.Scalars("loss")]
+    assert drawn == [round(entry["loss"], 4) for entry in entries]
 
 
 def test_training_changes_every_parameter(
@@ -116,6 +149,11 @@ def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(
     )
     assert taken[0] == stop // 2 * 2 + 1  # an epoch has 2 steps
     assert_same_state(load_file(resumed), load_file(whole))
+    one, two = (
+        [entry | {"time": ""} for entry in read_log(path.with_suffix(".training.jsonl"))]
+        for path in (resumed, whole)
+    )
+    assert one == two
 
 
 def other_architecture(recipe: Recipe, data: CocoSplit, path: Path) -> None:

@@ -24,7 +24,7 @@ from adapt.data.synthetic import generate
 from adapt.errors import AdaptError
 from adapt.progress import silent
 from search.recipe.recipe import Recipe
-from search.supernet.log import read_log
+from search.train.log import read_log
 from search.train.world import World, joined_world
 
 SCRIPT = Path(__file__).parent / "training_process.py"

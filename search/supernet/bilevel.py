@@ -21,7 +21,6 @@ from adapt.space import SearchSpace
 from search.derive.exact import Deriver
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import SearchSchedule
-from search.supernet.log import EpochLosses
 from search.supernet.multiplier import Multiplier
 from search.train.batches import (
     check_shares,
@@ -31,6 +30,7 @@ from search.train.batches import (
     training_loading,
 )
 from search.train.checkpoint import RandomState
+from search.train.log import EpochMeans
 from search.train.optimizer import advance, build_optimizer, build_scheduler
 from search.train.placement import place
 from search.train.session import Session
@@ -91,7 +91,7 @@ class BilevelSearch:
         check_shares(self.settings.weights, len(self.halves[0]), self.world)
         unchanging = self.cost.unchanging(self.settings.cost_form) / self._unit
         self.multiplier = Multiplier(self.settings, self._target(), unchanging)
-        self.losses = EpochLosses()
+        self.losses = EpochMeans("weight_loss", "arch_loss")
         self._build_optimizers()
 
     def _build_optimizers(self) -> None:
@@ -148,9 +148,9 @@ class BilevelSearch:
         for step in range(start, schedule.total_steps):
             number = schedule.arch_step(step)
             if number is not None:
-                self.losses.add("arch_loss", self.arch_step(next(arch_batches), number))
+                self.losses.add(arch_loss=self.arch_step(next(arch_batches), number))
             loss = self.weight_step(step, next(weight_batches))
-            self.losses.add("weight_loss", loss)
+            self.losses.add(weight_loss=loss)
             yield loss
 
     def batches(self, half: int, start_step: int) -> Iterator[Batch]:

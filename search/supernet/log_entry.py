@@ -11,7 +11,7 @@ from adapt.network.supernet import Supernet
 from adapt.space import SearchSpace
 from search.supernet.bilevel import BilevelSearch
 from search.supernet.guards import collapse_warnings, mean_entropy, target_warnings
-from search.supernet.log import Entry
+from search.train.log import Entry
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt.artifacts import atomic_path
-from search.supernet.log import Entry, read_log
+from search.train.log import Entry, read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,11 @@ from adapt.cost.expectation import CostModel
 from adapt.data.coco import CocoSplit
 from search.recipe.recipe import Recipe
 from search.supernet.bilevel import METHOD, BilevelSearch
-from search.supernet.log import SearchLog, search_log
+from search.supernet.board import draw_search
 from search.supernet.log_entry import log_entry
 from search.supernet.plot import plot_search
 from search.train.checkpoint import Checkpoint, Clock
+from search.train.log import LogFiles, TrainingLog, training_log
 from search.train.loop import checkpointed, training_guarded
 from search.train.session import Session
 
@@ -49,8 +50,9 @@ def run_search(
     make_folder(out)  # before hours of work, not after
     start = checkpoint.resume(session.world)
     minutes = recipe.compute.checkpoint_minutes
+    files = LogFiles(out / "search.jsonl", out / "tensorboard")
     with (
-        search_log(out, start, main=session.world.is_main) as log,
+        training_log(files, start, draw_search, main=session.world.is_main) as log,
         training_guarded(out / "diverged.json", train, session.world),
     ):
         losses = search.steps(start)
@@ -85,6 +87,6 @@ def _checkpoint(search: BilevelSearch, train: CocoSplit, out: Path, session: Ses
     )
 
 
-def _write_epoch(search: BilevelSearch, step: int, log: SearchLog, session: Session) -> None:
+def _write_epoch(search: BilevelSearch, step: int, log: TrainingLog, session: Session) -> None:
     for warning in log.append(log_entry(search, step)):
         session.warn(warning)

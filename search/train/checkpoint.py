@@ -35,6 +35,7 @@ class Checkpoint:
         identity: Hash of everything that defines the training; a file with another one is refused.
         fields: What else the file says; ``method`` is the version of how it trains, if there were
             several.
+        optional: Parts that files of earlier versions lack; they stay as they are then.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Checkpoint:
     parts: Mapping[str, Stateful]
     identity: str
     fields: Mapping[str, Any]
+    optional: frozenset[str] = frozenset()
 
     def save(self, step: int) -> None:
         """Write the state of every part after ``step`` steps, atomically."""
@@ -75,8 +77,10 @@ class Checkpoint:
                 f"{self.path} belongs to another run (by adapt {adapt_of(content)}; its recipe, "
                 "data or cost table differ); choose another --out, or delete it to start over"
             )
+        states = content["states"]
         for name, part in self.parts.items():
-            part.load_state_dict(content["states"][name])
+            if name in states or name not in self.optional:
+                part.load_state_dict(states[name])
         return int(content["step"])
 
     def _check_method(self, content: Mapping[str, Any]) -> None:

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.artifacts import content_hash, file_hash, make_folder
 from adapt.data.coco import CocoSplit, check_has_boxes
-from adapt.data.dataset import training_batches
+from adapt.data.dataset import Batch, training_batches
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.mapping.pretrained import MappingReport, map_backbone
 from adapt.network.backbone import Backbone
@@ -21,12 +23,26 @@ from adapt.network.weights import source_backbone
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule
 from search.train.batches import check_shares, divided, training_dataset, training_loading
-from search.train.checkpoint import Checkpoint, RandomState
+from search.train.checkpoint import Checkpoint, Clock, RandomState
+from search.train.log import (
+    Entry,
+    EpochMeans,
+    LogFiles,
+    draw_scalars,
+    training_log,
+)
 from search.train.loop import checkpointed, training_guarded
 from search.train.optimizer import advance, build_optimizer, build_scheduler
 from search.train.placement import place
+from search.train.plot import plot_training
 from search.train.session import Session
-from search.train.step import Stepper, detection_loss
+from search.train.step import Stepper, detection_losses
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOSSES = ("classification", "bbox_regression")  # of torchvision's RetinaNet
+PLOT_MINUTES = 1.0  # a long training can be watched; a short one is drawn at its end
 
 
 def resolve_architecture(name_or_path: str, recipe: Recipe) -> Architecture:
@@ -77,6 +93,7 @@ class Finetuning:
 
     Attributes:
         model: The detector.
+        losses: Means of the epoch so far; of ``loss`` over all processes, else of this one.
         report: What was copied from the source; None if the recipe asks for scratch.
         schedule: How many steps there are.
 
@@ -101,6 +118,7 @@ class Finetuning:
         self.lr_schedule = build_scheduler(optimizer, optimisation, steps_per_epoch)
         clip_norm, amp = optimisation.clip_norm, recipe.compute.amp
         self.stepper = Stepper(optimizer, weights, clip_norm, amp, self.world)
+        self.losses = EpochMeans("loss", *LOSSES)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -110,6 +128,7 @@ class Finetuning:
             "optimizer": self.stepper.optimizer,
             "scheduler": self.lr_schedule,
             "scaler": self.stepper.scaler,
+            "losses": self.losses,
             "random": RandomState(),
         }
 
@@ -124,12 +143,34 @@ class Finetuning:
         )
         for batch in islice(batches, self.schedule.total_steps - start):
             losses = (
-                (share, partial(detection_loss, self.model, part, self.world.device))
+                (share, partial(self._loss, share, part))
                 for share, part in divided(batch, self.recipe.finetune.accumulate)
             )
             loss = self.stepper.step(losses, batch)
+            self.losses.add(loss=loss)
             advance(self.lr_schedule)
             yield loss
+
+    def _loss(self, share: float, part: Batch) -> Tensor:
+        losses = detection_losses(self.model, part, self.world.device)
+        total = torch.stack([losses[name] for name in LOSSES])
+        self.losses.add(share, **dict(zip(LOSSES, total.detach().tolist(), strict=True)))
+        return total.sum()
+
+    def entry(self, step: int) -> Entry:
+        """Return what is worth knowing after ``step`` steps, and start the next epoch's means.
+
+        All processes call it together.
+        """
+        means = {name: self.world.mean(value or 0.0) for name, value in self.losses.means().items()}
+        self.losses.clear()
+        return {
+            "step": step,
+            "epoch": step / self.schedule.steps_per_epoch,
+            **means,
+            "lr": self.lr_schedule.get_last_lr()[0],
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
 
 
 def run_finetune(
@@ -141,6 +182,7 @@ def run_finetune(
 ) -> Path:
     """Map the pretrained parameters, train, and write the detector to ``path``.
 
+    Its losses are in ``.training.jsonl``, ``.training.png`` and TensorBoard's ``.tensorboard``.
     Checkpoints beside ``path`` are written after every epoch, and in between by the clock; the same
     call resumes from the last one, with another number of processes too.
 
@@ -163,10 +205,8 @@ def run_finetune(
     training = Finetuning(recipe, info, train, session)
     checkpoint = _checkpoint(training, info, train, path, session)
     start = checkpoint.resume(session.world)
-    losses, minutes = training.steps(start), recipe.compute.checkpoint_minutes
     with training_guarded(path.with_suffix(".diverged.json"), train, session.world):
-        for _ in checkpointed(losses, start, training.schedule, checkpoint, session, minutes):
-            pass
+        _train(training, start, checkpoint, session, path)
     if session.world.is_main:
         save_detector(
             path,
@@ -180,6 +220,33 @@ def run_finetune(
     return path
 
 
+def _train(
+    training: Finetuning, start: int, checkpoint: Checkpoint, session: Session, path: Path
+) -> None:
+    """Take the steps; after every epoch, write the means of its losses."""
+    minutes, main = training.recipe.compute.checkpoint_minutes, session.world.is_main
+    lines, plot, board = (
+        path.with_suffix(suffix) for suffix in (".training.jsonl", ".training.png", ".tensorboard")
+    )
+    plot_due = Clock(PLOT_MINUTES)
+    losses, schedule = training.steps(start), training.schedule
+    with training_log(LogFiles(lines, board), start, _draw, main=main) as log:
+        for step in checkpointed(losses, start, schedule, checkpoint, session, minutes):
+            if not schedule.ends_epoch(step):
+                continue
+            entry = training.entry(step)
+            if log:
+                log.append(entry)
+                if plot_due.due():
+                    plot_training(lines, plot)
+        if log:
+            plot_training(lines, plot)
+
+
+def _draw(board: "SummaryWriter", entry: Entry) -> None:
+    draw_scalars(board, {name: entry[name] for name in ("loss", *LOSSES, "lr")}, entry["step"])
+
+
 def _checkpoint(
     training: Finetuning, info: DetectorInfo, train: CocoSplit, path: Path, session: Session
 ) -> Checkpoint:
@@ -187,4 +254,6 @@ def _checkpoint(
     built = replace(info, category_ids=None).to_dict()  # they are in the annotations' hash
     identity = [recipe_hash, session.limit_steps, built, data_hash]
     file = path.with_suffix(".checkpoint.pt")
-    return Checkpoint(file, "finetuning", training.parts, content_hash(identity), fields={})
+    return Checkpoint(
+        file, "finetuning", training.parts, content_hash(identity), {}, frozenset({"losses"})
+    )

@@ -14,15 +14,22 @@ from search.recipe.optimisation import Amp
 from search.train.world import World
 
 
-def detection_loss(model: RetinaNet, batch: Batch, device: torch.device) -> Tensor:
-    """Return the detection loss of a batch: classification plus regression, L_model of Eq. 4."""
+def detection_losses(model: RetinaNet, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """Return the losses of a batch: ``classification`` and ``bbox_regression``."""
     images, targets = batch
     on_device = [
         {name: t[name].to(device, non_blocking=True) for name in ("boxes", "labels")}
         for t in targets
     ]
-    losses = model([image.to(device, non_blocking=True) for image in images], on_device)
-    return torch.stack(list(losses.values())).sum()
+    losses: dict[str, Tensor] = model(
+        [image.to(device, non_blocking=True) for image in images], on_device
+    )
+    return losses
+
+
+def detection_loss(model: RetinaNet, batch: Batch, device: torch.device) -> Tensor:
+    """Return the detection loss of a batch: classification plus regression, L_model of Eq. 4."""
+    return torch.stack(list(detection_losses(model, batch, device).values())).sum()
 
 
 class DivergedError(AdaptError):
