@@ -85,6 +85,7 @@ def _short_measurements() -> Iterator[None]:
         for name, round_ms in {"profiler.CPU_PROTOCOL": 0.1, "certify.WHOLE_PROTOCOL": 1.0}.items():
             short = Protocol(2, round_ms=round_ms, retries=0, drift=100.0)
             patch.setattr(f"bench.costs.{name}", short)
+        patch.setattr("bench.costs.certify.DETECTORS", 4)  # of a run
         yield
 
 
