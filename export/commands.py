@@ -34,6 +34,10 @@ def predict_command(
 ) -> None:
     """Draw what a detector finds in images, and write it as COCO JSON.
 
+    `predictions.json` opens in pycocotools. Image ids are counted from 1; category ids are those of
+    the training images' annotations, counted from 1 where an old detector file does not know them.
+    `adapt eval --results` writes a results list with the image ids of a data set.
+
     Example: `adapt predict runs/bccd/derived.onnx photos/ --out runs/predictions`
     """
     from adapt.data.images import find_images
@@ -46,9 +50,9 @@ def predict_command(
         open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner,
         console_stage("predict") as progress,
     ):
-        content = predict(runner, paths, out, score_threshold=score, progress=progress)
-    number = len(content["annotations"])
-    show({"images": len(paths), "detections": number, "out": str(out)}, as_json=as_json)
+        found = predict(runner, paths, out, score_threshold=score, progress=progress)
+    summary = {"images": len(paths), "detections": len(found["annotations"]), "out": str(out)}
+    show({**summary, "note": found["info"]["description"]}, as_json=as_json)
 
 
 @dataclass(frozen=True)

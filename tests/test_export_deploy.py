@@ -9,6 +9,7 @@ import onnx
 import pytest
 from export_parts import INFO, exported, images, saved, small_detector
 from PIL import Image
+from pycocotools.coco import COCO
 
 from adapt.data.images import find_images, open_image
 from adapt.detector.file import save_detector
@@ -194,6 +195,34 @@ def test_predictions_are_drawn_and_written_in_pixels_of_the_image(
         assert found["score"] >= 0.2
         assert x + width <= sizes[found["image_id"]][0] + 1e-3
         assert y + height <= sizes[found["image_id"]][1] + 1e-3
+
+
+def test_pycocotools_opens_predictions_and_finds_them_by_image_and_category(
+    detector, photos, tmp_path
+):
+    with open_runner("torch", detector) as runner:
+        content = predict(runner, find_images([photos]), tmp_path, score_threshold=0.2)
+    found = COCO(tmp_path / "predictions.json")
+    assert found.getCatIds(catNms=["square"]) == [18]
+    boxes = found.loadAnns(
+        found.getAnnIds(imgIds=[2], catIds=[18], areaRng=[0, 1e9], iscrowd=False)
+    )
+    assert boxes == [
+        box for box in content["annotations"] if (box["image_id"], box["category_id"]) == (2, 18)
+    ]
+    assert len(boxes) > 3
+    assert all(box["area"] == box["bbox"][2] * box["bbox"][3] for box in boxes)
+    assert len(found.getAnnIds()) == len(content["annotations"])  # no id twice
+    assert len(found.loadRes(content["annotations"]).getAnnIds()) == len(found.getAnnIds())
+
+
+def test_detectors_that_do_not_know_category_ids_count_them_and_say_so(photos, tmp_path):
+    path = tmp_path / "old.safetensors"
+    save_detector(path, small_detector(), replace(INFO, category_ids=None))
+    with open_runner("torch", path) as runner:
+        content = predict(runner, [photos / "0.png"], tmp_path)
+    assert [c["id"] for c in content["categories"]] == [1, 2, 3]
+    assert "category ids are counted from 1" in content["info"]["description"]
 
 
 def test_images_are_found_in_folders_and_below(photos, tmp_path):

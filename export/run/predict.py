@@ -13,6 +13,7 @@ from torchvision.utils import draw_bounding_boxes
 
 from adapt.artifacts import atomic_path, make_folder, write_json
 from adapt.data.images import open_image
+from adapt.detector.file import DetectorInfo
 from adapt.progress import Progress, silent
 from export.run.inference import Runner
 
@@ -29,9 +30,11 @@ def predict(
 ) -> dict[str, Any]:
     """Draw what a detector finds in images, and write it as JSON in COCO's layout.
 
-    ``predictions.json`` has ``images`` (id, file name, size), ``categories`` and ``annotations``
-    with ``bbox`` [x, y, width, height] in pixels of the image and ``score``; its ``annotations``
-    are a COCO results list. Category ids are those of the training images' annotation file.
+    ``predictions.json`` is a COCO annotation file, which pycocotools opens: ``images`` (id counted
+    from 1, file name, size), ``categories``, and ``annotations`` with ``bbox`` [x, y, width,
+    height] in pixels of the image, and ``score``. Category ids are those of the training images'
+    annotation file; where the detector file does not know them, they are counted from 1, and
+    ``info`` says so.
 
     Args:
         runner: An open runner; the images of its batch share an inference.
@@ -49,6 +52,7 @@ def predict(
     make_folder(out)
     classes, ids = runner.info.classes, runner.info.written_ids
     content: dict[str, Any] = {
+        "info": {"description": f"category ids are {category_ids_described(runner.info)}"},
         "images": [],
         "categories": [{"id": n, "name": name} for n, name in zip(ids, classes, strict=True)],
         "annotations": [],
@@ -61,13 +65,21 @@ def predict(
         content["images"].append(
             {"id": number, "file_name": str(path), "width": image.width, "height": image.height}
         )
-        content["annotations"] += _annotations(number, ids, *detections)
+        for annotation in _annotations(number, ids, *detections):
+            content["annotations"].append({"id": len(content["annotations"]) + 1, **annotation})
         drawn = _draw(pil_to_tensor(image), *detections, classes)
         with atomic_path(out / f"{number:04d}_{path.stem}.jpg") as temporary:
             to_pil_image(drawn).save(temporary, format="JPEG", quality=90)
         progress(number, len(images))
     write_json(out / "predictions.json", content)
     return content
+
+
+def category_ids_described(info: DetectorInfo) -> str:
+    """Say where the category ids of detections come from."""
+    if info.category_ids:
+        return "those of the training images' annotation file"
+    return "counted from 1: the detector file is of a version that did not keep those of its data"
 
 
 def _detect(
@@ -88,6 +100,8 @@ def _annotations(
             "image_id": image_id,
             "category_id": ids[label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": 0,
             "score": score,
         }
         for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores, labels, strict=True)
