@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from adapt.commands import data_app, weights_command
 from adapt.errors import AdaptError
+from adapt.terminal import leave_closed_pipes, write_any_text
 from bench.commands.costs import costs_app, profile_command
 from bench.commands.derive import derive_command
 from bench.commands.doctor import doctor_command
@@ -24,6 +25,8 @@ from export.commands import parity_command, predict_command
 from search.commands import finetune_command, search_command
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
+CLOSED_PIPE = 128 + 13  # as of programs that SIGPIPE ends
+INTERRUPTED = 128 + 2  # as of programs that SIGINT ends
 
 # In the order of the workflow, as `adapt --help` shows them.
 STAGES: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
@@ -48,24 +51,42 @@ class Commands(TyperGroup):
         """Return the names in the order of the workflow; Typer would list groups last."""
         return [name for commands in STAGES.values() for name in commands]
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command, or show its help, on whatever stdout is."""
+        write_any_text()
+        return super().main(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; unknown errors keep their traceback."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if sys.stdout:
+                sys.stdout.flush()  # here, where a closed pipe is no traceback yet
+            return result
         except AdaptError as error:
             message = str(error)
         except OSError as error:
-            if error.errno not in NOT_WRITABLE:
-                raise
-            message = f"cannot write {error.filename}: {error.strerror}; choose another --out"
+            message = _unwritable(error)
         except KeyboardInterrupt:
             print(
                 "stopped; profile, search, finetune and run continue from their last checkpoint",
                 file=sys.stderr,
             )
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _unwritable(error: OSError) -> str:
+    """Return what cannot be written, to a file or a closed pipe; other errors are raised again."""
+    if isinstance(error, BrokenPipeError):
+        if leave_closed_pipes():
+            raise typer.Exit(CLOSED_PIPE) from None
+        # Typer says nothing of a BrokenPipeError, and this one is between processes of a command.
+        raise RuntimeError("another process of this command has ended") from error
+    if error.errno not in NOT_WRITABLE:
+        raise error
+    return f"cannot write {error.filename or 'to stdout'}: {error.strerror}; choose another --out"
 
 
 app = typer.Typer(

@@ -10,6 +10,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from adapt.terminal import print_fields
+
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 RepairOpt = Annotated[
     bool,
@@ -63,13 +65,7 @@ def show(content: dict[str, Any], *, as_json: bool, title: str = "") -> None:
     if as_json:
         print(json.dumps(content, indent=2, default=str))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title or None, show_header=False, title_justify="left")
-    for name, value in content.items():
-        table.add_row(name.replace("_", " "), plain(value))
-    Console().print(table, markup=False)
+    print_fields({name.replace("_", " "): plain(value) for name, value in content.items()}, title)
 
 
 def plain(value: object) -> str:

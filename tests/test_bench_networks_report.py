@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from adapt.data.evaluate import Metrics
 from adapt.errors import AdaptError
 from bench.latency.timing import Latency, Protocol
 from bench.networks.measure import BenchResult, Entry
-from bench.networks.report import COLUMNS, csv_text, markdown, rich_table, write_report
+from bench.networks.report import COLUMNS, csv_text, markdown, print_result, write_report
 
 
 def entry(name, *, ap=0.525, rounds=((10.0, 12.0), (10.0, 12.0))):
@@ -121,9 +120,26 @@ def test_report_into_a_file_says_where_it_cannot_write(result, tmp_path):
         write_report(tmp_path / "taken", result)
 
 
-def test_names_with_markup_reach_terminal_and_markdown_unchanged(result):
-    odd = BenchResult(**{**vars(result), "entries": (entry("a[red]|b"),)})
-    console = Console(width=250, file=io.StringIO())
-    console.print(rich_table(odd))
-    assert "a[red]|b" in console.file.getvalue()
+@pytest.mark.parametrize("columns", [250, 40])
+def test_names_with_markup_reach_terminal_and_markdown_unchanged(
+    columns, result, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    odd = replace(result, entries=(entry("a[red]|b"),))
+    print_result(odd)
+    assert "a[red]|b" in capsys.readouterr().out
     assert "a[red]\\|b" in markdown(odd)
+
+
+def test_ap_and_latency_can_be_read_in_40_columns(result, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    print_result(result)
+    shown = capsys.readouterr().out
+    for number in ("searched", "52.5", "80.0", "11.00", "1.50", "9.3", "UNRELIABLE"):
+        assert f" {number} " in shown
+    assert max(map(len, shown.splitlines())) <= 40
+
+
+def test_a_name_with_formulas_is_drawn_as_it_is(result, tmp_path):
+    odd = replace(result, entries=(entry("$\\foo$"),))
+    assert (tmp_path / "report.png") in write_report(tmp_path, odd)

@@ -100,11 +100,9 @@ def bench_command(
 
     Example: `adapt bench runs/bccd/*.onnx --data datasets/bccd --split test`
     """
-    from rich.console import Console
-
     from adapt.progress import console_stage
     from bench.networks.measure import DETECTOR_PROTOCOL, Timing, compare, on_runtimes
-    from bench.networks.report import rich_table, write_report
+    from bench.networks.report import print_result, write_report
 
     how = Timing(threads, batch, replace(DETECTOR_PROTOCOL, rounds=rounds))
     compared, split = on_runtimes(artifacts, runtime or ()), images.load()
@@ -114,5 +112,5 @@ def bench_command(
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
-        Console().print(rich_table(result))
+        print_result(result)
         print(f"{images.described()}\nreport: {out / 'report.md'}")

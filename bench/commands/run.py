@@ -90,9 +90,7 @@ def _run(
 
 
 def _show_run(result: "RunResult", *, as_json: bool) -> None:
-    from rich.console import Console
-
-    from bench.networks.report import rich_table
+    from bench.networks.report import print_result
 
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
@@ -101,6 +99,6 @@ def _show_run(result: "RunResult", *, as_json: bool) -> None:
     if reused:
         print(f"reused: {', '.join(reused)}", file=sys.stderr)
     if result.bench:
-        Console().print(rich_table(result.bench))
+        print_result(result.bench)
     for line in result.summary():
         print(line)

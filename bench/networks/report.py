@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from adapt.artifacts import atomic_path, header, write_json, write_text
 from adapt.data.evaluate import COCO_DETECTIONS
+from adapt.terminal import print_rows
 from bench.latency.timing import RELIABLE, Latency
 from bench.networks.measure import BenchResult, Entry
 
@@ -79,15 +78,11 @@ def _median(latency: Latency) -> str:
     return f"UNRELIABLE ({low:.2f} to {high:.2f})"
 
 
-def rich_table(result: BenchResult) -> Table:
-    """Return the table for a terminal."""
-    table = Table(caption=conditions(result))
+def print_result(result: BenchResult) -> None:
+    """Print what matters most on stdout."""
     columns = [column for column in COLUMNS if column[0] in TERMINAL_COLUMNS]
-    for title, _ in columns:
-        table.add_column(title, justify="left" if title in ("model", "runtime") else "right")
-    for entry in result.entries:
-        table.add_row(*(Text(cell(entry)) for _, cell in columns))  # Text: names are no markup
-    return table
+    rows = [[cell(entry) for _, cell in columns] for entry in result.entries]
+    print_rows([title for title, _ in columns], rows, words=2, caption=conditions(result))
 
 
 def conditions(result: BenchResult) -> str:
@@ -233,4 +228,5 @@ def _draw_entry(axes: "Axes", entry: Entry, color: str, *, above: bool) -> None:
         ha="center",
         va="bottom" if above else "top",
         fontsize=11,
+        parse_math=False,  # names of files may hold dollars
     )
