@@ -52,6 +52,8 @@ class Cuda:
         now_ms: Virtual time.
         nvml_inits: How often the management library was initialised.
         nvml_ready: How often more than shut down; it outlives an absence of the GPU.
+        generator_lost: Whether PyTorch's generator is still in a capture that failed.
+        slowdown: How much longer engines take than at the highest clock.
     """
 
     def __init__(self, *, mig: bool = False, nvml: bool = True, capturable: bool = True) -> None:
@@ -65,6 +67,8 @@ class Cuda:
         self.tensors: weakref.WeakValueDictionary[int, GpuTensor] = weakref.WeakValueDictionary()
         self.uncomputed: dict[int, Callable[[], None]] = {}
         self.capturing: Any = None
+        self.generator_lost = False
+        self.slowdown = 1.0
         self.default = self.current = types.SimpleNamespace(cuda_stream=0)
         self.default.synchronize = lambda: self.wait(0)
         self._addresses = itertools.count(0x7F0000000000, 1 << 32)
@@ -146,6 +150,8 @@ class GpuTensor:
         return self._write(lambda: self.memory.data.copy_(content))
 
     def normal_(self) -> "GpuTensor":
+        if self._cuda.generator_lost:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
         return self._write(self.memory.data.normal_)
 
     def zero_(self) -> "GpuTensor":
@@ -243,6 +249,7 @@ def torch_members(cuda: Cuda) -> dict[str, Any]:
         finally:
             cuda.capturing = None
             if not graph.valid:  # as in PyTorch, this hides an exception and leaves the stream
+                cuda.generator_lost = True
                 raise RuntimeError("CUDA error: operation failed due to a previous error")
             cuda.current = before
             if not graph.nodes:

@@ -42,6 +42,7 @@ LAUNCH_MS = 0.004
 TILE = 16
 SPELL_MS = 4000.0  # longer than the interleaved rounds of a chunk, so that waiting does not help
 HALF = 2  # bytes
+_broken: list[str] = []  # what fails everything in this process
 
 
 def true_ms(subject: Subject) -> float:
@@ -172,6 +173,8 @@ class Simulated:
         return _random(f"{self.seed} {of} {now_ms // SPELL_MS}")
 
     def _fail_if_told(self, stage: str, subject: Subject) -> None:
+        if _broken:
+            raise RuntimeError(_broken[0])
         key = "detector" if isinstance(subject, WholeDetector) else unit_key(subject)
         match dict(self.faults).get(f"{stage} {key}"):
             case "crash":
@@ -179,7 +182,10 @@ class Simulated:
             case "hang":
                 time.sleep(3600)
             case "error":
-                raise RuntimeError("CUDA error: an illegal memory access was encountered\ntrace")
+                error = "CUDA error: an illegal memory access was encountered\ntrace"
+                if self.isolated:  # it outlives the call, in this process
+                    _broken.append(error)
+                raise RuntimeError(error)
 
 
 def biased(timer: Timer, factor: float, offset_ms: float = 0.0) -> Timer:

@@ -191,7 +191,7 @@ class IExecutionContext(Object):
     def _run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         """Use the memory now, as a graph does, which knows addresses only; compute later."""
         cuda, engine = self._trt._cuda, self._engine
-        cuda.now_ms += engine._header["ms"]
+        cuda.now_ms += engine._header["ms"] * cuda.slowdown
         memory = {}
         for name, shape in shapes.items():
             nbytes = int(np.prod(shape)) * engine._numpy(name).itemsize

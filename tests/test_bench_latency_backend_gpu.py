@@ -49,6 +49,24 @@ def test_what_cannot_be_captured_is_run_as_often() -> None:
     assert plain == pytest.approx(captured)
 
 
+def test_runs_that_were_counted_at_an_idle_clock_become_more(gpu: Simulation) -> None:
+    gpu.cuda.slowdown = 7.0
+    timer = BACKEND.load(BACKEND.build(SHORT))
+    idle = timer()
+    gpu.cuda.slowdown = 1.0
+    working = timer()
+    assert working.elapsed_ms >= INTERVAL_MS
+    assert idle.latency_ms == pytest.approx(7 * working.latency_ms)
+
+
+def test_what_cannot_be_captured_spoils_nothing_that_is_loaded_after_it() -> None:
+    with simulated_gpu(capturable=False) as gpu:
+        built = BACKEND.build(SHORT)
+        first, second = BACKEND.load(built), BACKEND.load(built)
+        assert gpu.cuda.generator_lost
+        assert first() == pytest.approx(second())
+
+
 def test_chunks_are_measured_within_the_time_that_is_meant_for_them(gpu: Simulation) -> None:
     units = {str(c): Boundary(c, 8, 8) for c in range(8, 72, 8)}
     here = replace(BACKEND, isolated=False)  # the clock is this process's

@@ -189,6 +189,18 @@ def test_a_gpu_without_the_library_is_measured_with_unknown_sensors():
         assert BACKEND.state() == DeviceState(throttled="unknown")
 
 
+def test_a_gpu_that_is_counted_and_does_not_start_is_left_out(monkeypatch):
+    def lost(*_):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    with simulated_gpu():
+        monkeypatch.setattr("torch.cuda.get_device_properties", lost)
+        assert "name" not in gpu_description()
+        assert gpu_state().clock_mhz is None
+        assert device_description()["device"]
+        monkeypatch.undo()
+
+
 def test_this_processor_is_described():
     description = device_description()
     machine = cpu_machine()

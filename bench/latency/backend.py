@@ -39,6 +39,7 @@ from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 # Between two CUDA events at least: they resolve 0.5 us, and a launch may idle the GPU for 10.
 INTERVAL_MS = 1.0
 MOST_RUNS = 500  # in one such interval
+STILL_LONG = 0.8  # share of it below which there are too few
 # Not PROTOCOL: units stand between other light convolutions, and one launch runs them many times.
 TENSORRT_PROTOCOL = 3
 Built = Any  # what a backend builds in one process and loads in another: bytes, or the subject
@@ -247,13 +248,13 @@ class TensorRTBackend:
         options = BuildOptions(flavour=self.flavour, timing_cache=self.timing_cache)
         return build_plan(model, str(subject), options).plan
 
-    def load(self, built: bytes) -> Timer:
-        """Load an engine and capture many runs as one CUDA graph."""
+    def load(self, built: bytes, least_ms: float = INTERVAL_MS) -> Timer:
+        """Load an engine and capture as many runs as take so long in one CUDA graph."""
         from export.engine.execution import EngineExecution
 
         engine = EngineExecution(load_tensorrt(self.flavour), built, "a unit's engine")
         engine.feed_noise()
-        return cuda_timer(engine.replay, lambda: engine.stream)
+        return cuda_timer(engine.replay, lambda: engine.stream, least_ms)
 
     def state(self) -> DeviceState:
         """Return the state of the GPU."""
@@ -313,28 +314,42 @@ class TorchBackend:
         return cpu_state() if self.device.type == "cpu" else gpu_state()
 
 
-def cuda_timer(repeat: Callable[[int], Call], stream: Callable[[], Any]) -> Timer:
+def cuda_timer(
+    repeat: Callable[[int], Call], stream: Callable[[], Any], least_ms: float = INTERVAL_MS
+) -> Timer:
     """Return a timer of work on a CUDA stream: the mean of many runs between two events.
 
     Args:
         repeat: Makes the call that enqueues a number of runs, with one launch where that can be.
         stream: Returns the stream that such a call enqueues on.
+        least_ms: How long the runs take together at least.
     """
-    runs = 1
+    runs, interval = _long_enough(repeat, stream, least_ms)
+
+    def sample() -> Sample:
+        nonlocal runs, interval
+        elapsed_ms = interval()
+        # An idle GPU lowers its clock. Runs that were counted then are too few once it has risen.
+        if elapsed_ms < STILL_LONG * least_ms and runs < MOST_RUNS:
+            runs, interval = _long_enough(repeat, stream, least_ms, runs)
+            elapsed_ms = interval()
+        return Sample(elapsed_ms / runs, elapsed_ms)
+
+    return sample
+
+
+def _long_enough(
+    repeat: Callable[[int], Call], stream: Callable[[], Any], least_ms: float, runs: int = 1
+) -> tuple[int, Callable[[], float]]:
+    """Return how many runs take so long now, and what returns the milliseconds they take."""
     while True:
         interval = _interval_timer(repeat(runs), stream())
         interval()  # the first runs allocate and load kernels
         elapsed_ms = interval()
-        if elapsed_ms >= INTERVAL_MS or runs >= MOST_RUNS:
-            break
-        enough = math.ceil(1.1 * runs * INTERVAL_MS / max(elapsed_ms, 1e-3))
+        if elapsed_ms >= least_ms or runs >= MOST_RUNS:
+            return runs, interval
+        enough = math.ceil(1.1 * runs * least_ms / max(elapsed_ms, 1e-3))
         runs = min(MOST_RUNS, max(runs + 1, enough))
-
-    def sample() -> Sample:
-        elapsed_ms = interval()
-        return Sample(elapsed_ms / runs, elapsed_ms)
-
-    return sample
 
 
 def _interval_timer(call: Call, stream: Any) -> Callable[[], float]:

@@ -66,4 +66,7 @@ def _uuid(kind: str) -> str | None:
     """Return the UUID of PyTorch's current GPU as NVML writes it; PyTorch leaves out the kind."""
     if not torch.cuda.is_available():
         return None
-    return f"{kind}{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    try:
+        return f"{kind}{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    except RuntimeError:  # it counts a GPU that it cannot start, such as one that is lost
+        return None

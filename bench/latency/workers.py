@@ -30,9 +30,15 @@ MEASURE_SECONDS = 60.0  # per subject; loading included
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a subject has no latency."""
+    """Why a subject has no latency.
+
+    Attributes:
+        reason: Why.
+        raised: Whether by an exception: its process lives on, maybe with a CUDA error.
+    """
 
     reason: str
+    raised: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,8 +183,20 @@ class Workers:
             name: pool.schedule(build, (subject,), timeout=seconds)
             for name, subject in subjects.items()
         }
+        raised = []
         for name, future in futures.items():
-            yield name, _outcome(future)
+            outcome = _outcome(future)
+            if isinstance(outcome, Failure) and outcome.raised:
+                raised.append(name)
+            else:
+                yield name, outcome
+        # One CUDA error fails all later builds of its process: each of them by itself.
+        for name in raised:
+            self._restart("build")
+            pool = self._pool("build", self.how.build_jobs)
+            yield name, _outcome(pool.schedule(build, (subjects[name],), timeout=seconds))
+        if raised:
+            self._restart("build")
 
     def _measure(
         self, built: Mapping[str, Built], progress: Progress
@@ -247,7 +265,7 @@ def _outcome(future: "Future[Any]") -> Any:
     except ProcessExpired as error:
         return Failure(f"its process died (exit code {error.exitcode})")
     except (AdaptError, RuntimeError, MemoryError) as error:
-        return Failure(str(error).partition("\n")[0])
+        return Failure(str(error).partition("\n")[0], raised=True)
 
 
 def _measure_together(

@@ -115,10 +115,11 @@ class EngineExecution:
         torch.cuda.synchronize()
 
     def feed_noise(self) -> None:
-        """Fill every floating-point buffer with normally distributed values."""
-        for buffer in self.buffers.values():
-            if buffer.is_floating_point():
-                buffer.normal_()
+        """Fill every floating-point input with normally distributed values."""
+        for name, buffer in self.buffers.items():
+            if name not in self.outputs and buffer.is_floating_point():
+                # Of the processor's generator: a capture that fails leaves the GPU's unusable.
+                buffer.copy_(torch.randn(buffer.shape).to(buffer.dtype))
         torch.cuda.synchronize()
 
     def run(self) -> None:
