@@ -1,3 +1,4 @@
+import multiprocessing
 from itertools import chain, islice
 from pathlib import Path
 
@@ -183,3 +184,13 @@ def test_workers_deliver_the_same_batches_and_leave_the_random_state(tmp_path: P
     for first, second in zip(in_process, by_worker, strict=True):
         assert_same(first, second)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_loading_process_outlives_the_report_of_an_image_it_cannot_read(tmp_path: Path) -> None:
+    split = split_of(tmp_path, *(boxes_of([k, 1, 30, 40]) for k in range(3)))
+    (tmp_path / "1.png").write_text("no image")
+    dataset = DetectionDataset(split, SIZE)
+    with pytest.raises(AdaptError, match=r"1\.png cannot be decoded") as error:
+        list(training_batches(dataset, 3, seed=0, loading=Loading(num_workers=2)))
+    assert "Traceback" not in str(error.value)
+    assert multiprocessing.active_children() == []

@@ -211,4 +211,7 @@ def _load(
     except AdaptError as error:
         # A worker's error arrives with its traceback inside the message.
         message = str(error).strip().rpartition(f"{AdaptError.__name__}: ")[2]
+        # It refers to the frame it was raised in, and that to it. The garbage collector would take
+        # that circle, with the loader in it, apart in an order in which workers hang for 5 s.
+        error.__traceback__ = None
         raise AdaptError(message) from None
