@@ -5,6 +5,7 @@ libraries are imported inside these functions, so that `adapt --help` answers at
 """
 
 import errno
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from export.commands import parity_command, predict_command
 from search.commands import finetune_command, search_command
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
+NARROW = 72  # characters of a terminal in which Rich would cut off the names of options
 CLOSED_PIPE = 128 + 13  # as of programs that SIGPIPE ends
 INTERRUPTED = 128 + 2  # as of programs that SIGINT ends
 
@@ -32,7 +34,7 @@ INTERRUPTED = 128 + 2  # as of programs that SIGINT ends
 STAGES: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Everything at once": {"demo": demo_command, "run": run_command},
     "1. Prepare": {"doctor": doctor_command, "weights": weights_command, "data": data_app},
-    "2. Measure what operations cost here": {"profile": profile_command, "costs": costs_app},
+    "2. Measure operations": {"profile": profile_command, "costs": costs_app},
     "3. Search": {"search": search_command, "derive": derive_command},
     "4. Train": {"finetune": finetune_command},
     "5. Deploy": {
@@ -54,6 +56,10 @@ class Commands(TyperGroup):
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command, or show its help, on whatever stdout is."""
         write_any_text()
+        columns = shutil.get_terminal_size().columns
+        if columns < NARROW:
+            self.context_settings["terminal_width"] = columns
+            _without_table(self)
         return super().main(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
@@ -75,6 +81,15 @@ class Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _without_table(command: Any) -> None:
+    """Let the commands below a group show the help of their options in lines, not in a table."""
+    if isinstance(command, TyperGroup):
+        for below in command.commands.values():
+            _without_table(below)
+    else:
+        command.rich_markup_mode = None
 
 
 def _unwritable(error: OSError) -> str:

@@ -1,6 +1,7 @@
 """The commands, as a user meets them: real runs in a subprocess-free runner, and bad input."""
 
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ COMMANDS = {
     *("doctor", "weights", "profile", "search", "derive", "finetune"),
     *("eval", "export", "predict", "parity", "bench", "run", "demo"),
 }
+OPTION = re.compile(r"^[ │]+(--[a-z-]+)", re.MULTILINE)
 RECIPE = """
 name = "tiny"
 [data]
@@ -134,6 +136,16 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"adapt {command}" in result.stdout
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("command", [*sorted(COMMANDS), "costs certify", "data check", ""])
+def test_help_shows_every_option_in_narrow_terminals(command: str, columns: int) -> None:
+    arguments = [*command.split(), "--help"]
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)}).stdout
+    wide = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).stdout
+    assert "…" not in shown
+    assert OPTION.findall(shown) == OPTION.findall(wide) != []
 
 
 def test_commands_carry_a_detector_from_search_to_report(recipe: Path, tmp_path: Path) -> None:
