@@ -26,7 +26,7 @@ def predict_command(
         "runs/predictions"
     ),
     score: Annotated[
-        float, typer.Option("--score", min=0, max=1, help="Lowest score that is drawn.")
+        float, typer.Option("--score", min=0, max=1, help="Lowest score that is drawn and written.")
     ] = 0.3,
     runtime: RuntimeOpt = None,
     threads: ThreadsOpt = 1,

@@ -72,7 +72,7 @@ class TrainingOptions:
     ] = None
     accumulate: Annotated[
         int | None,
-        typer.Option("--accumulate", min=1, help="Parts of a batch, one after the other."),
+        typer.Option("--accumulate", min=1, help="Parts of a batch, computed one by one."),
     ] = None
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False
 
@@ -151,7 +151,7 @@ class CostsOptions:
     ] = None
     uncertified: Annotated[
         bool,
-        typer.Option("--uncertified", help="Use a cost table that `adapt costs certify` lacks."),
+        typer.Option("--uncertified", help="Use a cost table without a certificate."),
     ] = False
 
     def tell_certificate(self, budget: "Budget | None" = None, *, heard: bool = True) -> None:

@@ -25,7 +25,8 @@ class GraphChoices:
         typer.Option("--tail", help="NMS, or raw heads; tensor-nms for --trt, else onnx-nms."),
     ] = None
     precision: Annotated[
-        Precision, typer.Option("--precision", help="What follows the heads is always fp32.")
+        Precision,
+        typer.Option("--precision", help="Of the network; decoding and NMS are always fp32."),
     ] = "fp32"
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per inference.")] = 1
     dynamic: Annotated[
@@ -41,7 +42,7 @@ class GraphChoices:
     ] = None
     orientation: Annotated[
         Literal["both", "landscape", "portrait"] | None,
-        typer.Option("--orientation", help="Images seen as trained by shortest-edge; both."),
+        typer.Option("--orientation", help="Images it is for, if trained by shortest-edge; both."),
     ] = None
 
 
@@ -59,7 +60,7 @@ class CheckOptions:
     ] = None
     ap_gate: Annotated[
         float | None,
-        typer.Option("--ap-gate", help="Fail if AP drops by more points of 100; needs --data."),
+        typer.Option("--ap-gate", help="Fail if AP (0 to 100) drops by more; needs --data."),
     ] = None
     data: Annotated[
         Path | None,

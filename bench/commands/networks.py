@@ -91,7 +91,7 @@ def bench_command(
     ] = None,
     threads: ThreadsOpt = 1,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Images per timed call, where a file is free.")
+        int, typer.Option("--batch", min=1, help="Images per timed call of a dynamic file.")
     ] = 1,
     rounds: Annotated[int, typer.Option("--rounds", min=2, help="Interleaved rounds.")] = 10,
     as_json: JsonOpt = False,
