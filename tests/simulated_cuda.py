@@ -54,6 +54,7 @@ class Cuda:
         nvml_ready: How often more than shut down; it outlives an absence of the GPU.
         generator_lost: Whether PyTorch's generator is still in a capture that failed.
         slowdown: How much longer engines take than at the highest clock.
+        launch_ms: How long the GPU waits for the launch of a graph.
     """
 
     def __init__(self, *, mig: bool = False, nvml: bool = True, capturable: bool = True) -> None:
@@ -68,7 +69,7 @@ class Cuda:
         self.uncomputed: dict[int, Callable[[], None]] = {}
         self.capturing: Any = None
         self.generator_lost = False
-        self.slowdown = 1.0
+        self.slowdown, self.launch_ms = 1.0, 0.0
         self.default = self.current = types.SimpleNamespace(cuda_stream=0)
         self.default.synchronize = lambda: self.wait(0)
         self._addresses = itertools.count(0x7F0000000000, 1 << 32)
@@ -218,6 +219,11 @@ def torch_members(cuda: Cuda) -> dict[str, Any]:
             if not self.complete:
                 raise RuntimeError("Called CUDAGraph::replay without a preceding capture.")
             cuda.record("cuda.CUDAGraph.replay")
+
+            def wait_for_it() -> None:
+                cuda.now_ms += cuda.launch_ms
+
+            cuda.enqueue(cuda.current.cuda_stream, (), wait_for_it)
             for addresses, work in self.nodes:
                 cuda.enqueue(cuda.current.cuda_stream, addresses, work)
 

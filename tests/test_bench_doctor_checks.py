@@ -24,10 +24,12 @@ from bench.doctor.checks import (
     heads_error,
 )
 from bench.doctor.contained import Reading
-from bench.doctor.measuring import check_sensors, check_timing
+from bench.doctor.measuring import REPEATED, check_sensors, check_timing, launches_apart
 from bench.doctor.tiny import Files, expected_heads, images
 from bench.doctor.training import check_fp32, check_training
+from bench.latency.backend import TensorRTBackend
 from export.engine.execution import EngineExecution
+from export.run.pair import deployed_header
 
 LOGITS = np.array([[[1.0], [2.0], [3.0], [4.0]]])
 
@@ -42,7 +44,7 @@ def written(made: Path) -> Files:
     def write(folder: Path) -> None:
         folder.mkdir()
         assert all(reading.passed for reading in check_detector(Files(folder)))
-        check_export(Files(folder), "fp16")
+        check_export(Files(folder), "ort-cpu", "fp16")
 
     return Files(once(made / "doctor", write))
 
@@ -74,6 +76,27 @@ def test_timings_of_a_simulated_gpu_are_steady_and_its_sensors_fast(
 ) -> None:
     assert passed(check_timing(files, "tensorrt", "fp16", "cuda"))
     assert passed(check_sensors())
+
+
+def test_launches_that_take_as_long_as_their_runs_do_not_pass(
+    gpu: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = TensorRTBackend("tensorrt", "fp16")
+    assert launches_apart(backend) < 1e-6
+    monkeypatch.setattr(gpu.cuda, "launch_ms", 0.1)
+    assert launches_apart(backend) > REPEATED["cuda"]
+
+
+def test_int8_is_verified_in_the_file_that_is_deployed(tmp_path: Path) -> None:
+    files = Files(tmp_path / "files")
+    files.folder.mkdir()
+    check_detector(files)
+    with simulated_gpu("11.4.0.106"):
+        check_export(files, "tensorrt", "int8")
+        assert passed(check_build(files, "tensorrt", "int8"))
+        assert passed(check_outputs(files, "tensorrt", "int8"))
+        header = deployed_header(files.artifact("tensorrt", "int8", "detections"))
+    assert (header["precision"], header["rest"]) == ("int8", "fp16")
 
 
 def test_a_graph_that_replays_nothing_differs(

@@ -47,6 +47,10 @@ def test_without_a_gpu_what_builds_is_built_and_the_rest_says_why_not() -> None:
     assert skipped(steps)["tensorrt"] == "not installed; run `pip install it`"
     assert skipped(steps)["training, amp bf16"].startswith("no CUDA GPU found; ")
     assert not [title for title in done if "CUDA graph" in title]
+    needs = {step.title: step.needs for step in steps}
+    assert needs["ort-cpu int8: outputs"] == ("ONNX int8",)
+    assert needs["tensorrt-rtx int8: build"] == ("ONNX int8 and fp16",)
+    assert {"ONNX int8", "ONNX int8 and fp16"} < set(done)
 
 
 def test_a_gpu_leaves_no_step_out() -> None:
@@ -87,8 +91,8 @@ def exported(made: Path) -> Path:
 
     def write(folder: Path) -> None:
         shutil.copytree(written(made).folder, folder)
-        for precision in ("fp32", "int8"):
-            check_export(Files(folder), precision)
+        for runtime, precision in (("ort-cpu", "fp32"), ("tensorrt", "int8")):
+            check_export(Files(folder), runtime, precision)
 
     return once(made / "doctor-exports", write)
 

@@ -10,11 +10,12 @@ import pytest
 from export_parts import INFO, exported, images, saved, small_detector
 from PIL import Image
 from pycocotools.coco import COCO
+from simulated_gpu import simulated_gpu
 
 from adapt.data.images import find_images, open_image
 from adapt.detector.file import save_detector
 from adapt.errors import AdaptError
-from export.deploy import Deployment, deploy, quantizer
+from export.deploy import Deployment, check_engine, deploy, quantizer
 from export.engine.build import build_engine
 from export.engine.configure import BuildOptions
 from export.graph.detector import read_onnx_info
@@ -170,6 +171,16 @@ def test_bad_input_is_refused_before_anything_is_exported(
         deploy(detector, out, Deployment(**options))
     assert not list(tmp_path.glob("*.onnx*"))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_tail_that_no_cuda_graph_holds_is_warned_of_before_it_is_built(capsys):
+    with simulated_gpu():
+        check_engine(Deployment(tail="onnx-nms", engine=BuildOptions("tensorrt")), 1000)
+        told = capsys.readouterr()
+        check_engine(Deployment(engine=BuildOptions("tensorrt")), 1000)
+    assert "tail onnx-nms, so it runs in no CUDA graph" in told.err
+    assert told.out == ""
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("runtime", ["torch", "ort-cpu"])

@@ -14,6 +14,7 @@ from bench.costs.profiler import ROW_BYTES, estimate_seconds, profile, unit_prot
 from bench.costs.selection import EVERYTHING, Part, Selection, select
 from bench.latency.backend import Backend, conditions, open_backend
 from bench.latency.workers import Measurement
+from export.engine.configure import check_candidates
 from search.recipe.recipe import Recipe
 
 
@@ -25,9 +26,12 @@ def recipe_backend(recipe: Recipe, table: Path | None = None) -> Backend:
         table: Cost table; TensorRT builds share their tactic timings in a file beside it.
 
     Raises:
-        AdaptError: If the device's numbers are out of range.
+        AdaptError: If the device's numbers are out of range, or its TensorRT cannot rank as many
+            candidates as the recipe's detector has: an hour later only the builder would say so.
     """
     device = recipe.device
+    if device.runtime.startswith("tensorrt"):
+        check_candidates(device.runtime, recipe.detector.nms_candidates)
     return open_backend(
         device.runtime,
         precision=device.precision,

@@ -48,10 +48,10 @@ def check_detector(files: Files) -> list[Reading]:
     return [Reading("detections in an image", min(len(f.scores) for f in found), FEWEST, True)]
 
 
-def check_export(files: Files, precision: Precision) -> list[Reading]:
-    """Export the detector."""
-    write_graphs(files, precision)
-    return [Reading("MB", files.graph(precision, "detections").stat().st_size / 1e6)]
+def check_export(files: Files, runtime: str, precision: Precision) -> list[Reading]:
+    """Export the detector for a runtime."""
+    write_graphs(files, runtime, precision)
+    return [Reading("MB", files.graph(runtime, precision, "detections").stat().st_size / 1e6)]
 
 
 def check_build(files: Files, runtime: str, precision: Precision) -> list[Reading]:
@@ -59,7 +59,7 @@ def check_build(files: Files, runtime: str, precision: Precision) -> list[Readin
     options = BuildOptions(flavour=runtime.replace("-", "_"), timing_cache=files.timing_cache)
     heads, detections = (
         build_engine(
-            files.graph(precision, tail), files.artifact(runtime, precision, tail), options
+            files.graph(runtime, precision, tail), files.artifact(runtime, precision, tail), options
         )
         for tail in ("heads", "detections")
     )
@@ -97,7 +97,7 @@ def heads_error(a: Mapping[str, Array], b: Mapping[str, Array]) -> float:
 
 def check_kernels(files: Files, runtime: str, precision: Precision) -> list[Reading]:
     """Count the convolutions that ONNX Runtime computes on the provider, and in the precision."""
-    model = files.graph(precision, "heads").read_bytes()
+    model = files.graph(runtime, precision, "heads").read_bytes()
     prefix = files.folder / f"{runtime}-{precision}"
     session = ort_session(runtime, model, threads=1, profile=prefix)
     session.run(None, {"images": unit(images())})

@@ -19,7 +19,7 @@ from bench.costs.profiler import profile, unit_protocol
 from bench.doctor.contained import Reading
 from bench.doctor.cuda import CudaStack
 from bench.doctor.tiny import Files, images
-from bench.latency.backend import open_backend
+from bench.latency.backend import INTERVAL_MS, TensorRTBackend, open_backend
 from bench.latency.provenance import gpu_state, usable_cores
 from bench.latency.subject import ANCHOR
 from bench.latency.timing import Protocol, measure
@@ -34,6 +34,7 @@ STATE_MS = 1.0  # a reading of clock and temperature stands between two samples
 SPREAD = {"cpu": None, "cuda": 0.05}
 REPEATED = {"cpu": 0.15, "cuda": 0.02}
 RUNS = {"cpu": (2, 10), "cuda": (10, 50)}
+LONGER = 5  # of launches of the anchor, against those that measure a cost table
 MAPE = {"cpu": 0.15, "cuda": 0.05}
 TAU = {"cpu": 0.8, "cuda": 0.9}
 DETECTORS = 10
@@ -72,6 +73,12 @@ def check_timing(files: Files, runtime: str, precision: Precision, kind: str) ->
     backend = open_backend(runtime, precision=precision)
     timer = backend.load(backend.build(ANCHOR))
     latency = measure({"anchor": timer}, Protocol(rounds=5, round_ms=200.0))["anchor"]
+    of_anchor = []
+    if isinstance(backend, TensorRTBackend):
+        apart = launches_apart(backend)
+        of_anchor = [
+            Reading(f"the anchor in launches {LONGER} times as long", apart, REPEATED[kind])
+        ]
     few, many = (
         _run_ms(files.artifact(runtime, precision, "detections"), runtime, runs)
         for runs in RUNS[kind]
@@ -83,8 +90,21 @@ def check_timing(files: Files, runtime: str, precision: Precision, kind: str) ->
         Reading(
             "{} and {} runs differ by".format(*RUNS[kind]), abs(few / many - 1), REPEATED[kind]
         ),
+        *of_anchor,
         Reading("load per core", busy),
     ]
+
+
+def launches_apart(backend: TensorRTBackend) -> float:
+    """Return by which share the anchor's latency differs if many more runs are one launch.
+
+    What starting a launch takes would be in the latency of few runs, and hide what differs between
+    small operations.
+    """
+    built = backend.build(ANCHOR)
+    usual, longer = (backend.load(built, ms) for ms in (INTERVAL_MS, LONGER * INTERVAL_MS))
+    least_ms = [min(timer().latency_ms for _ in range(15)) for timer in (usual, longer)]
+    return abs(least_ms[0] / least_ms[1] - 1)
 
 
 def _run_ms(artifact: Path, runtime: str, runs: int) -> float:

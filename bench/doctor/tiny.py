@@ -19,8 +19,10 @@ from adapt.runtime import Precision
 from adapt.space import Operation
 from export.deploy import Deployment
 from export.deploy import write_graphs as write_deployed
+from export.engine.configure import BuildOptions
 from export.graph.onnx_file import description_of, load_onnx, save_onnx, with_outputs
 from export.graph.options import RAW_HEADS
+from export.graph.precision import rest_precision
 from export.run.inference import Array, ImageDetections
 from export.run.runner import TorchRunner
 
@@ -67,16 +69,18 @@ class Files:
         """Tactic timings that all engines share."""
         return self.folder / "timing.cache"
 
-    def graph(self, precision: Precision, tail: str) -> Path:
-        """The ONNX file of a precision that ends in ``detections`` or raw ``heads``."""
-        return self.folder / f"{precision}-{tail}.onnx"
+    def graph(self, runtime: str, precision: Precision, tail: str) -> Path:
+        """The ONNX file that ends in ``detections`` or raw ``heads``; int8 differs by runtime."""
+        rest = rest_precision(runtime, precision)
+        kind = f"{precision}-of-fp16" if (precision, rest) == ("int8", "fp16") else precision
+        return self.folder / f"{kind}-{tail}.onnx"
 
     def artifact(self, runtime: str, precision: Precision, tail: str) -> Path:
         """What a runtime runs."""
         if runtime == "torch":
             return self.detector
         if runtime.startswith("ort"):
-            return self.graph(precision, tail)
+            return self.graph(runtime, precision, tail)
         return self.folder / f"{runtime}-{precision}-{tail}.plan"
 
 
@@ -111,22 +115,23 @@ def _awake(build: Callable[[], RetinaNet]) -> RetinaNet:
     return model.eval()
 
 
-def write_graphs(files: Files, precision: Precision) -> None:
-    """Export the detector as `adapt export` does, and once more with the raw heads as outputs."""
+def write_graphs(files: Files, runtime: str, precision: Precision) -> None:
+    """Export the detector as `adapt export` does for a runtime, and once more with raw heads."""
     deployment = Deployment(
         tail="tensor-nms",
         precision=precision,
         batch=BATCH,
         dynamic=True,
         calibration=[files.photos] if precision == "int8" else (),
+        engine=BuildOptions() if runtime.startswith("tensorrt") else None,
     )
-    detections = files.graph(precision, "detections")
+    detections = files.graph(runtime, precision, "detections")
     write_deployed(files.detector, detections, deployment)
     model = load_onnx(detections)
     description = {**description_of(model), "tail": "none"}
     # Without what follows the heads, so that an engine's layers are those of the network.
     heads = Extractor(with_outputs(model, RAW_HEADS)).extract_model(["images"], list(RAW_HEADS))
-    save_onnx(heads, description, files.graph(precision, "heads"))
+    save_onnx(heads, description, files.graph(runtime, precision, "heads"))
 
 
 def expected_heads(files: Files, pixels: Array) -> dict[str, Array]:

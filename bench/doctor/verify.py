@@ -32,6 +32,7 @@ from bench.doctor.measuring import check_costs, check_libraries, check_sensors, 
 from bench.doctor.runtimes import RuntimeState, diagnose, runtime_state, to_json
 from bench.doctor.tiny import PRECISIONS, Files
 from bench.doctor.training import check_fp32, check_training
+from export.graph.precision import rest_precision
 from export.run.runner import RUNTIMES
 
 SURVEY_SECONDS = 120.0
@@ -163,17 +164,23 @@ def run_steps(
 
 def planned(files: Files, survey: Survey) -> list[Step]:
     """Return the steps for a machine, with those that it cannot do and why."""
-    exports = [
-        Step(f"ONNX {p}", check_export, (files, p), seconds=EXPORT_SECONDS, needs=(DETECTOR,))
-        for p in PRECISIONS
-    ]
-    steps = [*_device_steps(survey), Step(DETECTOR, check_detector, (files,)), *exports]
+    builders = [runtime for runtime, state in survey.runtimes.items() if state.builds]
+    exports = {_export(r, p): (r, p) for r in (*builders, "ort-cpu") for p in PRECISIONS}
+    steps = [*_device_steps(survey), Step(DETECTOR, check_detector, (files,))]
+    for title, of in exports.items():
+        steps.append(Step(title, check_export, (files, *of), EXPORT_SECONDS, needs=(DETECTOR,)))
     for runtime in survey.runtimes:
         steps += _runtime_steps(files, runtime, survey)
     for amp in ("off", "bf16", "fp16"):
         title, arguments = f"training, amp {amp}", (files, amp)
         steps.append(Step(title, check_training, arguments, needs=(DETECTOR,), skip=survey.no_gpu))
     return steps
+
+
+def _export(runtime: str, precision: Precision) -> str:
+    """Return the title of the step that exports what a runtime deploys."""
+    rest = rest_precision(runtime, precision)
+    return f"ONNX {precision}" if rest in (precision, "fp32") else f"ONNX {precision} and {rest}"
 
 
 def _device_steps(survey: Survey) -> list[Step]:
@@ -209,7 +216,7 @@ def _artifact_steps(
 ) -> Iterator[Step]:
     """Yield the steps of one runtime in one precision."""
     name, arguments = f"{runtime} {precision}", (files, runtime, precision)
-    needs = (DETECTOR,) if runtime == "torch" else (f"ONNX {precision}",)
+    needs = (DETECTOR,) if runtime == "torch" else (_export(runtime, precision),)
     outputs = f"{name}: outputs"
     if state.builds:
         build = f"{name}: build"

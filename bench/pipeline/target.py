@@ -11,7 +11,7 @@ from adapt.progress import Progress
 from bench.acceptance.ap_gate import GateOptions, deploy_within
 from bench.costs.recipe_table import recipe_backend
 from export.deploy import Deployment, deploy
-from export.engine.configure import BuildOptions
+from export.engine.configure import BuildOptions, check_candidates
 from export.engine.installed import check_builder, load_tensorrt
 from export.samples import CALIBRATION_IMAGES
 from search.recipe.recipe import DeviceRecipe, Recipe
@@ -61,8 +61,8 @@ class Target:
         """Check that detectors can be deployed from this machine.
 
         Raises:
-            AdaptError: If PyTorch is asked for a precision that its files do not have, or the
-                engine's builder is missing or does not start.
+            AdaptError: If PyTorch is asked for a precision that its files do not have, the engine's
+                builder is missing or does not start, or it cannot rank so many candidates.
         """
         if self.device.runtime == "torch" and self.device.precision != "fp32":
             raise AdaptError(
@@ -71,6 +71,7 @@ class Target:
                 "runtime ort-cuda or tensorrt"
             )
         if self.on_engine:
+            check_candidates(self.device.runtime, self.recipe.detector.nms_candidates)
             check_builder(self.flavour)
 
     def why_not_here(self) -> str:
