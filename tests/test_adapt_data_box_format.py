@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from data_parts import annotation, read, write_set
 
+from adapt.data.check import check_split
 from adapt.data.coco import load_split
 from adapt.errors import AdaptError
 
@@ -44,3 +45,25 @@ def test_a_few_boxes_may_look_like_corners_by_chance(tmp_path: Path) -> None:
     boxes = [annotation(bbox=[18, 14, 39, 29]), annotation()]
     kinds = [problem.kind for problem in read(write_set(tmp_path, annotations=boxes)).problems]
     assert kinds == ["boxes that stick out of their image"]
+
+
+@pytest.mark.parametrize("size", [(20, 15), (26, 20)])
+def test_boxes_of_smaller_copies_of_the_images_are_doubted(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    factors = size[0] / 40, size[1] / 30
+    form = lambda x, y, w, h: [x * factors[0], y * factors[1], w * factors[0], h * factors[1]]  # noqa: E731
+    split = read(with_random_boxes(tmp_path / "set", form, 40))
+    assert not split.problems
+    assert "all 40 boxes of" in split.cornered()
+    assert split.cornered() in split.doubts(100)
+    assert split.cornered() in check_split(split).warnings
+
+
+@pytest.mark.parametrize("number", [5, 40])
+def test_boxes_all_over_the_images_and_few_boxes_are_not_doubted(
+    tmp_path: Path, number: int
+) -> None:
+    scale = 1 if number == 40 else 0.5
+    form = lambda *box: [value * scale for value in box]  # noqa: E731
+    assert read(with_random_boxes(tmp_path / "set", form, number)).cornered() == ""

@@ -129,6 +129,21 @@ def test_companions_of_macos_are_no_images(tmp_path: Path) -> None:
     assert find_images([tmp_path]) == [path]
 
 
+def test_a_folder_gives_its_images_whatever_else_it_holds(tmp_path: Path) -> None:
+    images = [photo(tmp_path / name, 1, (4, 3)) for name in ("a.PNG", "b.gif", "c.jfif.png")]
+    for folder in (".ipynb_checkpoints", "d.jpg"):
+        (tmp_path / folder).mkdir()
+        photo(tmp_path / folder / "x-checkpoint.png", 1, (4, 3))
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert find_images([tmp_path]) == [*images, tmp_path / "d.jpg" / "x-checkpoint.png"]
+
+
+def test_photos_that_cannot_be_read_are_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "x.HEIC").write_bytes(b"no image")
+    with pytest.raises(AdaptError, match=r"x\.HEIC cannot be decoded"):
+        open_image(*find_images([tmp_path]))
+
+
 def test_a_truncated_image_is_one_sentence_everywhere(tmp_path: Path) -> None:
     path = photo(tmp_path / "x.png", 1, (40, 30))
     path.write_bytes(path.read_bytes()[:500])

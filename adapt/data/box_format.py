@@ -10,6 +10,7 @@ from adapt.data.repair import TOLERANCE, Box, Problem
 
 LEAST_BOXES = 10  # fewer may fit another form by chance
 MOST, SOME = 0.95, 0.1  # shares of boxes that fit another form, and that do not fit COCO's
+CORNER = 2 / 3  # share of width and height that boxes rarely all keep to
 PIXELS = "COCO's boxes are [x, y, width, height] in pixels"
 
 
@@ -42,6 +43,24 @@ def box_format_problem(
         if _inside(*corners, widths, heights).mean() >= MOST:
             return _problem(file, len(a), form)
     return None
+
+
+def corner_doubt(ends: NDArray[np.float64], file: Path) -> str:
+    """Say in one line that all boxes lie at the upper left; empty if they do not, or are few.
+
+    No box of annotations made on smaller copies of the images, or in percent, leaves its image.
+
+    Args:
+        ends: ``float64[N, 2]``, right and lower end of every box as fractions of its image.
+        file: The annotation file.
+    """
+    if len(ends) < LEAST_BOXES or ends.max() > CORNER:
+        return ""
+    right, low = ends.max(axis=0)
+    return (
+        f"all {len(ends)} boxes of {file} lie in the left {right:.0%} and the upper {low:.0%} of "
+        "their images; boxes of smaller copies of the images, or in percent, look like that"
+    )
 
 
 def _are_fractions(boxes: NDArray[np.float64]) -> bool:

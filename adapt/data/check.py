@@ -10,7 +10,7 @@ import numpy as np
 
 from adapt.data.coco import CocoSplit, ImageBoxes, read_annotations
 from adapt.data.image_check import inspect_image, orientation_warnings, turned_problems
-from adapt.data.layout import check_folder, find_split, has_split, split_names
+from adapt.data.layout import check_folder, find_split, has_split, real_path, split_names
 from adapt.data.repair import Problem, Remedy
 from adapt.errors import AdaptError
 from adapt.progress import Stage, silent_stage
@@ -201,8 +201,8 @@ def _compared(report: DataReport, name: str, read: Mapping[str, CocoSplit]) -> D
         message, _, fix = str(error).rpartition("; ")
         problem = Problem("splits with classes unknown to train", message, fix, "refused")
         problems = (*problems, *_by_kind([problem]))
-    trained = {image.path.resolve() for image in train.images}
-    shared = [image.path for image in split.images if image.path.resolve() in trained]
+    trained = {real_path(image.path) for image in train.images}
+    shared = [image.path for image in split.images if real_path(image.path) in trained]
     if shared:
         warnings = (
             *warnings,
@@ -242,8 +242,7 @@ def _image_warnings(split: CocoSplit) -> list[str]:
             f"{split.annotations} lists {len(twice)} image files more than once (the first: "
             f"{twice[0]}); the boxes of one entry are missing from the others"
         )
-    crowded = split.crowded(DETECTIONS)
-    return [*warnings, *([crowded] if crowded else [])]
+    return warnings + [text for text in (split.cornered(), split.crowded(DETECTIONS)) if text]
 
 
 def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.data.annotated_image import CocoImage
-from adapt.data.box_format import box_format_problem
+from adapt.data.box_format import box_format_problem, corner_doubt
 from adapt.data.entries import Annotation, Id, Reader, category_name, find_root_category, read_lists
 from adapt.data.image_check import inspect_image, turned_problems
 from adapt.data.layout import find_split
@@ -167,7 +167,16 @@ class CocoSplit:
         Args:
             detections: How many the detector returns per image at most.
         """
-        return [text for text in (self.repaired(), self.crowded(detections)) if text]
+        texts = self.repaired(), self.cornered(), self.crowded(detections)
+        return [text for text in texts if text]
+
+    def cornered(self) -> str:
+        """Say in one line that boxes may be of smaller copies of the images; empty if not."""
+        ends = [
+            boxes.xyxy[:, 2:] / (image.width, image.height)
+            for image, boxes in zip(self.images, self.boxes, strict=True)
+        ]
+        return corner_doubt(np.concatenate([np.empty((0, 2)), *ends]), self.annotations)
 
     def repaired(self) -> str:
         """Return in one line how many boxes were cut or left out; empty if none."""

@@ -18,8 +18,10 @@ PADDING = 114
 # The ImageNet mean. torchvision pads images of a batch, where their sizes differ, with zeros after
 # normalisation: what a detector has seen beside its images that was trained by the shortest edge.
 MEAN = (124, 116, 104)
-# Of files that folders are searched for.
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# Of files that folders are searched for. Also those that Pillow may not read: what a camera wrote
+# must not be passed over without a word.
+COMMON = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = COMMON | {".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".mpo"}
 # Pillow's own limit is for servers that open files of strangers; ours is max_megapixels.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -165,10 +167,10 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     images: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(filter(_is_image, path.rglob("*")))
+            inside = sorted(found for found in path.rglob("*") if _is_image(found, path))
             if not inside:
                 raise AdaptError(
-                    f"folder {path} holds no image; files must end in {', '.join(sorted(SUFFIXES))}"
+                    f"folder {path} holds no image; files must end in {', '.join(sorted(COMMON))}"
                 )
             images += inside
         elif path.is_file():
@@ -178,9 +180,11 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return images
 
 
-def _is_image(path: Path) -> bool:
-    # macOS writes a companion ._photo.jpg beside photo.jpg, which is no image.
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def _is_image(path: Path, folder: Path) -> bool:
+    # macOS writes a companion ._photo.jpg beside photo.jpg, which is no image; file managers and
+    # notebooks keep copies in hidden folders.
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in SUFFIXES and not hidden and not path.is_dir()
 
 
 def open_image(path: Path) -> Image.Image:

@@ -1,5 +1,6 @@
 """Where do the annotations and the images of a split lie?"""
 
+import os
 import re
 from pathlib import Path
 from unicodedata import normalize
@@ -82,6 +83,14 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # too long
         return False
+
+
+def real_path(path: Path) -> str:
+    """Return the file that links lead to; the path itself where the system knows no such name."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # of a link to itself, with a zero byte, of half a character
+        return str(path)
 
 
 def image_path(folder: Path, name: str) -> Path:

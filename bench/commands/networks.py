@@ -41,12 +41,12 @@ class SplitOptions:
         return f"split {self.name}{chosen_on}"
 
     def load(self) -> "CocoSplit":
-        """Read the split; say what was repaired."""
+        """Read the split; say what was repaired, and what may be wrong."""
         from adapt.data.coco import load_split
 
         split = load_split(self.data, self.name, repair=self.repair).limit(self.limit)
-        if split.repaired():
-            warn(split.repaired())
+        for doubt in filter(None, (split.repaired(), split.cornered())):
+            warn(doubt)
         return split
 
 
