@@ -2,8 +2,9 @@
 
 from typing import Any
 
-# For dataclasses that are read from users' files: a misspelt field is an error, not a default.
-FORBID_UNKNOWN: Any = {"extra": "forbid"}
+# For dataclasses that are read from users' files: a misspelt field is an error, not a default, and
+# NaN, which no comparison refuses, is no number.
+FORBID_UNKNOWN: Any = {"extra": "forbid", "allow_inf_nan": False}
 
 
 class AdaptError(ValueError):

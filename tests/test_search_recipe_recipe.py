@@ -127,6 +127,35 @@ def test_misspelt_field_is_refused_by_its_name(tmp_path: Path, text: str) -> Non
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
+        ("[fine_tune]\nlr = 0.1", "fine_tune: there is no such field; is finetune meant?"),
+        (
+            "[finetune]\nbatchsize = 3",
+            "finetune.batchsize: there is no such field; is batch_size m",
+        ),
+        ("[input]\nhieght = 64\nwidth = 96", "input.hieght: there is no such field; is height m"),
+        ("[search.weights]\nlearning = 3", "use one of epochs, batch_size"),
+    ],
+)
+def test_misspelt_field_names_the_one_that_may_be_meant(
+    tmp_path: Path, text: str, fragment: str
+) -> None:
+    with pytest.raises(AdaptError) as caught:
+        load(tmp_path, text)
+    assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize(
+    "field", ["finetune.lr", "search.arch_lr", "finetune.momentum", "detector.score_threshold"]
+)
+def test_numbers_are_finite(tmp_path: Path, field: str, value: str) -> None:
+    with pytest.raises(AdaptError, match=rf"mine\.toml: {field}: .*finite number, got {value}"):
+        load(tmp_path, f"{field} = {value}")
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
         ("seed = 'many'", "seed: "),
         ("init = 'zeros'", "init: "),
         ("[search]\nwarmup_epochs = 20", "warmup_epochs must lie in [0, 14], got 20"),

@@ -5,7 +5,8 @@ but the milestones of the fine-tuning are the usual ones of 24 epochs.
 """
 
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from search.recipe.optimisation import (
 
 PRESETS = Path(__file__).parent / "presets"
 Init = Literal["imagenet", "scratch"]
+UNKNOWN = "unexpected_keyword_argument"  # pydantic's word for a field that there is not
 
 
 @dataclass(frozen=True)
@@ -325,8 +327,21 @@ def _parse(text: str, path: Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise AdaptError(f"recipe {path} is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt field before the one that is missing for it.
+        first = min(error.errors(), key=lambda one: one["type"] != UNKNOWN)
         where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        of_recipe = first.get("ctx", {}).get("error")  # a recipe's ValueError says what it got
-        reason = str(of_recipe) if of_recipe else f"{first['msg']}, got {first['input']!r}"
-        raise AdaptError(f"recipe {path}: {where}: {reason}") from error
+        raise AdaptError(f"recipe {path}: {where}: {_reason(first)}") from error
+
+
+def _reason(error: Any) -> str:
+    if error["type"] == UNKNOWN:
+        *parents, name = error["loc"]
+        part: Any = Recipe()
+        for parent in parents:
+            part = getattr(part, parent)
+        known = [one.name for one in fields(part)]
+        alike = get_close_matches(str(name), known, n=1)
+        meant = f"is {alike[0]} meant?" if alike else f"use one of {', '.join(known)}"
+        return f"there is no such field; {meant}"
+    of_recipe = error.get("ctx", {}).get("error")  # a recipe's ValueError says what it got
+    return str(of_recipe) if of_recipe else f"{error['msg']}, got {error['input']!r}"
