@@ -195,3 +195,12 @@ def test_pytorch_measures_fp32_without_tf32_and_leaves_the_process_as_it_was(art
     with TorchRunner(artifacts["torch"]["fp32"]):
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32
+
+
+def test_pytorch_computes_heads_where_the_detector_is(artifacts):
+    """On a device without data, which refuses tensors of another one as a GPU does."""
+    with (
+        TorchRunner(artifacts["torch"]["fp32"], device=torch.device("meta")) as runner,
+        pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"),
+    ):
+        runner.heads(images(1))

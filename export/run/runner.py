@@ -175,7 +175,8 @@ class TorchRunner(Runner):
 def torch_heads(model: RetinaNet, images: Array) -> dict[str, Array]:
     """Return the raw heads that PyTorch computes for uint8 images; see :meth:`Runner.heads`."""
     device = next(model.parameters()).device
-    heads = RawHeads(model)(torch.from_numpy(unit(images)).to(device))
+    # Its own constants too: the mean and the deviation of images.
+    heads = RawHeads(model).to(device)(torch.from_numpy(unit(images)).to(device))
     return {name: head.cpu().numpy() for name, head in zip(RAW_HEADS, heads, strict=True)}
 
 
