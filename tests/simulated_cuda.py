@@ -361,6 +361,7 @@ def nvml_members(cuda: Cuda) -> dict[str, Any]:
         "nvmlDeviceGetPowerManagementLimit": 400_000,
         "nvmlDeviceGetTemperature": 40,
         "nvmlDeviceGetPersistenceMode": 1,
+        "nvmlDeviceGetComputeMode": 0,
         "nvmlDeviceGetCurrentClocksThrottleReasons": 0,
         "nvmlDeviceGetCurrentClocksEventReasons": 0,
         "nvmlDeviceGetMigMode": (int(cuda.mig), int(cuda.mig)),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pynvml
 import pytest
 from core_parts import once
 from simulated_gpu import Simulation, simulated_gpu
@@ -24,7 +25,13 @@ from bench.doctor.checks import (
     heads_error,
 )
 from bench.doctor.contained import Reading
-from bench.doctor.measuring import REPEATED, check_sensors, check_timing, launches_apart
+from bench.doctor.measuring import (
+    REPEATED,
+    check_libraries,
+    check_sensors,
+    check_timing,
+    launches_apart,
+)
 from bench.doctor.tiny import Files, expected_heads, images
 from bench.doctor.training import check_fp32, check_training
 from bench.latency.backend import TensorRTBackend
@@ -76,6 +83,16 @@ def test_timings_of_a_simulated_gpu_are_steady_and_its_sensors_fast(
 ) -> None:
     assert passed(check_timing(files, "tensorrt", "fp16", "cuda"))
     assert passed(check_sensors())
+
+
+def test_a_gpu_for_one_process_alone_does_not_pass(
+    gpu: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(check_libraries()) == 2
+    assert passed(check_libraries())
+    exclusive = pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeMode", lambda _: exclusive)
+    assert [reading.passed for reading in check_libraries()] == [True, False]
 
 
 def test_launches_that_take_as_long_as_their_runs_do_not_pass(

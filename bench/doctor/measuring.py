@@ -20,6 +20,7 @@ from bench.doctor.contained import Reading
 from bench.doctor.cuda import CudaStack
 from bench.doctor.tiny import Files, images
 from bench.latency.backend import INTERVAL_MS, TensorRTBackend, open_backend
+from bench.latency.nvml import nvml
 from bench.latency.provenance import gpu_state, usable_cores
 from bench.latency.subject import ANCHOR
 from bench.latency.timing import Protocol, measure
@@ -54,8 +55,14 @@ COSTS = DetectorSpace(
 
 
 def check_libraries() -> list[Reading]:
-    """Compare what the libraries were built for with what the driver runs."""
-    return [Reading("libraries that are too new for the driver", len(CudaStack.here().too_new), 0)]
+    """Compare libraries with the driver, and see that several processes may use the GPU.
+
+    A table is built in one process and measured in another, beside that of the command.
+    """
+    too_new = len(CudaStack.here().too_new)
+    mode = nvml().read("nvmlDeviceGetComputeMode", nvml().board)
+    alone = [] if mode is None else [Reading("compute mode (0: for several processes)", mode, 0)]
+    return [Reading("libraries that are too new for the driver", too_new, 0), *alone]
 
 
 def check_sensors() -> list[Reading]:
