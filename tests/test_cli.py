@@ -145,7 +145,7 @@ def test_help_shows_every_option_in_narrow_terminals(command: str, columns: int)
     shown = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)}).stdout
     wide = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).stdout
     assert "…" not in shown
-    assert OPTION.findall(shown) == OPTION.findall(wide) != []
+    assert {"--help"} <= set(OPTION.findall(wide)) <= set(OPTION.findall(shown))
 
 
 def test_commands_carry_a_detector_from_search_to_report(recipe: Path, tmp_path: Path) -> None:
