@@ -1,8 +1,10 @@
 """Whatever happens in a step of a verification, the next ones run."""
 
 import ctypes
+import multiprocessing
 import os
 import re
+import signal
 import sys
 import time
 
@@ -64,3 +66,17 @@ def test_a_step_needs_those_that_passed_and_one_that_cannot_be_says_why() -> Non
     step = Step("b", len, ((),), needs=("a",))
     assert run_step(step, passed=()) == Outcome("b", "SKIP", reason="needs a, which did not pass")
     assert run_step(Step("c", skip="no GPU"), passed=()).reason == "no GPU"
+
+
+def test_interrupts_are_for_the_command_not_for_its_processes() -> None:
+    assert contained(signal.getsignal, (signal.SIGINT,), 60) == (signal.SIG_IGN, "")
+
+
+def test_an_interrupted_command_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.Future.result", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        contained(time.sleep, (60,), 60)
+    assert multiprocessing.active_children() == []

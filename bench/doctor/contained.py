@@ -5,6 +5,7 @@ failure. What libraries print there goes to a file, whose end explains a crash.
 """
 
 import math
+import multiprocessing
 import os
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pebble import ProcessExpired, concurrent
 
 from bench.latency.workers import process_context
 
+STOP_SECONDS = 5.0  # that a process has to end
 Status = Literal["PASS", "FAIL", "SKIP"]
 PRELOAD = "bench.doctor.verify"  # what every step needs, imported once
 TAIL = 300  # characters of what a crashed step printed last
@@ -160,7 +162,10 @@ def contained(
 
 def _call_quietly(log: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Call a function; what it and its libraries print goes to a file."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    except FileNotFoundError:
+        os._exit(1)  # Ctrl-C came while this process started, and nobody waits for it
     os.dup2(file, 1)
     os.dup2(file, 2)
     return function(*arguments)
@@ -174,6 +179,11 @@ def _result(future: "Future[Any]", log: Path) -> tuple[Any, str]:
     except ProcessExpired as error:
         said = " ".join(log.read_text(errors="replace").split()) if log.exists() else ""
         reason = f"its process died (exit code {error.exitcode}) {said[-TAIL:]}".strip()
+    except KeyboardInterrupt:
+        future.cancel()  # ends its process, which still needs the folder of its log until then
+        for process in multiprocessing.active_children():
+            process.join(STOP_SECONDS)
+        raise
     except (Exception, SystemExit) as error:  # of any library: a verification goes on
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None, reason

@@ -8,9 +8,12 @@ runs next in its process. Such a failure costs one subject, not the whole profil
 
 import functools
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Self
@@ -253,7 +256,23 @@ def process_context(preload: str = __name__) -> BaseContext:
     # a spawned process imports for seconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
+    _start_server_that_ignores_interrupts()
     return context
+
+
+def _start_server_that_ignores_interrupts() -> None:
+    """Start the fork server, whose processes all ignore Ctrl-C, as it does.
+
+    A terminal interrupts every process of a command. This one tells of it and ends the others,
+    which would print tracebacks.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # only there can signals be set
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _outcome(future: "Future[Any]") -> Any:
