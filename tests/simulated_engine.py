@@ -78,16 +78,9 @@ class ICudaEngine(Object):
 
     @functools.cached_property
     def _session(self) -> Any:
-        import onnxruntime
+        from export.run.onnx_session import ort_session  # which knows the faults of ONNX Runtime
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        if any(node.op_type == "DequantizeLinear" for node in self._model.graph.node):
-            # ONNX Runtime 1.31 optimises pairs away whose scales are fp16.
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        model = self._model.SerializeToString()
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort_session("ort-cpu", self._model.SerializeToString(), threads=1)
 
 
 class EngineInspector(Object):
