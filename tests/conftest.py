@@ -17,6 +17,7 @@ import torch
 from core_parts import TINY_SPACE, once, tiny
 from profile_parts import measurement
 from simulated_device import Simulated
+from traced_once import traced_once
 
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
@@ -61,6 +62,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _equal_networks_are_traced_once(made: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        (made / "traces").mkdir(exist_ok=True)
+        patch.setattr("export.graph.onnx_file._trace", traced_once(made / "traces"))
+        yield
 
 
 @pytest.fixture(scope="session")

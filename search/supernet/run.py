@@ -64,7 +64,7 @@ def run_search(
                     if plot_due.due():
                         plot_search(log.path, out / "search.png")
                 search.losses.clear()
-        if log:
+        if log and log.path.is_file():
             plot_search(log.path, out / "search.png")
     return checkpoint.path
 

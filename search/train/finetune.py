@@ -239,7 +239,7 @@ def _train(
                 log.append(entry)
                 if plot_due.due():
                     plot_training(lines, plot)
-        if log:
+        if log and lines.is_file():
             plot_training(lines, plot)
 
 

@@ -31,7 +31,7 @@ class LogFiles:
 
 
 class TrainingLog:
-    """JSON lines and TensorBoard's event files of a training.
+    """JSON lines and TensorBoard's event files of a training; the first entry creates them.
 
     Args:
         files: Where they are.
@@ -41,18 +41,23 @@ class TrainingLog:
     """
 
     def __init__(self, files: LogFiles, start: int, draw: Draw) -> None:
+        self.path, self._folder, self._start, self._draw = files.lines, files.board, start, draw
+        self._board: SummaryWriter | None = None
+        self._warned: set[str] = set()
+
+    def _open(self) -> "SummaryWriter":
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path, self._draw = files.lines, draw
         # A checkpoint whose log is lost is enough to continue.
-        entries = read_log(self.path) if start and self.path.is_file() else []
-        kept = [entry for entry in entries if entry["step"] <= start]
+        entries = read_log(self.path) if self._start and self.path.is_file() else []
+        kept = [entry for entry in entries if entry["step"] <= self._start]
         write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._warned = {warning for entry in kept for warning in entry.get("warnings", ())}
-        self._board: SummaryWriter = SummaryWriter(str(files.board), purge_step=start + 1)
+        return SummaryWriter(str(self._folder), purge_step=self._start + 1)
 
     def append(self, entry: Entry) -> list[str]:
         """Write an entry, and return those of its warnings that are new."""
+        self._board = self._board or self._open()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._draw(self._board, entry)
@@ -64,7 +69,8 @@ class TrainingLog:
 
     def close(self) -> None:
         """Close TensorBoard's file."""
-        self._board.close()
+        if self._board:
+            self._board.close()
 
 
 @contextmanager
