@@ -112,7 +112,7 @@ codecs.register_error(IN_ASCII, _in_ascii)
 
 def _encodable(text: str) -> str:
     """Return a text as stdout will show it, whose length is that on the screen."""
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = (sys.stdout and sys.stdout.encoding) or "utf-8"  # a closed stdout is None
     return text.encode(encoding, IN_ASCII).decode(encoding)
 
 

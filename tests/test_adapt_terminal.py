@@ -108,6 +108,12 @@ def test_a_broken_pipe_that_is_not_stdout_is_an_error_with_its_traceback(monkeyp
     assert isinstance(result.exception, RuntimeError)
 
 
+def test_results_for_a_closed_stdout_go_nowhere(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    print_fields({"class": "Gefäß"}, title="λ")
+    print_rows(*ROWS, caption="measured here")
+
+
 def test_a_full_disk_behind_stdout_is_one_sentence(monkeypatch, capfd):
     monkeypatch.setattr("adapt.network.weights.find_weights", lambda source: source)
     with open("/dev/full", "w", buffering=1) as full:
