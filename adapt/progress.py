@@ -49,7 +49,8 @@ def console_stage(title: str) -> Iterator[Progress]:
 
     console = Console(stderr=True)
     start = time.monotonic()
-    if console.is_terminal:
+    # FORCE_COLOR, which CI often sets, makes any file a terminal for Rich; dumb ones have no bar.
+    if sys.stderr and sys.stderr.isatty() and console.is_interactive:
         with _bar(console, title) as progress:
             yield progress
     else:

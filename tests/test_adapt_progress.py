@@ -1,5 +1,6 @@
 """Progress of long work, as logs show it."""
 
+import io
 import subprocess
 import sys
 
@@ -44,6 +45,20 @@ def test_short_work_prints_its_end_only(capsys):
     with console_stage("eval") as progress:
         progress(1, 2)
     assert capsys.readouterr().err == "eval: 0 s\n"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "environment"), [(False, {"FORCE_COLOR": "1"}), (True, {"TERM": "dumb"})]
+)
+def test_logs_in_colour_and_dumb_terminals_get_lines(is_terminal, environment, monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(written, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", written)
+    for name, value in {"ADAPT_PROGRESS_SECONDS": "0", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with console_stage("search") as progress:
+        progress(1, 2, "loss 3.0")
+    assert written.getvalue() == "search: 1 of 2, loss 3.0, 0:00:00 elapsed\nsearch: 0 s\n"
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan"])
