@@ -16,6 +16,7 @@ from adapt.errors import AdaptError
 
 GZIP = b"\x1f\x8b"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PROBE = 2**20  # bytes; what a library's last, failed write was of is unknown
 
 
 @contextmanager
@@ -33,14 +34,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # mkstemp makes a private file, and some libraries put one of their own in its place.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in NO_SPACE:
+    except Exception as error:
+        reason = _no_space(error, temporary)
+        if not reason:
             raise
         raise AdaptError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another --out"
+            f"cannot write {path}: {reason}; free some space or choose another --out"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _no_space(error: Exception, written: Path) -> str:
+    """Return why there is no space for a file; empty if the error has another cause.
+
+    Libraries that write in C++ (torch.save, safetensors, ONNX) tell it as errors of their own: a
+    few more bytes meet the system's.
+    """
+    if isinstance(error, AdaptError):
+        return ""
+    if not isinstance(error, OSError):
+        try:
+            with written.open("ab") as file:
+                file.write(bytes(PROBE))
+        except OSError as met:
+            error = met
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number in NO_SPACE else ""
 
 
 def make_folder(folder: Path) -> None:

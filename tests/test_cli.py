@@ -310,6 +310,7 @@ BAD: list[tuple[Callable[[Path, Path], list[object]], int, str]] = [
     (lambda r, t: ["export", t / "no.safetensors"], 1, "does not exist"),
     (lambda r, t: ["export", r], 1, "not a readable safetensors file"),
     (lambda r, t: ["export", t / "no.safetensors", "--ap-gate", "1"], 1, "with --data"),
+    (lambda r, t: ["export", t / "no.safetensors", "--ap-gate", "nan"], 2, "--ap-gate"),
     (lambda r, t: ["predict", t / "no.onnx", t], 1, "holds no image"),
     (lambda r, t: ["predict", t / "no.onnx", r], 1, "does not exist"),
     (lambda r, t: ["eval", t / "no.onnx", "--data", root_of(r)], 1, "does not exist"),

@@ -60,7 +60,12 @@ class CheckOptions:
     ] = None
     ap_gate: Annotated[
         float | None,
-        typer.Option("--ap-gate", help="Fail if AP (0 to 100) drops by more; needs --data."),
+        typer.Option(
+            "--ap-gate",
+            min=-100,
+            max=100,
+            help="Fail if AP (0 to 100) drops by more; needs --data.",
+        ),
     ] = None
     data: Annotated[
         Path | None,

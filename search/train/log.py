@@ -1,13 +1,14 @@
 """Where are the reports of a training written and read? (JSON lines, TensorBoard)"""
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapt.artifacts import write_text
+from adapt.artifacts import NO_SPACE, write_text
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -58,10 +59,11 @@ class TrainingLog:
     def append(self, entry: Entry) -> list[str]:
         """Write an entry, and return those of its warnings that are new."""
         self._board = self._board or self._open()
-        with self.path.open("a", encoding="utf-8") as file:
+        with _space_for(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        self._draw(self._board, entry)
-        self._board.flush()
+        with _space_for(self._folder):
+            self._draw(self._board, entry)
+            self._board.flush()
         warnings = entry.get("warnings", ())
         new = [warning for warning in warnings if warning not in self._warned]
         self._warned.update(new)
@@ -70,7 +72,38 @@ class TrainingLog:
     def close(self) -> None:
         """Close TensorBoard's file."""
         if self._board:
-            self._board.close()
+            with _space_for(self._folder):
+                self._board.close()
+
+
+@contextmanager
+def _space_for(path: Path) -> Iterator[None]:
+    """Name the file that there is no space for; errors of open files do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise AdaptError(
+            f"cannot write {path}: {error.strerror}; free some space and run it again, which "
+            "continues from the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Keep TensorBoard's thread from printing the error of a full disk that flushing raises too."""
+    usual = threading.excepthook
+
+    def hook(caught: threading.ExceptHookArgs) -> None:
+        if not (isinstance(caught.exc_value, OSError) and caught.exc_value.errno in NO_SPACE):
+            usual(caught)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 @contextmanager
@@ -81,11 +114,12 @@ def training_log(
     if not main:
         yield None
         return
-    log = TrainingLog(files, start, draw)
-    try:
-        yield log
-    finally:
-        log.close()
+    with _told_once():
+        log = TrainingLog(files, start, draw)
+        try:
+            yield log
+        finally:
+            log.close()
 
 
 def draw_scalars(board: "SummaryWriter", scalars: Mapping[str, float | None], step: int) -> None:
