@@ -72,7 +72,18 @@ def make_folder(folder: Path) -> None:
     _temporary_beside(folder / "probe").unlink()
 
 
+def make_place(path: Path) -> None:
+    """Create the folder of a result file, and check that the file can be written there.
+
+    Raises:
+        AdaptError: If it cannot.
+    """
+    _temporary_beside(path).unlink()
+
+
 def _temporary_beside(path: Path) -> Path:
+    if path.is_dir():
+        raise AdaptError(f"cannot write {path}: it is a folder; name a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # mkstemp, not a fixed name: two runs may write the same artifact at once.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torchvision.models.detection import RetinaNet
 
-from adapt.artifacts import file_hash, make_folder, write_json
+from adapt.artifacts import file_hash, make_place, write_json
 from adapt.command_line import warn
 from adapt.data.images import find_images
 from adapt.detector.file import DetectorInfo, load_detector, read_detector_info
@@ -150,7 +150,7 @@ def deploy(
 @contextmanager
 def staged(onnx_path: Path) -> Iterator[Path]:
     """Yield a path in a temporary folder; its files move beside ``onnx_path`` if nothing fails."""
-    make_folder(onnx_path.parent)
+    make_place(onnx_path)
     with tempfile.TemporaryDirectory(dir=onnx_path.parent, prefix=".export-") as folder:
         yield Path(folder, onnx_path.name)
         for file in Path(folder).iterdir():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adapt.artifacts import atomic_path
+from adapt.artifacts import atomic_path, make_place
 from adapt.errors import AdaptError
 from search.train.log import Draw, Entry, LogFiles, training_log
 
@@ -45,6 +45,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     ):
         write(BIG, temporary)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match=r"is a folder; name a file in it"):
+        make_place(tmp_path)
 
 
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:

@@ -310,6 +310,11 @@ BAD: list[tuple[Callable[[Path, Path], list[object]], int, str]] = [
     (lambda r, t: ["export", t / "no.safetensors"], 1, "does not exist"),
     (lambda r, t: ["export", r], 1, "not a readable safetensors file"),
     (lambda r, t: ["export", t / "no.safetensors", "--ap-gate", "1"], 1, "with --data"),
+    (
+        lambda r, t: ["finetune", r, "--arch", "mobilenet_v2", "--out", t],
+        1,
+        "it is a folder; name a file in it",
+    ),
     (lambda r, t: ["export", t / "no.safetensors", "--ap-gate", "nan"], 2, "--ap-gate"),
     (lambda r, t: ["predict", t / "no.onnx", t], 1, "holds no image"),
     (lambda r, t: ["predict", t / "no.onnx", r], 1, "does not exist"),

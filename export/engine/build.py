@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from adapt.artifacts import atomic_path, file_hash, header, make_folder, write_json
+from adapt.artifacts import atomic_path, file_hash, header, make_place, write_json
 from adapt.errors import AdaptError
 from export.engine.configure import BuildOptions, Shape, build
 from export.engine.installed import builder_of, load_tensorrt, logger_of, refused
@@ -97,7 +97,7 @@ def build_engine(
             the engine lacks the precision of the file, or a file cannot be read or written.
     """
     options = options or BuildOptions()
-    make_folder(plan_path.parent)  # an unwritable folder must not cost the minutes of the builder
+    make_place(plan_path)  # an unwritable folder must not cost the minutes of the builder
     description = description_of(load_onnx(onnx_path)) or {}
     precision = description.get("precision", "unknown")
     trt = load_tensorrt(options.flavour)

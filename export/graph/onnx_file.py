@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from adapt.artifacts import atomic_path, check_header, make_folder
+from adapt.artifacts import atomic_path, check_header, make_place
 from adapt.errors import AdaptError
 from export.graph.nms import onnx_translations
 
@@ -67,7 +67,7 @@ def write_onnx(
     Raises:
         AdaptError: If the file cannot be written.
     """
-    make_folder(path.parent)  # an unwritable folder must not cost the seconds of the exporter
+    make_place(path)  # an unwritable folder must not cost the seconds of the exporter
     model = _trace(fused(network), signature, opset)
     _hide_outputs(model.graph, signature.inner)
     _name_nodes(model.graph)

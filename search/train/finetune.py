@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import Architecture, mobilenet_v2
-from adapt.artifacts import content_hash, file_hash, make_folder
+from adapt.artifacts import content_hash, file_hash, make_place
 from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.data.dataset import Batch, training_batches
 from adapt.detector.file import DetectorInfo, save_detector
@@ -197,7 +197,7 @@ def run_finetune(
         AdaptError: If weights are missing, the loss diverges, or ``path`` has another run's
             checkpoint.
     """
-    make_folder(path.parent)  # before hours of work, not after
+    make_place(path)  # before hours of work, not after
     session = session or Session()
     config = recipe.detector_config(len(train.class_names))
     ids = tuple(number for number in train.category_ids if number is not None)
