@@ -45,10 +45,10 @@ def traced_once(folder: Path) -> Any:
         except (pickle.PicklingError, TypeError, AttributeError, RuntimeError):
             return trace(network, signature, opset)
         file = folder / f"{key}.onnx"
-        once(
-            file,
-            lambda path: path.write_bytes(trace(network, signature, opset).SerializeToString()),
-        )
-        return onnx.load_model_from_string(file.read_bytes())
+        try:
+            once(file, lambda path: onnx.save(trace(network, signature, opset), path))
+        except OSError:  # a test of full disks
+            return trace(network, signature, opset)
+        return onnx.load(file)
 
     return look_up
