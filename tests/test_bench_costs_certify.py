@@ -90,3 +90,11 @@ def test_csv_and_heat_map_show_every_row(table, tmp_path):
     write_heat_map(table, tmp_path / "costs.png")
     assert len((tmp_path / "costs.csv").read_text().splitlines()) == len(table_rows(table)) + 1
     assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_costs_without_their_boundaries_are_called_unknown(simulated):
+    with simulated._connection:
+        simulated._connection.execute("DELETE FROM cost WHERE unit LIKE 'boundary%'")
+    shown = summarise(simulated)
+    assert "boundary" not in shown
+    assert shown["p6"] == "2 rows, no boundary measured yet"

@@ -74,13 +74,15 @@ def summarise(table: CostTable) -> dict[str, Any]:
 
 
 def _range(rows: list[dict[str, Any]]) -> str:
-    costs = [row["cost_ms"] for row in rows if row["cost_ms"] is not None] or [float("nan")]
+    costs = [row["cost_ms"] for row in rows if row["cost_ms"] is not None]
+    # Costs are known once boundaries are, which another shard has, or a stopped run had ahead.
+    known = f"{min(costs):.3f} to {max(costs):.3f} ms" if costs else "no boundary measured yet"
     inferred = sum(row["inferred"] for row in rows)
     drifted = sum(2 * row["drifted"] > row["rounds"] for row in rows)
     capped = sum(POWER_CAP in row["throttled"] for row in rows)
     counts = {"inferred": inferred, "drifted": drifted, "at the power cap": capped}
     notes = [f"{number} {what}" for what, number in counts.items() if number]
-    return ", ".join([f"{len(rows)} rows", f"{min(costs):.3f} to {max(costs):.3f} ms", *notes])
+    return ", ".join([f"{len(rows)} rows", known, *notes])
 
 
 def write_csv(table: CostTable, path: Path) -> None:
