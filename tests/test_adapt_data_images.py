@@ -1,6 +1,8 @@
 """Everything that opens images sees the same pixels, and refuses the same files."""
 
 from pathlib import Path
+from struct import pack
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -96,6 +98,19 @@ def test_sixteen_bits_are_refused_by_everything_that_opens_images(
         open_image(path)
     with pytest.raises(AdaptError, match=r"convert it to 8 bits a channel .`adapt data check`"):
         read_image(CocoImage(1, path, 40, 30))
+
+
+def test_colour_of_sixteen_bits_is_its_upper_eight(tmp_path: Path) -> None:
+    """Pillow reads such files and writes none."""
+    rows = (b"\0" + np.full((4, 3), 40000, ">u2").tobytes()) * 2
+    chunks = {
+        b"IHDR": pack(">IIBBBBB", 4, 2, 16, 2, 0, 0, 0),
+        b"IDAT": compress(rows),
+        b"IEND": b"",
+    }
+    body = (pack(">I", len(d)) + k + d + pack(">I", crc32(k + d)) for k, d in chunks.items())
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+    assert np.unique(np.asarray(open_image(tmp_path / "a.png"))) == [40000 >> 8]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr"])

@@ -209,7 +209,7 @@ def decode(path: Path) -> Image.Image:
 
     Raises:
         AdaptError: If the file is missing, damaged, no image, larger than
-            :func:`max_megapixels`, or has more than 8 bits per channel.
+            :func:`max_megapixels`, or is gray of more than 8 bits.
     """
     try:
         with Image.open(path) as file:
