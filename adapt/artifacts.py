@@ -8,12 +8,14 @@ import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from adapt.errors import AdaptError
 
+LATER = {"later": True}  # metadata of a field; see :func:`identity`
 GZIP = b"\x1f\x8b"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROBE = 2**20  # bytes; what a library's last, failed write was of is unknown
@@ -195,6 +197,27 @@ def content_hash(content: Any) -> str:
     """Return 16 hex digits that identify a JSON-serialisable value."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def identity(content: Any) -> Any:
+    """Return the plain content that identifies a dataclass, to be hashed.
+
+    It is what ``asdict`` returns, but a field that a later version added, with ``metadata=LATER``,
+    is in it only if it differs from its default: artifacts without it keep their hash.
+    """
+    if not is_dataclass(content) or isinstance(content, type):
+        return content
+    values = {one.name: getattr(content, one.name) for one in fields(content)}
+    left_out = {
+        one.name
+        for one in fields(content)
+        if "later" in one.metadata and values[one.name] == _default(one)
+    }
+    return {name: identity(value) for name, value in values.items() if name not in left_out}
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 def file_hash(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adapt.artifacts import atomic_path, make_place
+from adapt.artifacts import LATER, atomic_path, identity, make_place
 from adapt.errors import AdaptError
 from search.train.log import Draw, Entry, LogFiles, training_log
 
@@ -82,3 +83,23 @@ def test_a_log_that_finds_no_space_names_it_without_a_traceback(
     with pytest.raises(AdaptError, match=rf"cannot write .*{named}: File too large; free"):
         write_log(tmp_path, entry, draw)
     assert "Traceback" not in capfd.readouterr().err
+
+
+@dataclass(frozen=True)
+class Part:
+    old: int = 1
+    added: int = field(default=2, metadata=LATER)
+
+
+@dataclass(frozen=True)
+class Whole:
+    part: Part = Part()
+    names: tuple[str, ...] = ("a",)
+    listed: list[int] = field(default_factory=list, metadata=LATER)
+
+
+def test_a_field_of_a_later_version_counts_once_it_differs_from_its_default() -> None:
+    whole = Whole()
+    assert identity(whole) == {"part": {"old": 1}, "names": ("a",)}
+    changed = replace(whole, part=Part(added=3), listed=[1])
+    assert identity(changed) == asdict(changed)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from adapt.artifacts import content_hash, file_hash, read_text
+from adapt.artifacts import content_hash, file_hash, identity, read_text
 from adapt.cost.detector_space import DetectorSpace
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
@@ -202,11 +202,11 @@ class Recipe:
         return self._hash(without=("name", "space", "search", "device", "cost_size"))
 
     def _hash(self, without: tuple[str, ...]) -> str:
-        content = {k: v for k, v in self.to_dict().items() if k not in without}
+        content = {k: v for k, v in identity(self).items() if k not in without}
         content["compute"] = self.compute.meaning
         # Where the data lie and how they are loaded changes no result.
         kept = ("train", "flip", "repair")
-        content["data"] = {name: content["data"][name] for name in kept}
+        content["data"] = {k: v for k, v in content["data"].items() if k in kept}
         weights = Path(self.weights)
         content["weights"] = file_hash(weights) if self.weights and weights.is_file() else ""
         return content_hash(content)

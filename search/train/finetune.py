@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import Architecture, mobilenet_v2
-from adapt.artifacts import content_hash, file_hash, make_place
+from adapt.artifacts import content_hash, file_hash, identity, make_place
 from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.data.dataset import Batch, training_batches
 from adapt.detector.file import DetectorInfo, save_detector
@@ -252,8 +252,9 @@ def _checkpoint(
 ) -> Checkpoint:
     recipe_hash, data_hash = training.recipe.finetune_hash, file_hash(train.annotations)
     built = replace(info, category_ids=None).to_dict()  # they are in the annotations' hash
-    identity = [recipe_hash, session.limit_steps, built, data_hash]
+    built["detector"] = identity(info.detector)
+    trained = [recipe_hash, session.limit_steps, built, data_hash]
     file = path.with_suffix(".checkpoint.pt")
     return Checkpoint(
-        file, "finetuning", training.parts, content_hash(identity), {}, frozenset({"losses"})
+        file, "finetuning", training.parts, content_hash(trained), {}, frozenset({"losses"})
     )
