@@ -346,13 +346,15 @@ def test_unfinished_search_cannot_be_derived_from(
         load_searched(tmp_path / "supernet.pt")
 
 
-def test_search_starts_from_the_published_weights_unless_asked_for_scratch() -> None:
+def test_search_starts_from_the_published_weights_unless_asked_for_scratch(
+    tiny_data: CocoSplit,
+) -> None:
     wanted = PUBLISHED["mobilenet_v2"]
     if importlib.util.find_spec(wanted.module) is None:
         pytest.skip(f"{wanted.package} is not installed")
     recipe = replace(Recipe(), space=replace(Recipe().space, width_grid=1000))
     mapped, scratch = (
-        build_supernet(replace(recipe, init=init), recipe.space.load()).stem
+        build_supernet(replace(recipe, init=init), recipe.space.load(), tiny_data).stem
         for init in ("imagenet", "scratch")
     )
     source = source_backbone("mobilenet_v2").features[0]

@@ -99,7 +99,7 @@ def test_training_changes_every_parameter(
     tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
 ) -> None:
     model, info = load_detector(run(tiny_recipe, tiny_data, tmp_path / "d.safetensors"))
-    start, report = initial_detector(tiny_recipe, info)
+    start, report = initial_detector(tiny_recipe, info, tiny_data)
     assert report is None
     still = [n for n, p in model.named_parameters() if torch.equal(p, start.get_parameter(n))]
     assert still == []
@@ -198,13 +198,15 @@ def test_sources_own_architecture_has_a_name_and_others_a_file(
         resolve_architecture(str(tmp_path / "a.json"), Recipe())
 
 
-def test_detector_starts_from_the_published_weights(tiny_recipe: Recipe) -> None:
+def test_detector_starts_from_the_published_weights(
+    tiny_recipe: Recipe, tiny_data: CocoSplit
+) -> None:
     wanted = PUBLISHED["mobilenet_v2"]
     if importlib.util.find_spec(wanted.module) is None:
         pytest.skip(f"{wanted.package} is not installed")
     recipe = replace(tiny_recipe, init="imagenet")
     config = recipe.detector_config(3)
     info = DetectorInfo(mobilenet_v2(), config, recipe.input, ("a", "b", "c"))
-    _, report = initial_detector(recipe, info)
+    _, report = initial_detector(recipe, info, tiny_data)
     assert report is not None
     assert report.share == 1.0

@@ -19,7 +19,7 @@ from adapt.network.mixed import MixedBlock
 from adapt.network.operations import MBConv
 from adapt.network.supernet import Supernet
 
-MappingMode = Literal["paper", "identity"]
+MappingMode = Literal["paper", "identity", "principal"]
 
 
 @dataclass
@@ -148,8 +148,9 @@ def map_backbone(
         target: Any backbone of as many blocks, with the same stem and first block.
         mode: ``paper`` copies a block's last operation to extra ones and adds noise. ``identity``
             keeps the function: extra operations contribute zero, surplus channels are dead, no
-            noise.
-        noise: Standard deviation of the noise in ``paper`` mode.
+            noise. ``principal`` is ``paper`` for a source that
+            :func:`adapt.mapping.principal.principal_source` returned.
+        noise: Standard deviation of the noise, but in ``identity`` mode.
         generator: Source of the noise; seed 0 if None.
 
     Raises:
@@ -163,11 +164,11 @@ def map_backbone(
     if mode == "identity":
         _check_contains(target, source)
     generator = generator or torch.Generator().manual_seed(0)
-    mapper = Mapper(noise if mode == "paper" else 0.0, generator)
+    mapper = Mapper(0.0 if mode == "identity" else noise, generator)
     for index in range(2):
         mapper.same_layer(f"features.{index}", source.features[index], target.features[index])
-    sources = _blocks(source)
-    for block, ops in enumerate(_blocks(target)):
+    sources = operations_of(source)
+    for block, ops in enumerate(operations_of(target)):
         for position, (name, op) in enumerate(ops):
             _, from_op = sources[block][min(position, len(sources[block]) - 1)]
             mapper.mbconv(name, from_op, op)
@@ -176,7 +177,7 @@ def map_backbone(
     return mapper.report
 
 
-def _blocks(backbone: Backbone) -> list[list[tuple[str, MBConv]]]:
+def operations_of(backbone: Backbone) -> list[list[tuple[str, MBConv]]]:
     """Return (name, MBConv) of every operation, by block."""
     starts = [2, *(end + 1 for end in backbone.block_ends)]
     blocks = []
@@ -254,7 +255,7 @@ def map_supernet(
     mapper = Mapper(noise, generator or torch.Generator().manual_seed(0))
     mapper.same_layer("stem", source.features[0], target.stem)
     mapper.same_layer("first", source.features[1], target.first)
-    sources = _blocks(source)
+    sources = operations_of(source)
     for number, block in enumerate(target.blocks):
         for position, name, op in _candidates(block):
             _, from_op = sources[number][min(position, len(sources[number]) - 1)]

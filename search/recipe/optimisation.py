@@ -225,7 +225,10 @@ class FinetuneRecipe(Optimisation):
     """How the derived detector is trained.
 
     Attributes:
-        mapping: How pretrained parameters reach it (section III-B).
+        mapping: How pretrained parameters reach it (section III-B). ``paper`` copies the first
+            channels; ``principal`` too, but of a source whose channels are sorted by what they
+            pass on in training images, here and in the search; ``identity`` keeps the function of
+            a source that the detector contains.
         mapping_noise: Standard deviation of the noise on parameters the source does not have.
     """
 

@@ -194,7 +194,10 @@ class Recipe:
         """16 hex digits of everything that a search depends on."""
         settings = self._hash(without=("name", "finetune", "device", "space"))
         # The space's content, not its file's name: users edit the file.
-        return content_hash([settings, self.space.load().hash])
+        content = [settings, self.space.load().hash]
+        # The one field of the fine-tuning that a search reads too.
+        principal = self.finetune.mapping == "principal"
+        return content_hash([*content, "principal"] if principal else content)
 
     @property
     def finetune_hash(self) -> str:

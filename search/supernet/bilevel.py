@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,6 @@ from adapt.detector.retinanet import build_retinanet
 from adapt.mapping.pretrained import map_supernet
 from adapt.network.mixed import Paths
 from adapt.network.supernet import Supernet
-from adapt.network.weights import source_backbone
 from adapt.space import SearchSpace
 from search.derive.exact import Deriver
 from search.recipe.recipe import Recipe
@@ -34,19 +32,19 @@ from search.train.log import EpochMeans
 from search.train.optimizer import advance, build_optimizer, build_scheduler
 from search.train.placement import place
 from search.train.session import Session
+from search.train.source import mapped_source
 from search.train.step import Stepper, detection_loss
 
 GIGA = 1e9
 METHOD = 2  # of searching; 1 took the logarithm of the whole detector's cost in Eq. 4
 
 
-def build_supernet(recipe: Recipe, space: SearchSpace) -> Supernet:
+def build_supernet(recipe: Recipe, space: SearchSpace, train: CocoSplit) -> Supernet:
     """Build a supernet and map the source's parameters onto it, unless asked for scratch."""
     generator = torch.Generator().manual_seed(recipe.seed)
     supernet = recipe.search.supernet(space, generator)
     if recipe.init == "imagenet":
-        weights = Path(recipe.weights) if recipe.weights else None
-        source = source_backbone(space.source, weights)
+        source = mapped_source(recipe, space.source, train)
         map_supernet(source, supernet, noise=recipe.search.mapping_noise, generator=generator)
     return supernet
 
@@ -82,7 +80,7 @@ class BilevelSearch:
         session = session or Session()
         self.recipe, self.settings, self.world = recipe, recipe.search, session.world
         self.schedule = SearchSchedule.of(self.settings, len(train), session.limit_steps)
-        self.supernet = build_supernet(recipe, recipe.space.load())
+        self.supernet = build_supernet(recipe, recipe.space.load(), train)
         config = recipe.detector_config(len(train.class_names))
         detector = build_retinanet(self.supernet, config)
         self.detector = place(detector, recipe.compute, self.world).train()

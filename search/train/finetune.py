@@ -19,7 +19,6 @@ from adapt.data.dataset import Batch, training_batches
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.mapping.pretrained import MappingReport, map_backbone
 from adapt.network.backbone import Backbone
-from adapt.network.weights import source_backbone
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule
 from search.train.batches import check_shares, divided, training_dataset, training_loading
@@ -36,6 +35,7 @@ from search.train.optimizer import advance, build_optimizer, build_scheduler
 from search.train.placement import place
 from search.train.plot import plot_training
 from search.train.session import Session
+from search.train.source import mapped_source
 from search.train.step import Stepper, detection_losses
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def resolve_architecture(name_or_path: str, recipe: Recipe) -> Architecture:
     return architecture
 
 
-def initial_detector(recipe: Recipe, info: DetectorInfo) -> tuple[RetinaNet, MappingReport | None]:
+def initial_detector(
+    recipe: Recipe, info: DetectorInfo, train: CocoSplit
+) -> tuple[RetinaNet, MappingReport | None]:
     """Build a detector whose backbone has the source's parameters mapped onto it.
 
     Returns:
@@ -69,11 +71,10 @@ def initial_detector(recipe: Recipe, info: DetectorInfo) -> tuple[RetinaNet, Map
     model = info.build()
     if recipe.init == "scratch":
         return model, None
-    weights = Path(recipe.weights) if recipe.weights else None
     body = model.backbone.body
     assert isinstance(body, Backbone)
     report = map_backbone(
-        source_backbone(info.architecture.source, weights),
+        mapped_source(recipe, info.architecture.source, train),
         body,
         mode=recipe.finetune.mapping,
         noise=recipe.finetune.mapping_noise,
@@ -108,7 +109,7 @@ class Finetuning:
         optimisation = recipe.finetune
         self.recipe, self.world = recipe, session.world
         self.schedule = Schedule.of_finetuning(optimisation, len(train), session.limit_steps)
-        model, self.report = initial_detector(recipe, info)
+        model, self.report = initial_detector(recipe, info, train)
         self.model = place(model, recipe.compute, self.world).train()
         self.images = training_dataset(recipe, train)
         check_shares(optimisation, len(train), self.world)

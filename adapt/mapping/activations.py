@@ -1,0 +1,111 @@
+"""What do the operations of a backbone pass on, over unlabelled images? (means, covariances)"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapt.data.coco import CocoSplit
+from adapt.data.dataset import DetectionDataset
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import IMAGE_MEAN, IMAGE_STD
+from adapt.mapping.pretrained import operations_of
+from adapt.network.backbone import Backbone
+from adapt.network.operations import MBConv
+
+IMAGES = 64  # with 24 or more, MobileNetV2's axes hardly change any more; all of a smaller split
+
+
+def unlabelled(split: CocoSplit, size: InputSize, number: int = IMAGES) -> Iterator[Tensor]:
+    """Yield images of a split, evenly spaced, fitted as for training but never mirrored.
+
+    Which ones depends on nothing but the split, so that a search, its fine-tunings and all seeds
+    and processes measure the same.
+
+    Args:
+        split: Images; their boxes are not used.
+        size: The detector's input.
+        number: Most images.
+
+    Yields:
+        ``Tensor[1, 3, H, W]``, normalised as a backbone takes it.
+    """
+    images = DetectionDataset(split, size)
+    mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (IMAGE_MEAN, IMAGE_STD))
+    number = min(number, len(images))
+    for index in range(number):
+        pixels, _ = images[index * len(images) // number]
+        yield (pixels[None] / 255 - mean) / std
+
+
+class Moments:
+    """Mean and covariance of channels over all positions of all images, in double precision.
+
+    Args:
+        channels: How many channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._number = 0
+        self._sum = torch.zeros(channels, dtype=torch.float64)
+        self._products = torch.zeros(channels, channels, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        """Count ``Tensor[N, C, H, W]`` in."""
+        columns = x.double().transpose(0, 1).flatten(1)
+        self._number += columns.shape[1]
+        self._sum += columns.sum(1)
+        self._products += columns @ columns.T
+
+    @property
+    def mean(self) -> Tensor:
+        """Tensor[C]."""
+        return self._sum / self._number
+
+    @property
+    def covariance(self) -> Tensor:
+        """Tensor[C, C]."""
+        return self._products / self._number - torch.outer(self.mean, self.mean)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What one operation passes on.
+
+    Attributes:
+        hidden: Of what its projection reads.
+        out: Of its output, before the residual is added.
+    """
+
+    hidden: Moments
+    out: Moments
+
+
+@torch.no_grad()
+def passed_on(backbone: Backbone, images: Iterable[Tensor]) -> dict[MBConv, Passed]:
+    """Measure what every operation of the blocks passes on.
+
+    Args:
+        backbone: In evaluation mode.
+        images: Normalised images, each ``Tensor[N, 3, H, W]``.
+    """
+    passed = {
+        op: Passed(Moments(op.shape.c_in * op.shape.expansion), Moments(op.shape.c_out))
+        for block in operations_of(backbone)
+        for _, op in block
+    }
+    dtype = next(backbone.parameters()).dtype
+    for image in images:
+        x = image.to(dtype)
+        for layer in backbone.features:
+            if layer not in passed:
+                x = layer(x)
+                continue
+            assert isinstance(layer, MBConv)
+            hidden = layer.conv[:-2](x)
+            out = layer.conv[-2:](hidden)
+            passed[layer].hidden.add(hidden)
+            passed[layer].out.add(out)
+            x = x + out if layer.shape.residual else out
+    return passed

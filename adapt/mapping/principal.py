@@ -1,0 +1,135 @@
+"""How is a source rewritten so that its first channels are those that matter? (principal axes)
+
+The output of an MBConv is linear (no activation follows), so the channels that a block's operations
+add to can be rotated: their projections write rotated channels, and what reads them undoes it. The
+axes are the principal ones of what the operations pass on, by falling variance, as SliceGPT
+(arXiv 2401.15024) does for transformers. Hidden channels lie between activations and can only be
+sorted: by the variance that they contribute. The function stays the same, the mapping of
+:mod:`adapt.mapping.pretrained` then keeps much more of it.
+"""
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from adapt.mapping.activations import Passed, passed_on
+from adapt.mapping.pretrained import operations_of
+from adapt.network.backbone import Backbone
+from adapt.network.operations import MBConv
+
+
+@torch.no_grad()
+def principal_source(source: Backbone, images: Iterable[Tensor]) -> Backbone:
+    """Return a backbone of the same function whose channels are sorted by what they pass on.
+
+    The taps' channels are rotated: what reads them, such as a trained pyramid, does not fit any
+    more. Stem and first block are the same, as no search touches them.
+
+    Args:
+        source: Backbone with trained parameters; it is not changed.
+        images: Unlabelled normalised images, each ``Tensor[N, 3, H, W]``. They decide about the
+            axes; the function is the same whichever they are.
+    """
+    rotated = deepcopy(source).eval()
+    passed = passed_on(rotated, images)
+    blocks = [[op for _, op in block] for block in operations_of(rotated)]
+    for block, following in pairwise([*blocks, []]):
+        readers = [*block[1:], *following[:1]]
+        basis = _basis(sum_of_covariances(block, passed), readers)
+        for op in block:
+            _rotate_output(op, basis, passed[op])
+        for reader in readers:
+            _rotate_input(reader, basis)
+    for op in (op for block in blocks for op in block if op.shape.expansion != 1):
+        _sort_hidden(op, passed[op])
+    return rotated
+
+
+def sum_of_covariances(block: Sequence[MBConv], passed: dict[MBConv, Passed]) -> Tensor:
+    """Return Tensor[C, C] of a block whose operations all add to the same C channels."""
+    return torch.stack([passed[op].out.covariance for op in block]).sum(0)
+
+
+def _basis(covariance: Tensor, readers: Sequence[MBConv]) -> Tensor:
+    """Return Tensor[C, C], the new axes as columns, by falling variance."""
+    if any(reader.shape.expansion == 1 for reader in readers):
+        # Its depthwise convolution reads the channels one by one: they can only be sorted.
+        order = covariance.diagonal().argsort(descending=True, stable=True)
+        return torch.eye(len(covariance), dtype=covariance.dtype)[:, order]
+    axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    signed: Tensor = axes * largest.sign()  # of the two directions of an axis always the same
+    return signed
+
+
+def _rotate_output(op: MBConv, basis: Tensor, passed: Passed) -> None:
+    """Let the operation write rotated channels: its last BatchNorm's scale goes to the weight.
+
+    The BatchNorm has the statistics of the images then, as training measures them, and scales by
+    their standard deviation, so that evaluation mode computes the rotation and nothing else.
+    """
+    project, norm = projection(op)
+    scale, shift = scale_and_shift(norm)
+    weight, offset = basis.T @ (scale[:, None] * matrix(project)), basis.T @ shift
+    mean = basis.T @ passed.out.mean - offset
+    variance = (basis * (passed.out.covariance @ basis)).sum(0).clamp_min(0)
+    project.weight.copy_(weight[:, :, None, None])
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    norm.weight.copy_((variance + norm.eps).sqrt())
+    norm.bias.copy_(offset + mean)
+
+
+def _rotate_input(op: MBConv, basis: Tensor) -> None:
+    """Let the operation read rotated channels as it read those before."""
+    if op.shape.expansion == 1:
+        _reorder_hidden(op, basis.argmax(0))
+        return
+    expand = next(module for module in op.modules() if isinstance(module, nn.Conv2d))
+    expand.weight.copy_((matrix(expand) @ basis)[:, :, None, None])
+
+
+def _sort_hidden(op: MBConv, passed: Passed) -> None:
+    """Sort hidden channels by the variance that each contributes to the output, falling."""
+    project, norm = projection(op)
+    scale, _ = scale_and_shift(norm)
+    strength = (scale[:, None] * matrix(project)).square().sum(0)
+    contributed = passed.hidden.covariance.diagonal() * strength
+    _reorder_hidden(op, contributed.argsort(descending=True, stable=True))
+
+
+def _reorder_hidden(op: MBConv, order: Tensor) -> None:
+    *layers, project, _ = op.conv
+    for module in (module for layer in layers for module in layer.modules()):
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.dim():  # all but the number of batches
+                    tensor.copy_(tensor[order])
+    assert isinstance(project, nn.Conv2d)
+    project.weight.copy_(project.weight[:, order])
+
+
+def projection(op: MBConv) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """Return the last convolution of an operation, and the BatchNorm after it."""
+    project, norm = op.conv[-2], op.conv[-1]
+    assert isinstance(project, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return project, norm
+
+
+def matrix(conv: nn.Conv2d) -> Tensor:
+    """Return the weight of a 1x1 convolution, Tensor[out, in] in double precision."""
+    return conv.weight.double().flatten(1)
+
+
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return what a BatchNorm multiplies by and then adds in evaluation mode, Tensor[C] each."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return scale, norm.bias.double() - scale * norm.running_mean.double()
