@@ -1,5 +1,6 @@
 """How does a backbone become a RetinaNet? (torchvision's detection parts)"""
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -138,7 +139,7 @@ def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
     backbone = BackboneWithFPN(body, tap_widths, config.fpn_width)
     head = RetinaNetHead(config.fpn_width, ANCHORS_PER_CELL, config.num_classes)
     for branch in (head.classification_head, head.regression_head):
-        branch.conv = _tower(config.fpn_width, config.head_depth)
+        branch.conv = build_head_tower(config.fpn_width, config.head_depth)
     model = RetinaNet(
         backbone,
         config.num_classes,
@@ -162,10 +163,21 @@ def anchor_generator(config: DetectorConfig) -> AnchorGenerator:
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * NUM_LEVELS)
 
 
-def _tower(width: int, depth: int) -> nn.Sequential:
+def tower_std(width: int) -> float:
+    """Return the standard deviation of the initial weights of a head's 3x3 convolutions.
+
+    RetinaNet's 0.01 is for 256 channels. A convolution with ReLU scales its signal by about
+    ``std * sqrt(9 * width / 2)``: with 64 channels 0.01 would leave 0.0008 of it after four
+    convolutions, and the head starves. He et al.'s value keeps the signal.
+    """
+    return max(0.01, math.sqrt(2 / (9 * width)))
+
+
+def build_head_tower(width: int, depth: int) -> nn.Sequential:
+    """Return the 3x3 convolutions, each with ReLU, before the output layer of a head."""
     convs = [Conv2dNormActivation(width, width, norm_layer=None) for _ in range(depth)]
     for conv in convs:
-        nn.init.normal_(conv[0].weight, std=0.01)
+        nn.init.normal_(conv[0].weight, std=tower_std(width))
         nn.init.zeros_(conv[0].bias)
     return nn.Sequential(*convs)
 
