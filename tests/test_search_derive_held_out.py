@@ -11,11 +11,13 @@ from adapt.architecture import Choices
 from adapt.data.coco import load_split
 from adapt.data.dataset import DetectionDataset, collate
 from adapt.data.images import InputSize
+from adapt.detector.detect import detect
 from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.detector.statistics import batch_norms, recalibrate
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from search.derive.finished import SearchFiles
-from search.derive.held_out import Examiner, batch_norms, detect, held_out_loss, recalibrate
+from search.derive.held_out import Examiner, held_out_loss
 from search.train.step import detection_loss
 
 CPU = torch.device("cpu")

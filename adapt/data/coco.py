@@ -189,6 +189,21 @@ class CocoSplit:
         )
 
 
+def check_apart(train: CocoSplit, held_out: CocoSplit) -> None:
+    """Check that no image is trained on and evaluated on.
+
+    Raises:
+        AdaptError: If there are some; says how many.
+    """
+    trained = {image.path.resolve() for image in train.images}
+    shared = sum(image.path.resolve() in trained for image in held_out.images)
+    if shared:
+        raise AdaptError(
+            f"{shared} images of {held_out.annotations} are training images too, of "
+            f"{train.annotations}; set data.val to a split that was not trained on"
+        )
+
+
 def check_has_boxes(split: CocoSplit) -> None:
     """Check that there is something to train or evaluate on.
 

@@ -23,7 +23,7 @@ def inherit_detector(source: RetinaNet, choices: Choices, config: DetectorConfig
     supernet gates a block's output are multiplied into the weights that read that output: of the
     next block's first operation, the pyramid's lateral and the convolution of P6. A supernet's
     BatchNorms have neither scale and shift nor running statistics to inherit;
-    :func:`search.derive.held_out.recalibrate` measures the statistics.
+    :func:`adapt.detector.statistics.recalibrate` measures the statistics.
 
     In training mode the detector then computes what the supernet computes with ``paths`` set to the
     chosen operations, if the supernet had no channels beyond the chosen widths. Two exceptions

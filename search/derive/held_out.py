@@ -4,16 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import Choices
-from adapt.data.coco import CocoSplit
-from adapt.data.dataset import Batch, DetectionDataset, Index, collate, epoch_batches
-from adapt.data.evaluate import Detections, Metrics, detections_to_original, evaluate
+from adapt.data.coco import CocoSplit, check_apart
+from adapt.data.dataset import Batch, DetectionDataset, epoch_batches
+from adapt.data.evaluate import Metrics, evaluate
+from adapt.detector.detect import batches_of, detect
 from adapt.detector.retinanet import build_retinanet
-from adapt.errors import AdaptError
+from adapt.detector.statistics import batch_norms, recalibrate
 from adapt.mapping.inherit import inherit_detector
 from adapt.runtime import exact_fp32
 from search.derive.finished import FinishedSearch
@@ -67,7 +66,7 @@ class Examiner:
         train, held_out = (
             split.matched(search.class_names, "the search") for split in (train, held_out)
         )
-        _check_apart(train, held_out)
+        check_apart(train, held_out)
         recipe = search.recipe
         self._held_out, self._batches, self._recipe = held_out, batches, recipe
         self._config = recipe.detector_config(len(search.class_names))
@@ -95,7 +94,7 @@ class Examiner:
         model = inherit_detector(self._supernet, choices, self._config)
         layout = ComputeRecipe().memory_format(self._device.type)  # in fp32
         model.to(device=self._device, memory_format=layout)
-        recalibrate(model, self._training_batches(), self._device)
+        recalibrate(model, self._training_batches(), self._device, layout)
         return model
 
     @property
@@ -104,68 +103,15 @@ class Examiner:
 
     def _training_batches(self) -> Iterable[Batch]:
         """Return batches of training images, the same for all networks."""
-        images, seed = self._train_images, self._recipe.seed
-        order = epoch_batches(len(images), self._batch_size, seed=seed, epoch=0, flip=False)
-        return self._loader(images, order[: self._batches])
+        size, seed = self._batch_size, self._recipe.seed
+        order = epoch_batches(len(self._train_images), size, seed=seed, epoch=0, flip=False)
+        positions = [position for batch in order[: self._batches] for position, _ in batch]
+        return batches_of(self._train_images, positions, size, self._recipe.data.workers)
 
     def _held_out_batches(self) -> Iterable[Batch]:
         """Return all held-out images, in order."""
-        images, size = self._held_out_images, self._batch_size
-        indices = [(position, False) for position in range(len(images))]
-        return self._loader(images, [indices[i : i + size] for i in range(0, len(images), size)])
-
-    def _loader(self, images: DetectionDataset, order: list[list[Index]]) -> Iterable[Batch]:
-        return DataLoader(
-            images,
-            batch_sampler=order,
-            num_workers=self._recipe.data.workers,
-            collate_fn=collate,
-            generator=torch.Generator(),  # or the loader draws from the run's random numbers
-        )
-
-
-def _check_apart(train: CocoSplit, held_out: CocoSplit) -> None:
-    trained = {image.path.resolve() for image in train.images}
-    shared = sum(image.path.resolve() in trained for image in held_out.images)
-    if shared:
-        raise AdaptError(
-            f"{shared} images of {held_out.annotations} are training images too, of "
-            f"{train.annotations}; set data.val to a split that was not trained on"
-        )
-
-
-def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """Return the BatchNorms of a model."""
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
-@torch.no_grad()
-def recalibrate(model: RetinaNet, batches: Iterable[Batch], device: torch.device) -> None:
-    """Set the running statistics of all BatchNorms to their means over batches.
-
-    Every network that shares the supernet's weights has other means and variances, so each needs
-    statistics of its own.
-
-    Args:
-        model: A detector; in evaluation mode afterwards.
-        batches: Images.
-        device: Where the model is.
-    """
-    model.eval()
-    norms = batch_norms(model)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean, in which all batches count the same
-        norm.train()
-    layout = ComputeRecipe().memory_format(device.type)
-    for images, _ in batches:
-        # The heads have no BatchNorm: the backbone and its pyramid are enough.
-        prepared, _ = model.transform([image.to(device) for image in images])
-        model.backbone(prepared.tensors.contiguous(memory_format=layout))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
+        images, workers = self._held_out_images, self._recipe.data.workers
+        return batches_of(images, range(len(images)), self._batch_size, workers)
 
 
 @torch.no_grad()
@@ -181,27 +127,3 @@ def held_out_loss(model: RetinaNet, batches: Iterable[Batch], device: torch.devi
         number += len(batch[0])
     model.eval()
     return total / number
-
-
-@torch.no_grad()
-def detect(
-    model: RetinaNet, batches: Iterable[Batch], split: CocoSplit, device: torch.device
-) -> list[Detections]:
-    """Return a detector's detections, in pixels of the original images.
-
-    Args:
-        model: The detector, in evaluation mode.
-        batches: The images of the split, fitted into the detector's input.
-        split: The split.
-        device: Where the model is.
-    """
-    sizes = {image.id: (image.width, image.height) for image in split.images}
-    detections = []
-    for images, targets in batches:
-        outputs: list[dict[str, Tensor]] = model([image.to(device) for image in images])
-        for target, output in zip(targets, outputs, strict=True):
-            number = int(target["image_id"])
-            boxes, scores, labels = (output[name].cpu() for name in ("boxes", "scores", "labels"))
-            boxes, inside = detections_to_original(boxes, target["factors"], *sizes[number])
-            detections.append(Detections(number, boxes[inside], scores[inside], labels[inside]))
-    return detections

@@ -1,0 +1,48 @@
+"""How do the BatchNorms of a detector get the statistics of images? (recalibration)"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torchvision.models.detection import RetinaNet
+
+from adapt.data.dataset import Batch
+
+
+def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """Return the BatchNorms of a model."""
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def recalibrate(
+    model: RetinaNet,
+    batches: Iterable[Batch],
+    device: torch.device,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> None:
+    """Set the running statistics of all BatchNorms to their means over batches.
+
+    Networks that share a supernet's weights, and weights that are averages over steps, have other
+    means and variances than those that were seen in training.
+
+    Args:
+        model: A detector; in evaluation mode afterwards.
+        batches: Images.
+        device: Where the model is.
+        layout: How feature maps lie in memory.
+    """
+    model.eval()
+    norms = batch_norms(model)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean, in which all batches count the same
+        norm.train()
+    for images, _ in batches:
+        # The heads have no BatchNorm: the backbone and its pyramid are enough.
+        prepared, _ = model.transform([image.to(device) for image in images])
+        model.backbone(prepared.tensors.contiguous(memory_format=layout))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
