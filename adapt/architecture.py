@@ -1,7 +1,7 @@
 """What defines one network? (its layers, or what it picks from a search space)"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +229,34 @@ def mobilenet_v2() -> Architecture:
     rows = ((2, 24, 2), (2, 32, 3), (2, 64, 4), (1, 96, 3), (2, 160, 3), (1, 320, 1))
     blocks = tuple(Block(stride, width, (Operation(3, 6),) * n) for stride, width, n in rows)
     return Architecture("mobilenet_v2", 32, 16, (2, 4, 6), blocks)
+
+
+def source_of(space: SearchSpace) -> Architecture | None:
+    """Return the network that the candidates of a space adapt, block by block.
+
+    Returns:
+        The source, whether or not its widths and operations are candidates; None if the space has
+        another stem, first block or number of blocks, so that no parameters can be mapped.
+    """
+    source = mobilenet_v2()
+    fixed = ("source", "stem_width", "first_width")
+    same = all(getattr(space, name) == getattr(source, name) for name in fixed)
+    return source if same and len(space.blocks) == len(source.blocks) else None
+
+
+def with_source_widths(space: SearchSpace) -> SearchSpace:
+    """Return a space in which every block may keep the width that its source has there.
+
+    A block whose candidates are all narrower or all wider than that stays as it is: whoever wrote
+    it wants another width.
+    """
+    source = source_of(space)
+    if source is None:
+        return space
+    blocks = tuple(
+        replace(block, widths=tuple(sorted({*block.widths, of.width})))
+        if block.widths[0] < of.width < block.widths[-1]
+        else block
+        for block, of in zip(space.blocks, source.blocks, strict=True)
+    )
+    return replace(space, blocks=blocks)

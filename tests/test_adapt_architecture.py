@@ -6,10 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from core_parts import random_architecture, shake
+from core_parts import random_architecture, shake, tiny
 from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
 
-from adapt.architecture import Architecture, Block, MBConvShape, mobilenet_v2
+from adapt.architecture import (
+    Architecture,
+    Block,
+    MBConvShape,
+    mobilenet_v2,
+    source_of,
+    with_source_widths,
+)
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.space import Operation, SearchSpace
@@ -144,3 +151,51 @@ def test_backbone_returns_the_tapped_blocks() -> None:
     taps = Backbone(mobilenet_v2()).eval()(image)
     shapes = {name: tuple(tap.shape[1:]) for name, tap in taps.items()}
     assert shapes == {"0": (32, 8, 12), "1": (96, 4, 6), "2": (320, 2, 3)}
+
+
+TABLE_ONE = SearchSpace.load("mobilenet_v2")
+
+
+def with_widths(*widths: int) -> SearchSpace:
+    """Table I, with other widths in its first block, whose source has 24."""
+    first, *others = TABLE_ONE.blocks
+    return replace(TABLE_ONE, blocks=(replace(first, widths=widths), *others))
+
+
+@pytest.mark.parametrize("grid", [1, 16, 32, 48, 1000])
+def test_on_any_grid_the_source_is_a_network_of_its_space(grid: int) -> None:
+    space = with_source_widths(TABLE_ONE.on_grid(grid))
+    mobilenet_v2().check_fits(space)
+    for thinned, block in zip(TABLE_ONE.on_grid(grid).blocks, space.blocks, strict=True):
+        assert len({*block.widths} - {*thinned.widths}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("widths", "candidates"),
+    [
+        ((16, 28), (16, 24, 28)),
+        ((16, 22, 28), (16, 22, 24, 28)),
+        ((16, 24), (16, 24)),
+        ((24,), (24,)),
+        ((8, 16), (8, 16)),  # narrower than the source, as its author wanted
+        ((26, 32), (26, 32)),
+    ],
+)
+def test_source_width_within_a_range_is_a_candidate(
+    widths: tuple[int, ...], candidates: tuple[int, ...]
+) -> None:
+    assert with_source_widths(with_widths(*widths)).blocks[0].widths == candidates
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        tiny(),
+        replace(TABLE_ONE, source="other"),
+        replace(TABLE_ONE, stem_width=16),
+        replace(TABLE_ONE, blocks=(*TABLE_ONE.blocks, replace(TABLE_ONE.blocks[-1], num_ops=2))),
+    ],
+)
+def test_space_that_its_source_cannot_be_mapped_onto_keeps_its_widths(space: SearchSpace) -> None:
+    assert source_of(space) is None
+    assert with_source_widths(space.on_grid(1000)) == space.on_grid(1000)

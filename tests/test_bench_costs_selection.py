@@ -1,13 +1,17 @@
 from dataclasses import replace
 
 import pytest
-from profile_parts import DETECTORS, WIDE_DETECTORS, profiled
+from profile_parts import DETECTOR, DETECTORS, SIZE, WIDE_DETECTORS, profiled
 from simulated_device import Simulated
 
+from adapt.architecture import mobilenet_v2, with_source_widths
+from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import CostTable
-from adapt.cost.units import Boundary, boundaries
+from adapt.cost.units import Boundary, boundaries, detector_units
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
+from adapt.space import SearchSpace
+from bench.costs.interpolate import measured_units
 from bench.costs.selection import Part, Shard, select
 
 
@@ -62,3 +66,54 @@ def test_slurm_task_measures_its_part(monkeypatch):
     for name, value in (("ID", 7), ("MIN", 5), ("COUNT", 4)):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
     assert Shard.from_environment() == Shard(3, 4)
+
+
+SOURCE = mobilenet_v2()
+GRID_16 = DetectorSpace(
+    with_source_widths(SearchSpace.load("mobilenet_v2").on_grid(16)), DETECTOR, SIZE
+)
+
+
+@pytest.fixture(scope="module")
+def without_the_source():
+    """A space of six blocks, in which none may be as wide as the source's."""
+    space = GRID_16.space
+    blocks = [
+        replace(block, widths=tuple(width for width in block.widths if width > own.width))
+        for block, own in zip(space.blocks, SOURCE.blocks, strict=True)
+    ]
+    return replace(GRID_16, space=replace(space, blocks=tuple(blocks)))
+
+
+@pytest.mark.parametrize("grid", [1, 2])
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_unit_of_the_source_is_inferred_and_no_shard_leaves_one_out(grid, count):
+    parts = [select(GRID_16, part=Part(Shard(n + 1, count), grid)) for n in range(count)]
+    measured = {unit for part in parts for unit in part.to_measure}
+    of_source = set(detector_units(SOURCE, DETECTOR, SIZE))
+    assert measured >= of_source | {end for unit in of_source for end in boundaries(unit)}
+    assert of_source <= set(parts[0].space)  # a search may leave everything as it is
+
+
+@pytest.mark.parametrize("grid", [1, 2])
+def test_source_outside_of_its_space_is_measured_too_and_spoils_no_inference(
+    grid, without_the_source
+):
+    work = select(without_the_source, part=Part(grid=grid))
+    of_source = set(detector_units(SOURCE, DETECTOR, SIZE))
+    assert of_source <= set(work.on_design)
+    assert of_source - set(work.space)
+    assert work.distinct == len({*work.space, *of_source})
+    others = set(work.on_design) - of_source
+    assert others <= set(measured_units(list(work.space), grid))
+
+
+@pytest.mark.parametrize("numerator", [3, 4, 5])
+def test_source_scaled_to_candidates_is_of_units_that_a_table_has(numerator):
+    blocks = tuple(
+        replace(own, width=min(block.widths, key=lambda w: abs(w - own.width * numerator / 4)))
+        for own, block in zip(SOURCE.blocks, GRID_16.space.blocks, strict=True)
+    )
+    scaled = replace(SOURCE, blocks=blocks)
+    work = select(GRID_16, part=Part(grid=2))
+    assert set(detector_units(scaled, DETECTOR, SIZE)) <= {*work.on_design, *work.to_infer}

@@ -246,9 +246,9 @@ def test_costs_refer_to_the_cost_size_or_to_the_rounded_input() -> None:
     assert replace(paper, cost_size=None).measured_size() == InputSize(800, 1344)
 
 
-def test_width_grid_thins_the_space(tmp_path: Path) -> None:
+def test_width_grid_thins_the_space_to_the_source_and_its_own_multiples(tmp_path: Path) -> None:
     space = load(tmp_path, "[space]\nwidth_grid = 16").space.load()
-    assert space.blocks[0].widths == (16, 28)
+    assert [block.widths for block in space.blocks[:2]] == [(16, 24, 28), (28, 32, 48)]
 
 
 def test_benchmark_split_is_the_test_split_if_there_is_one() -> None:

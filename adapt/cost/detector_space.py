@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from adapt.architecture import source_of
 from adapt.cost.expectation import CostFunction, CostModel
 from adapt.cost.units import (
     P6,
@@ -13,6 +14,7 @@ from adapt.cost.units import (
     MBConvUnit,
     Unit,
     block_resolutions,
+    detector_units,
     first_unit,
     rest_unit,
     stem_unit,
@@ -46,6 +48,15 @@ class DetectorSpace:
 
         self.costs(collect)
         return list(units)
+
+    def source_units(self) -> list[Unit]:
+        """Return every distinct unit of the source's own detector, candidates or not.
+
+        It is what every adapted detector is compared with. Empty if the space adapts no source.
+        """
+        source = source_of(self.space)
+        units = detector_units(source, self.detector, self.size) if source else ()
+        return list(dict.fromkeys(units))
 
     def costs(self, cost: CostFunction) -> CostModel:
         """Return the cost of every choice.

@@ -39,7 +39,7 @@ class ProfileSummary:
     Attributes:
         table: The SQLite file.
         conditions: Under which conditions it was measured.
-        units: Distinct units of the space.
+        units: Distinct units of the space, and of the source's own detector.
         measured: Rows measured in this run: units and boundaries.
         inferred: Units whose cost was inferred in this run.
         drifted: Rows that met a slow machine in most rounds, and again whenever they were repeated.
@@ -135,7 +135,7 @@ def profile(
     return ProfileSummary(
         table=table_path,
         conditions=here,
-        units=len(selection.space),
+        units=selection.distinct,
         measured=len(selection.to_measure),
         inferred=inferred,
         drifted=run.drifted,

@@ -87,7 +87,7 @@ class RecipeTable:
             seconds: float | str = round(estimate_seconds(selection, how))
         except AdaptError as error:  # a selection for another machine
             seconds = f"unknown: {error}"
-        units, measured = len(selection.space), len(selection.on_design)
+        units, measured = selection.distinct, len(selection.on_design)
         rows = len(selection.of_shard) + len(selection.to_infer)
         return {
             "distinct_units": units,

@@ -21,7 +21,8 @@ class Selection:
 
     Attributes:
         space: Distinct units of the space.
-        on_design: Those that some shard measures; the others are inferred from them.
+        on_design: Those that some shard measures, and those of the source's own detector; the
+            others are inferred from them.
         of_shard: What this shard measures: its units and boundaries.
         to_measure: Those of them that the table lacks.
         to_infer: Units that the table lacks and that are inferred, once all shards are merged.
@@ -32,6 +33,11 @@ class Selection:
     of_shard: tuple[Measurable, ...]
     to_measure: tuple[Measurable, ...]
     to_infer: tuple[Unit, ...]
+
+    @property
+    def distinct(self) -> int:
+        """Number of units that are measured or inferred: of the space, and of the source."""
+        return len({*self.space, *self.on_design})
 
     @property
     def done(self) -> int:
@@ -104,7 +110,9 @@ def select(
         part: Which of the units are measured here.
     """
     space = detectors.units()
-    on_design = measured_units(space, part.grid)
+    # The source is what every other detector is compared with: none of it is inferred, and it is in
+    # the table even where its widths are no candidates.
+    on_design = list(dict.fromkeys([*measured_units(space, part.grid), *detectors.source_units()]))
     ends = list(dict.fromkeys(end for unit in on_design for end in boundaries(unit)))
     of_shard: list[Measurable] = [*part.shard.of(ends), *part.shard.of(on_design)]
     known = set(on_design)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from adapt.architecture import with_source_widths
 from adapt.artifacts import content_hash, file_hash, identity, read_text
 from adapt.cost.detector_space import DetectorSpace
 from adapt.data.coco import CocoSplit, load_split
@@ -76,8 +77,8 @@ class SpaceRecipe:
 
     Attributes:
         preset: Name of a preset, or path of a TOML file.
-        width_grid: Only widths that are multiples of this, and the ends of each range, are
-            candidates; 1 keeps all of Table I.
+        width_grid: Only widths that are multiples of this, the ends of each range, and the source's
+            own width within it are candidates; 1 keeps all of Table I.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -88,8 +89,8 @@ class SpaceRecipe:
         check_positive("width_grid", self.width_grid)
 
     def load(self) -> SearchSpace:
-        """Return the search space."""
-        return SearchSpace.load(self.preset).on_grid(self.width_grid)
+        """Return the search space; without the source's widths nothing could be left alone."""
+        return with_source_widths(SearchSpace.load(self.preset).on_grid(self.width_grid))
 
 
 @dataclass(frozen=True)
