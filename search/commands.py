@@ -188,9 +188,12 @@ def show_estimate(
 ) -> None:
     """Show steps, memory and hours of a run of the recipe, or of a part of it, for a dry run."""
     from search.estimate import estimate_run
+    from search.train.validation import validation_split
 
     train = recipe.split(recipe.data.train)
-    estimate = estimate_run(recipe, len(train), len(train.class_names), limit_steps).to_dict()
+    val = validation_split(recipe, train)
+    classes, evaluated = len(train.class_names), len(val) if val else 0
+    estimate = estimate_run(recipe, len(train), classes, limit_steps, evaluated).to_dict()
     show(estimate[part] if part else estimate, as_json=as_json, title="estimate")
 
 
@@ -250,6 +253,7 @@ def finetune_command(
 
     Example: `adapt finetune recipes/bccd-cpu.toml --arch runs/bccd/arch.json`
     """
+    from adapt.detector.file import read_detector_info
     from search.train.finetune import resolve_architecture, run_finetune
 
     recipe = training.apply(start.apply(recipe_options.load()), "finetune")
@@ -263,4 +267,6 @@ def finetune_command(
         tell_doubts(recipe, train, heard=session.world.is_main)
         run_finetune(recipe, architecture, train, path, session)
     if session.world.is_main:
-        show({"detector": str(path), "next": f"adapt export {path}"}, as_json=as_json)
+        _, content = read_detector_info(path)
+        written = content.get("written", {})
+        show({"detector": str(path), **written, "next": f"adapt export {path}"}, as_json=as_json)

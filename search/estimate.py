@@ -27,6 +27,7 @@ from search.train.placement import DTYPES
 # At this rate the paper's runs take what it reports: 1.7 (search) and 3.6 GPU-days (fine-tuning).
 A100_TFLOPS = 6.5
 OPTIMIZER_COPIES = 3  # weight, gradient, momentum
+PASSES = 3  # of a step that trains everything: a backward pass counts as two forward passes
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,22 @@ class StepEstimate:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """Steps, memory and time of a run, and how they were estimated."""
+    """Steps, memory and time of a run, and how they were estimated.
+
+    Attributes:
+        weight: Weight steps of the search.
+        arch: Its architecture steps.
+        finetune: Steps of the fine-tuning.
+        method: How it was estimated.
+        validation: Images that a fine-tuning evaluates, one by one, in all its epochs; None if it
+            evaluates none.
+    """
 
     weight: StepEstimate
     arch: StepEstimate
     finetune: StepEstimate
     method: str
+    validation: StepEstimate | None = None
 
     @property
     def memory_gb(self) -> float:
@@ -66,14 +77,22 @@ class RunEstimate:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         steps = {"weight": self.weight, "arch": self.arch, "finetune": self.finetune}
-        described = {
-            name: {**asdict(step), "a100_hours": step.hours} for name, step in steps.items()
-        }
+        described = {name: _described(step) for name, step in steps.items()}
+        if self.validation:
+            described["finetune"]["validation"] = _described(self.validation)
         return {**described, "memory_gb": self.memory_gb, "method": self.method}
 
 
+def _described(step: StepEstimate) -> dict[str, Any]:
+    return {**asdict(step), "a100_hours": step.hours}
+
+
 def estimate_run(
-    recipe: Recipe, images: int, num_classes: int, limit_steps: int | None = None
+    recipe: Recipe,
+    images: int,
+    num_classes: int,
+    limit_steps: int | None = None,
+    val_images: int = 0,
 ) -> RunEstimate:
     """Estimate a search and a fine-tuning.
 
@@ -82,6 +101,7 @@ def estimate_run(
         images: Training images.
         num_classes: Object classes.
         limit_steps: As for the run itself.
+        val_images: Images that a fine-tuning is validated on.
     """
     search, config = recipe.search, recipe.detector_config(num_classes)
     with torch.device("meta"):
@@ -99,9 +119,20 @@ def estimate_run(
     weight = _estimate(recipe, searched, schedule.total_steps, search.weights, weights)
     if search.bi_sampling:
         weight = replace(weight, tflops=2 * weight.tflops)
-    steps = Schedule.of_finetuning(recipe.finetune, images, limit_steps).total_steps
-    finetune = _estimate(recipe, derived, steps, recipe.finetune, list(derived.parameters()))
-    return RunEstimate(weight, arch, finetune, _method(recipe))
+    tuned = Schedule.of_finetuning(recipe.finetune, images, limit_steps)
+    trained = list(derived.parameters())
+    finetune = _estimate(recipe, derived, tuned.total_steps, recipe.finetune, trained)
+    evaluated = val_images * tuned.validations(recipe.finetune.val_epochs)
+    validation = _evaluation(finetune, recipe, evaluated, trained) if evaluated else None
+    return RunEstimate(weight, arch, finetune, _method(recipe), validation)
+
+
+def _evaluation(
+    step: StepEstimate, recipe: Recipe, images: int, weights: list[nn.Parameter]
+) -> StepEstimate:
+    """Estimate the forward passes of a fine-tuning's validations from one of its steps."""
+    forward = step.tflops / PASSES / recipe.finetune.batch_size
+    return StepEstimate(images, forward, 4 * sum(p.numel() for p in weights) / 1e9)
 
 
 def _method(recipe: Recipe) -> str:
@@ -155,7 +186,7 @@ def _estimate(
     share = pixels * optimisation.batch_size / batch
     state = sum(p.numel() for p in model.parameters())
     state += (OPTIMIZER_COPIES - 1) * sum(p.numel() for p in trained)
-    passes = 3 if any(p.requires_grad for p in model.head.parameters()) else 2
+    passes = PASSES if any(p.requires_grad for p in model.head.parameters()) else 2
     passes += _recompute(model) in ("operation", "block")
     return StepEstimate(steps, share * passes * flops / 1e12, (saved + 4 * state) / 1e9)
 

@@ -40,6 +40,13 @@ def test_training_is_counted_in_operations(recipe: Recipe, tmp_path: Path) -> No
     finetune = plan.training.finetune
     expected = round(finetune.steps * finetune.tflops * 1e12 / 1e9, 1)
     assert plan.seconds["finetune derived"] == plan.seconds["finetune source"] == expected > 0
+    often = replace(recipe, finetune=replace(recipe.finetune, val_epochs=2))
+    watched = plan_run(often, tmp_path, Costs(), None)
+    evaluated = 2 * 2  # 2 images after 2 epochs of 3, and at the end
+    assert watched.training.to_dict()["finetune"]["validation"]["steps"] == evaluated
+    unwatched = float(plan_run(recipe, tmp_path, Costs(), None).seconds["finetune derived"])
+    more = float(watched.seconds["finetune derived"]) - unwatched
+    assert more == pytest.approx(evaluated * (0.25 + 0.5))
     assert list(plan.seconds) == [
         *("search", "derive", "finetune derived", "finetune source", "export", "bench")
     ]

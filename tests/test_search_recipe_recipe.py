@@ -170,6 +170,10 @@ def test_numbers_are_finite(tmp_path: Path, field: str, value: str) -> None:
         ("[finetune]\nlr = -1", "lr must be positive, got -1"),
         ("[finetune]\noptimizer = 'adam'", "finetune.optimizer: "),
         ("[finetune]\nmapping = 'copy'", "finetune.mapping: "),
+        ("[finetune]\nema = 1", "ema must lie in [0, 1), got 1"),
+        ("[finetune]\nval_epochs = -1", "val_epochs must not be negative, got -1"),
+        ("[finetune]\nkeep = 'best'", "keep = 'best' goes by the AP on data.val, which val_epochs"),
+        ("[finetune]\npatience = 3", "patience = 3 goes by the AP on data.val, which val_epochs"),
         ("[input]\nheight = 65\nwidth = 96", "use 96x96"),
         ("[input]\nheight = 64", "input.width: "),
         ("cost_size = [800]", "cost_size"),
@@ -231,6 +235,7 @@ PAPER = Recipe.load("paper")
         (replace(PAPER, space=replace(PAPER.space, width_grid=16)), True, False),
         (replace(PAPER, cost_size=None), True, False),
         (replace(PAPER, finetune=replace(PAPER.finetune, lr=1)), False, True),
+        (replace(PAPER, finetune=replace(PAPER.finetune, ema=0.9)), False, True),
     ],
 )
 def test_hashes_change_with_what_their_step_depends_on(

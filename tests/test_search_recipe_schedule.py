@@ -3,7 +3,7 @@
 import pytest
 
 from search.recipe.optimisation import SearchRecipe
-from search.recipe.schedule import SearchSchedule
+from search.recipe.schedule import Schedule, SearchSchedule
 
 COCO_IMAGES = 118_287
 
@@ -25,3 +25,10 @@ def test_schedule_counts_the_architecture_steps_it_takes(every: int, limit: int 
     assert [number for number in taken if number is not None] == list(range(schedule.arch_steps))
     if limit is not None:
         assert (schedule.warmup_steps, schedule.arch_steps) == (limit, limit)
+
+
+@pytest.mark.parametrize(("every", "due"), [(0, []), (1, [3, 6, 9, 10]), (2, [6, 10]), (9, [10])])
+def test_validations_are_after_so_many_epochs_and_at_the_end(every: int, due: list[int]) -> None:
+    schedule = Schedule(steps_per_epoch=3, total_steps=10)
+    assert [step for step in range(1, 11) if schedule.validates(step, every)] == due
+    assert schedule.validations(every) == len(due)

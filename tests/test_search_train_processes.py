@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from training_process import train, train_apart
 
 from adapt.data.synthetic import generate
+from adapt.detector.file import read_detector_info
 from adapt.errors import AdaptError
 from adapt.progress import silent
 from search.recipe.recipe import Recipe
@@ -195,11 +196,22 @@ def test_two_processes_search_what_one_does_with_the_whole_batch(folder: Path) -
 def test_two_processes_finetune_what_one_does_with_the_whole_batch(folder: Path) -> None:
     recipe = stored(folder)
     (folder / "float64").touch()
-    write(folder, replace(recipe, finetune=replace(recipe.finetune, epochs=1, batch_size=8)))
+    how: Any = {"val_epochs": 1, "keep": "best", "ema": 0.9, "recalibrate": 8}
+    finetune = replace(recipe.finetune, epochs=1, batch_size=8, **how)
+    data = replace(recipe.data, root=str(folder / "data"))
+    detector = replace(recipe.detector, score_threshold=0.0)  # or it finds nothing yet
+    write(folder, replace(recipe, finetune=finetune, data=data, detector=detector))
     expected = whole("finetune", folder)
     run_together("finetune", folder, 2)
     found, wanted = (load_file(out / "d.safetensors") for out in (folder / "out", expected))
     assert_nearly_same(wanted, found, 1e-7)
+    one, two = (
+        read_detector_info(out / "d.safetensors")[1]["written"]
+        for out in (expected, folder / "out")
+    )
+    for name in ("val_ap", "val_ap_before_recalibration"):
+        assert one[name] > 0
+        assert two[name] == pytest.approx(one[name])
 
 
 def test_search_goes_on_with_another_number_of_processes(folder: Path) -> None:

@@ -35,6 +35,7 @@ from bench.pipeline.target import Target
 from search.estimate import RunEstimate, StepEstimate, estimate_run
 from search.recipe.budget import Budget
 from search.recipe.recipe import Recipe
+from search.train.validation import validation_split
 from search.train.world import World
 
 ONCE = Protocol(rounds=1, round_ms=1.0, retries=0, warm_up_ms=0.0)
@@ -137,8 +138,8 @@ def plan_run(recipe: Recipe, out: Path, costs: Costs, limit_steps: int | None) -
         AdaptError: If the recipe's data cannot be read.
     """
     train = recipe.split(recipe.data.train)
-    training = estimate_run(recipe, len(train), len(train.class_names), limit_steps)
-    classes = len(train.class_names)
+    classes, val = len(train.class_names), validation_split(recipe, train)
+    training = estimate_run(recipe, len(train), classes, limit_steps, len(val) if val else 0)
     stages = _Stages(recipe, out / Target(recipe).folder, costs, training, classes)
     seconds: dict[str, float | str] = {}
     for name, estimate in stages.estimates().items():
@@ -177,8 +178,8 @@ class _Stages:
         return stages | {
             "search": lambda: self._training(search.weight, search.arch),
             "derive": self._derive,
-            "finetune derived": lambda: self._training(finetune),
-            "finetune source": lambda: self._training(finetune),
+            "finetune derived": lambda: self._training(finetune) + self._validation(),
+            "finetune source": lambda: self._training(finetune) + self._validation(),
             "export": self._export,
             "bench": self._bench,
         }
@@ -248,6 +249,10 @@ class _Stages:
     def _training(self, *steps: StepEstimate) -> float:
         tflops = sum(step.steps * step.tflops for step in steps)
         return tflops * 1e12 / self.training_flops
+
+    def _validation(self) -> float:
+        images = self.training.validation.steps if self.training.validation else 0
+        return images * (self.reading + self.eager.call) if images else 0.0
 
     def _export(self) -> float:
         gate = 0.0

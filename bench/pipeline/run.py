@@ -34,6 +34,7 @@ from search.recipe.search_cost import search_cost
 from search.supernet.run import run_search
 from search.train.finetune import run_finetune
 from search.train.session import Session
+from search.train.validation import validation_split
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Run:
         if self.recipe.init == "imagenet" and not self.recipe.weights:
             find_weights(self.recipe.space.load().source)
         self.target.check()
+        self.validated_on = validation_split(self.recipe, self.train)
         if self.target.gated:
             check_has_boxes(self._known(self.recipe.data.val))
         if self.costs.table and not self.for_latency:
@@ -184,7 +186,8 @@ class Run:
     def _finetune(self, name: str, architecture: Architecture, folder: Path) -> Path:
         recipe, path = self.recipe, folder / f"{name}.safetensors"
         data, limit = file_hash(self.train.annotations), self.session.limit_steps
-        key = content_hash([recipe.finetune_hash, architecture.hash, data, limit])
+        val = [file_hash(self.validated_on.annotations)] if self.validated_on else []
+        key = content_hash([recipe.finetune_hash, architecture.hash, data, limit, *val])
 
         def work(progress: Progress) -> None:
             provenance = {"annotations_sha256": data}

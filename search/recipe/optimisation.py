@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from adapt.artifacts import LATER
 from adapt.cost.expectation import CostForm
 from adapt.data.dataset import steps_per_epoch
 from adapt.errors import FORBID_UNKNOWN, AdaptError
@@ -93,6 +94,24 @@ class Optimisation:
     def steps_per_epoch(self, images: int) -> int:
         """Return the steps of one pass over ``images`` images."""
         return steps_per_epoch(images, self.batch_size)
+
+    def warm_up_doubt(self, name: str, images: int) -> str:
+        """Say that the warm-up is longer than the training; empty if it is not.
+
+        Args:
+            name: What the recipe calls this training.
+            images: Images of an epoch.
+        """
+        steps = self.epochs * self.steps_per_epoch(images)
+        if self.warmup_steps <= steps:
+            return ""
+        rises = "rises for half of them instead"
+        if self.schedule == "step":
+            rises = f"ends before it reaches lr = {self.lr:g}"
+        return (
+            f"{name}.warmup_steps = {self.warmup_steps} is more than the {steps} steps of the "
+            f"training: the learning rate {rises}; lower warmup_steps or raise epochs"
+        )
 
 
 @dataclass(frozen=True)
@@ -230,11 +249,40 @@ class FinetuneRecipe(Optimisation):
             pass on in training images, here and in the search; ``identity`` keeps the function of
             a source that the detector contains.
         mapping_noise: Standard deviation of the noise on parameters the source does not have.
+        val_epochs: Epochs from one evaluation on ``data.val`` to the next; the last epoch is
+            evaluated too. 0 evaluates never.
+        keep: Which weights are written: those of the ``last`` epoch, or of the one that is
+            ``best`` by its AP on ``data.val``.
+        ema: Decay of the exponential moving average of the weights over the steps, such as 0.9998;
+            the average is evaluated and written then. It is less at first: (1 + t) / (10 + t) at
+            step t. 0 has no average.
+        patience: Evaluations in a row without a better AP after which the training stops; 0 takes
+            all epochs.
+        recalibrate: Training images, in whole batches, over which the BatchNorms of the weights
+            that are written take their statistics anew; 0 keeps those of the training.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
     mapping: MappingMode = "paper"
     mapping_noise: float = 1e-3
+    val_epochs: int = field(default=0, metadata=LATER)
+    keep: Literal["last", "best"] = field(default="last", metadata=LATER)
+    ema: float = field(default=0.0, metadata=LATER)
+    patience: int = field(default=0, metadata=LATER)
+    recalibrate: int = field(default=0, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("val_epochs", "patience", "recalibrate"):
+            check_not_negative(name, getattr(self, name))
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if not self.val_epochs and (self.keep == "best" or self.patience):
+            given = "keep = 'best'" if self.keep == "best" else f"patience = {self.patience}"
+            raise ValueError(
+                f"{given} goes by the AP on data.val, which val_epochs = 0 never measures; set "
+                "val_epochs to 1 or more"
+            )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class DataRecipe:
         repair: Whether annotations that cannot be used (boxes of no size or outside of their image,
             annotations of unknown images) are left out, and boxes that stick out of their image
             cut, instead of refusing the data set.
-        cache_mb: Memory for decoded and resized images; 0 decodes every time.
+        cache_mb: Memory for decoded and resized images of every split; 0 decodes every time.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN

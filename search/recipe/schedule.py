@@ -30,6 +30,20 @@ class Schedule:
         """Return whether an epoch, or the training, is over after ``step`` steps."""
         return step % self.steps_per_epoch == 0 or step == self.total_steps
 
+    def epoch(self, step: int) -> float:
+        """Return how many passes over the training images ``step`` steps are."""
+        return step / self.steps_per_epoch
+
+    def validates(self, step: int, every: int) -> bool:
+        """Return whether ``step`` steps end the training, or ``every`` epochs; of 0, never."""
+        if not every:
+            return False
+        return step % (every * self.steps_per_epoch) == 0 or step == self.total_steps
+
+    def validations(self, every: int) -> int:
+        """Return how often that is in the whole training."""
+        return -(-self.total_steps // (every * self.steps_per_epoch)) if every else 0
+
 
 @dataclass(frozen=True)
 class SearchSchedule(Schedule):

@@ -1,6 +1,6 @@
 """How is a derived detector fine-tuned, from mapped parameters to a detector file?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +23,7 @@ from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule
 from search.train.batches import check_shares, divided, training_dataset, training_loading
 from search.train.checkpoint import Checkpoint, Clock, RandomState
+from search.train.kept import Kept
 from search.train.log import (
     Entry,
     EpochMeans,
@@ -37,6 +38,7 @@ from search.train.plot import plot_training
 from search.train.session import Session
 from search.train.source import mapped_source
 from search.train.step import Stepper, detection_losses
+from search.train.validation import validation_split
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -91,9 +93,11 @@ class Finetuning:
         info: The detector to build.
         train: Training images.
         session: The processes that train together, and a limit of their steps.
+        val: Images to validate on, if the recipe asks for it.
 
     Attributes:
         model: The detector.
+        kept: What of it will be written.
         losses: Means of the epoch so far; of ``loss`` over all processes, else of this one.
         report: What was copied from the source; None if the recipe asks for scratch.
         schedule: How many steps there are.
@@ -103,7 +107,12 @@ class Finetuning:
     """
 
     def __init__(
-        self, recipe: Recipe, info: DetectorInfo, train: CocoSplit, session: Session
+        self,
+        recipe: Recipe,
+        info: DetectorInfo,
+        train: CocoSplit,
+        session: Session,
+        val: CocoSplit | None = None,
     ) -> None:
         check_has_boxes(train)
         optimisation = recipe.finetune
@@ -120,6 +129,7 @@ class Finetuning:
         clip_norm, amp = optimisation.clip_norm, recipe.compute.amp
         self.stepper = Stepper(optimizer, weights, clip_norm, amp, self.world)
         self.losses = EpochMeans("loss", *LOSSES)
+        self.kept = Kept(recipe, info, self.images, val, self.world)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -131,6 +141,7 @@ class Finetuning:
             "scaler": self.stepper.scaler,
             "losses": self.losses,
             "random": RandomState(),
+            **self.kept.parts,
         }
 
     def steps(self, start: int) -> Iterator[float]:
@@ -150,6 +161,7 @@ class Finetuning:
             loss = self.stepper.step(losses, batch)
             self.losses.add(loss=loss)
             advance(self.lr_schedule)
+            self.kept.step(self.model)
             yield loss
 
     def _loss(self, share: float, part: Batch) -> Tensor:
@@ -161,14 +173,17 @@ class Finetuning:
     def entry(self, step: int) -> Entry:
         """Return what is worth knowing after ``step`` steps, and start the next epoch's means.
 
-        All processes call it together.
+        Where the recipe asks for it, the detector is evaluated. All processes call it together.
         """
         means = {name: self.world.mean(value or 0.0) for name, value in self.losses.means().items()}
         self.losses.clear()
+        epoch = self.schedule.epoch(step)
+        due = self.schedule.validates(step, self.recipe.finetune.val_epochs)
         return {
             "step": step,
-            "epoch": step / self.schedule.steps_per_epoch,
+            "epoch": epoch,
             **means,
+            **({"val_ap": self.kept.validate(self.model, epoch)} if due else {}),
             "lr": self.lr_schedule.get_last_lr()[0],
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -203,19 +218,23 @@ def run_finetune(
     config = recipe.detector_config(len(train.class_names))
     ids = tuple(number for number in train.category_ids if number is not None)
     info = DetectorInfo(architecture, config, recipe.input, train.class_names, ids)
-    training = Finetuning(recipe, info, train, session)
-    checkpoint = _checkpoint(training, info, train, path, session)
+    session.tell(recipe.finetune.warm_up_doubt("finetune", len(train)))
+    val = validation_split(recipe, train)
+    training = Finetuning(recipe, info, train, session, val)
+    checkpoint = _checkpoint(training, info, [train, *([val] if val else [])], path, session)
     start = checkpoint.resume(session.world)
     with training_guarded(path.with_suffix(".diverged.json"), train, session.world):
-        _train(training, start, checkpoint, session, path)
+        last = _train(training, start, checkpoint, session, path)
+    model, choice = training.kept.finish(training.model, training.schedule.epoch(last))
     if session.world.is_main:
         save_detector(
             path,
-            training.model,
+            model,
             info,
             recipe=recipe.to_dict(),
             copied_share=training.report.share if training.report else 0.0,
             provenance=dict(session.provenance),
+            **({"written": choice} if choice else {}),
         )
         checkpoint.path.unlink(missing_ok=True)
     return path
@@ -223,14 +242,16 @@ def run_finetune(
 
 def _train(
     training: Finetuning, start: int, checkpoint: Checkpoint, session: Session, path: Path
-) -> None:
-    """Take the steps; after every epoch, write the means of its losses."""
+) -> int:
+    """Take the steps; after every epoch, write the means of its losses. Return the last step."""
     minutes, main = training.recipe.compute.checkpoint_minutes, session.world.is_main
     lines, plot, board = (
         path.with_suffix(suffix) for suffix in (".training.jsonl", ".training.png", ".tensorboard")
     )
     plot_due = Clock(PLOT_MINUTES)
-    losses, schedule = training.steps(start), training.schedule
+    losses, schedule, step = training.steps(start), training.schedule, start
+    if validation := training.kept.validation:
+        session = replace(session, progress=validation.noted(session.progress))
     with training_log(LogFiles(lines, board), start, _draw, main=main) as log:
         for step in checkpointed(losses, start, schedule, checkpoint, session, minutes):
             if not schedule.ends_epoch(step):
@@ -240,21 +261,30 @@ def _train(
                 log.append(entry)
                 if plot_due.due():
                     plot_training(lines, plot)
+            if validation and validation.is_over:
+                session.tell(validation.why_over(entry["epoch"]))
+                break
         if log and lines.is_file():
             plot_training(lines, plot)
+    return step
 
 
 def _draw(board: "SummaryWriter", entry: Entry) -> None:
-    draw_scalars(board, {name: entry[name] for name in ("loss", *LOSSES, "lr")}, entry["step"])
+    names = ("loss", *LOSSES, "lr", "val_ap")
+    draw_scalars(board, {name: entry.get(name) for name in names}, entry["step"])
 
 
 def _checkpoint(
-    training: Finetuning, info: DetectorInfo, train: CocoSplit, path: Path, session: Session
+    training: Finetuning,
+    info: DetectorInfo,
+    splits: Sequence[CocoSplit],
+    path: Path,
+    session: Session,
 ) -> Checkpoint:
-    recipe_hash, data_hash = training.recipe.finetune_hash, file_hash(train.annotations)
+    recipe_hash, data = training.recipe.finetune_hash, [file_hash(s.annotations) for s in splits]
     built = replace(info, category_ids=None).to_dict()  # they are in the annotations' hash
     built["detector"] = identity(info.detector)
-    trained = [recipe_hash, session.limit_steps, built, data_hash]
+    trained = [recipe_hash, session.limit_steps, built, *data]
     file = path.with_suffix(".checkpoint.pt")
     return Checkpoint(
         file, "finetuning", training.parts, content_hash(trained), {}, frozenset({"losses"})

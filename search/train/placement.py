@@ -1,12 +1,14 @@
 """How is a detector prepared for its device? (memory layout, half precision, torch.compile)"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
+from adapt.detector.file import DetectorInfo
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import MixedOperation
 from adapt.network.operations import MBConv
@@ -39,6 +41,18 @@ def place(model: RetinaNet, compute: ComputeRecipe, world: World) -> RetinaNet:
     if compute.amp != "off":
         _mix_precisions(placed, DTYPES[compute.amp], world.device.type)
     return placed
+
+
+def plain_detector(info: DetectorInfo, compute: ComputeRecipe, world: World) -> RetinaNet:
+    """Return a fresh detector on its device that computes as a detector file does when loaded.
+
+    That is in fp32, not compiled, and without exchanges between processes. The run's random numbers
+    stay as they are.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = info.build()
+    layout = replace(compute, amp="off").memory_format(world.device.type)
+    return model.to(device=world.device, memory_format=layout)
 
 
 def _mix_precisions(model: RetinaNet, dtype: torch.dtype, device: str) -> None:

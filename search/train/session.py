@@ -27,6 +27,11 @@ class Session:
     limit_steps: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def tell(self, doubt: str) -> None:
+        """Warn of something, once for all processes, if it is not empty."""
+        if doubt and self.world.is_main:
+            self.warn(doubt)
+
 
 @contextmanager
 def joined_session(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from adapt.errors import AdaptError
 
+T = TypeVar("T")
 BUCKET_BYTES = 25 * 2**20  # of gradients that one exchange averages
 TIMEOUT = timedelta(minutes=30)
 
@@ -67,13 +69,13 @@ class World:
         dist.all_reduce(total)
         return float(total) / self.size
 
-    def gather(self, ids: Sequence[int]) -> list[int]:
+    def gather(self, values: Sequence[T]) -> list[T]:
         """Return the lists of all processes, joined."""
         if self.size == 1:
-            return list(ids)
-        lists: list[list[int]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(lists, list(ids))
-        return [number for numbers in lists for number in numbers]
+            return list(values)
+        lists: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(lists, list(values))
+        return [value for of_process in lists for value in of_process]
 
     def agree(self, value: object, what: str) -> None:
         """Check that a value is the same in all processes.
