@@ -268,5 +268,6 @@ def finetune_command(
         run_finetune(recipe, architecture, train, path, session)
     if session.world.is_main:
         _, content = read_detector_info(path)
-        written = content.get("written", {})
-        show({"detector": str(path), **written, "next": f"adapt export {path}"}, as_json=as_json)
+        lost = {"lost_variance": content["lost_variance"]} if content["lost_variance"] else {}
+        result = {"detector": str(path), **lost, **content.get("written", {})}
+        show({**result, "next": f"adapt export {path}"}, as_json=as_json)

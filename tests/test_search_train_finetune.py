@@ -210,3 +210,4 @@ def test_detector_starts_from_the_published_weights(
     _, report = initial_detector(recipe, info, tiny_data)
     assert report is not None
     assert report.share == 1.0
+    assert report.lost_variance == pytest.approx({"C3": 0, "C4": 0, "C5": 0}, abs=1e-6)

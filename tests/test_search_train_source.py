@@ -16,7 +16,7 @@ from adapt.network.weights import PUBLISHED, source_backbone
 from search.recipe.recipe import Recipe, SpaceRecipe
 from search.supernet.bilevel import build_supernet
 from search.train.finetune import initial_detector
-from search.train.source import mapped_source
+from search.train.source import map_source, mapped_source
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def projection(op: torch.nn.Module) -> Tensor:
     return weight
 
 
-@pytest.mark.parametrize(("mode", "rotated"), [("paper", False), ("principal", True)])
+@pytest.mark.parametrize(("mode", "rotated"), [("paper", False), ("refit", True)])
 def test_source_is_rotated_if_the_recipe_maps_so(
     mode: MappingMode, rotated: bool, recipe: Recipe, tiny_data: CocoSplit
 ) -> None:
@@ -63,6 +63,20 @@ def test_search_and_finetuning_map_the_same_source(recipe: Recipe, tiny_data: Co
         assert torch.equal(found[:24, :common], wanted[:, :common])
 
 
+def test_principal_axes_lose_less_than_the_first_channels_and_fitted_projections_least(
+    recipe: Recipe, tiny_data: CocoSplit
+) -> None:
+    source, few = mobilenet_v2(), tiny_data.subset([image.id for image in tiny_data.images[:4]])
+    halves = tuple(replace(block, width=block.width // 2) for block in source.blocks)
+    lost = {}
+    modes: tuple[MappingMode, ...] = ("paper", "principal", "refit")
+    for mode in modes:
+        body = Backbone(replace(source, blocks=halves))
+        lost[mode] = map_source(mapping(recipe, mode), body, few).lost_variance["C3"]
+    assert lost["refit"] < lost["principal"] < lost["paper"]
+
+
 def test_searches_of_other_axes_are_other_searches(tiny_recipe: Recipe) -> None:
     assert mapping(tiny_recipe, "identity").search_hash == tiny_recipe.search_hash
-    assert mapping(tiny_recipe, "principal").search_hash != tiny_recipe.search_hash
+    principal, refit = (mapping(tiny_recipe, mode).search_hash for mode in ("principal", "refit"))
+    assert principal == refit != tiny_recipe.search_hash

@@ -1,9 +1,9 @@
-"""How do the BatchNorms of a detector get the statistics of images? (recalibration)"""
+"""How do the BatchNorms of a network get the statistics of images? (recalibration)"""
 
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
 from adapt.data.dataset import Batch
@@ -21,7 +21,7 @@ def recalibrate(
     device: torch.device,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> None:
-    """Set the running statistics of all BatchNorms to their means over batches.
+    """Set the running statistics of a detector's BatchNorms to their means over batches.
 
     Networks that share a supernet's weights, and weights that are averages over steps, have other
     means and variances than those that were seen in training.
@@ -32,17 +32,34 @@ def recalibrate(
         device: Where the model is.
         layout: How feature maps lie in memory.
     """
+
+    def prepared(batch: Batch) -> Tensor:
+        images, _ = model.transform([image.to(device) for image in batch[0]])
+        tensors: Tensor = images.tensors.contiguous(memory_format=layout)
+        return tensors
+
     model.eval()
-    norms = batch_norms(model)
+    # The heads have no BatchNorm: the backbone and its pyramid are enough.
+    recalibrate_network(model.backbone, map(prepared, batches))
+
+
+@torch.no_grad()
+def recalibrate_network(network: nn.Module, inputs: Iterable[Tensor]) -> None:
+    """Set the running statistics of a network's BatchNorms to their means over its inputs.
+
+    Args:
+        network: Such as a backbone; in evaluation mode afterwards.
+        inputs: What it is called with.
+    """
+    network.eval()
+    norms = batch_norms(network)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative mean, in which all batches count the same
         norm.train()
-    for images, _ in batches:
-        # The heads have no BatchNorm: the backbone and its pyramid are enough.
-        prepared, _ = model.transform([image.to(device) for image in images])
-        model.backbone(prepared.tensors.contiguous(memory_format=layout))
+    for batch in inputs:
+        network(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

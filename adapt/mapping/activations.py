@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from adapt.network.operations import MBConv
 IMAGES = 64  # with 24 or more, MobileNetV2's axes hardly change any more; all of a smaller split
 
 
-def unlabelled(split: CocoSplit, size: InputSize, number: int = IMAGES) -> Iterator[Tensor]:
+def unlabelled(
+    split: CocoSplit, size: InputSize, number: int = IMAGES, *, between: bool = False
+) -> Iterator[Tensor]:
     """Yield images of a split, evenly spaced, fitted as for training but never mirrored.
 
     Which ones depends on nothing but the split, so that a search, its fine-tunings and all seeds
@@ -27,6 +30,8 @@ def unlabelled(split: CocoSplit, size: InputSize, number: int = IMAGES) -> Itera
         split: Images; their boxes are not used.
         size: The detector's input.
         number: Most images.
+        between: Whether to take those halfway between these; other ones if the split has twice as
+            many or more.
 
     Yields:
         ``Tensor[1, 3, H, W]``, normalised as a backbone takes it.
@@ -35,8 +40,43 @@ def unlabelled(split: CocoSplit, size: InputSize, number: int = IMAGES) -> Itera
     mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (IMAGE_MEAN, IMAGE_STD))
     number = min(number, len(images))
     for index in range(number):
-        pixels, _ = images[index * len(images) // number]
+        pixels, _ = images[(2 * index + between) * len(images) // (2 * number)]
         yield (pixels[None] / 255 - mean) / std
+
+
+def batched(images: Iterable[Tensor], size: int = 8) -> list[Tensor]:
+    """Return the images in batches of up to ``size`` of the same height and width."""
+    return [
+        torch.cat(together[start : start + size])
+        for _, group in groupby(images, key=lambda image: image.shape)
+        for together in [list(group)]
+        for start in range(0, len(together), size)
+    ]
+
+
+class Spread:
+    """Mean and variance of channels over all positions of all images, in double precision."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._sum = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        """Count ``Tensor[N, C, H, W]`` in."""
+        columns = x.double().transpose(0, 1).flatten(1)
+        self._number += columns.shape[1]
+        self._sum = self._sum + columns.sum(1)
+        self._squares = self._squares + columns.square().sum(1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Tensor[C]."""
+        return self._sum / self._number
+
+    @property
+    def variance(self) -> Tensor:
+        """Tensor[C]."""
+        return (self._squares / self._number - self.mean.square()).clamp_min(0)
 
 
 class Moments:
@@ -78,7 +118,7 @@ class Passed:
         out: Of its output, before the residual is added.
     """
 
-    hidden: Moments
+    hidden: Spread
     out: Moments
 
 
@@ -91,7 +131,7 @@ def passed_on(backbone: Backbone, images: Iterable[Tensor]) -> dict[MBConv, Pass
         images: Normalised images, each ``Tensor[N, 3, H, W]``.
     """
     passed = {
-        op: Passed(Moments(op.shape.c_in * op.shape.expansion), Moments(op.shape.c_out))
+        op: Passed(Spread(), Moments(op.shape.c_out))
         for block in operations_of(backbone)
         for _, op in block
     }

@@ -19,7 +19,7 @@ from adapt.network.mixed import MixedBlock
 from adapt.network.operations import MBConv
 from adapt.network.supernet import Supernet
 
-MappingMode = Literal["paper", "identity", "principal"]
+MappingMode = Literal["paper", "identity", "principal", "refit"]
 
 
 @dataclass
@@ -28,9 +28,12 @@ class MappingReport:
 
     Attributes:
         copied: Per tensor name (copied elements, all elements).
+        lost_variance: Share of the variance of C3 to C5 that the mapping lost, see
+            :func:`adapt.mapping.lost.lost_variance`; empty if it was not measured.
     """
 
     copied: dict[str, tuple[int, int]] = field(default_factory=dict)
+    lost_variance: dict[str, float] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -148,7 +151,7 @@ def map_backbone(
         target: Any backbone of as many blocks, with the same stem and first block.
         mode: ``paper`` copies a block's last operation to extra ones and adds noise. ``identity``
             keeps the function: extra operations contribute zero, surplus channels are dead, no
-            noise. ``principal`` is ``paper`` for a source that
+            noise. ``principal`` and ``refit`` are ``paper`` for a source that
             :func:`adapt.mapping.principal.principal_source` returned.
         noise: Standard deviation of the noise, but in ``identity`` mode.
         generator: Source of the noise; seed 0 if None.

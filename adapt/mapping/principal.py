@@ -99,7 +99,7 @@ def _sort_hidden(op: MBConv, passed: Passed) -> None:
     project, norm = projection(op)
     scale, _ = scale_and_shift(norm)
     strength = (scale[:, None] * matrix(project)).square().sum(0)
-    contributed = passed.hidden.covariance.diagonal() * strength
+    contributed = passed.hidden.variance * strength
     _reorder_hidden(op, contributed.argsort(descending=True, stable=True))
 
 

@@ -246,8 +246,9 @@ class FinetuneRecipe(Optimisation):
     Attributes:
         mapping: How pretrained parameters reach it (section III-B). ``paper`` copies the first
             channels; ``principal`` too, but of a source whose channels are sorted by what they
-            pass on in training images, here and in the search; ``identity`` keeps the function of
-            a source that the detector contains.
+            pass on in training images, here and in the search; ``refit`` is ``principal``, and
+            fits the copied projections to the source; ``identity`` keeps the function of a source
+            that the detector contains.
         mapping_noise: Standard deviation of the noise on parameters the source does not have.
         val_epochs: Epochs from one evaluation on ``data.val`` to the next; the last epoch is
             evaluated too. 0 evaluates never.
@@ -283,6 +284,11 @@ class FinetuneRecipe(Optimisation):
                 f"{given} goes by the AP on data.val, which val_epochs = 0 never measures; set "
                 "val_epochs to 1 or more"
             )
+
+    @property
+    def principal(self) -> bool:
+        """Whether the source is mapped in its principal axes."""
+        return self.mapping in ("principal", "refit")
 
 
 @dataclass(frozen=True)

@@ -197,8 +197,7 @@ class Recipe:
         # The space's content, not its file's name: users edit the file.
         content = [settings, self.space.load().hash]
         # The one field of the fine-tuning that a search reads too.
-        principal = self.finetune.mapping == "principal"
-        return content_hash([*content, "principal"] if principal else content)
+        return content_hash([*content, "principal"] if self.finetune.principal else content)
 
     @property
     def finetune_hash(self) -> str:

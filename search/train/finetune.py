@@ -17,7 +17,7 @@ from adapt.artifacts import content_hash, file_hash, identity, make_place
 from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.data.dataset import Batch, training_batches
 from adapt.detector.file import DetectorInfo, save_detector
-from adapt.mapping.pretrained import MappingReport, map_backbone
+from adapt.mapping.pretrained import MappingReport
 from adapt.network.backbone import Backbone
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule
@@ -36,7 +36,7 @@ from search.train.optimizer import advance, build_optimizer, build_scheduler
 from search.train.placement import place
 from search.train.plot import plot_training
 from search.train.session import Session
-from search.train.source import mapped_source
+from search.train.source import map_source
 from search.train.step import Stepper, detection_losses
 from search.train.validation import validation_split
 
@@ -75,14 +75,7 @@ def initial_detector(
         return model, None
     body = model.backbone.body
     assert isinstance(body, Backbone)
-    report = map_backbone(
-        mapped_source(recipe, info.architecture.source, train),
-        body,
-        mode=recipe.finetune.mapping,
-        noise=recipe.finetune.mapping_noise,
-        generator=torch.Generator().manual_seed(recipe.seed),
-    )
-    return model, report
+    return model, map_source(recipe, body, train)
 
 
 class Finetuning:
@@ -233,6 +226,7 @@ def run_finetune(
             info,
             recipe=recipe.to_dict(),
             copied_share=training.report.share if training.report else 0.0,
+            lost_variance=training.report.lost_variance if training.report else {},
             provenance=dict(session.provenance),
             **({"written": choice} if choice else {}),
         )
