@@ -215,6 +215,7 @@ def search_command(
 
     Example: `adapt search recipes/bccd-cpu.toml --cost latency --costs runs/costs.sqlite`
     """
+    from search.derive.decision import Decision
     from search.recipe.search_cost import search_cost
     from search.supernet.run import run_search
 
@@ -230,7 +231,8 @@ def search_command(
         costs.tell_certificate(recipe.search.parsed_target(), heard=session.world.is_main)
         path = run_search(recipe, train, cost.model, folder, session)
     if session.world.is_main:
-        shown = {"supernet": str(path), "plot": folder / "search.png"}
+        decided = Decision.stored(path).to_dict()
+        shown = {"supernet": str(path), "plot": folder / "search.png", "decided": decided}
         show({**shown, "next": f"adapt derive {path}"}, as_json=as_json)
 
 

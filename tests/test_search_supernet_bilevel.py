@@ -280,6 +280,29 @@ def test_gradient_of_the_penalty_is_that_of_the_cost_over_its_searchable_part(
         torch.testing.assert_close(penalty, 0.3 * cost / (searchable * math.log(10)))
 
 
+def test_paper_recipe_presses_like_its_ancestor_and_not_like_a_logarithm_of_the_whole() -> None:
+    recipe = Recipe.load("paper")
+    settings, size = recipe.search, recipe.measured_size()
+    supernet = settings.supernet(recipe.space.load(), torch.Generator().manual_seed(0))
+    cost = recipe.detectors(80, size).costs(madds)
+    no_taps = [torch.zeros_like(tap) for tap in cost.taps]
+    blocks = replace(cost, fixed=0.0, taps=no_taps)  # FNA counts the searched blocks alone
+
+    def norms(cost: CostModel, unchanging: float) -> list[float]:
+        """L2 norm of the penalty's gradient with respect to all alphas, and all betas."""
+        multiplier = Multiplier(settings, None, unchanging / 1e9)
+        value = multiplier.penalty(cost.expected(*supernet.probabilities()) / 1e9, 0.0)
+        parts = list(supernet.alphas.parameters()), list(supernet.betas)
+        of = (torch.autograd.grad(value, part, retain_graph=True) for part in parts)
+        return [float(torch.cat(gradients).norm()) for gradients in of]
+
+    whole, ancestor = norms(cost, 0.0), norms(blocks, 0.0)
+    assert whole == pytest.approx([1.6e-5, 1.3e-5], rel=0.05)
+    assert ancestor == pytest.approx([3.9e-4, 3.2e-4], rel=0.05)
+    # Laterals and P6 are searched too: they are 8 % of what lambda's logarithm is of.
+    assert norms(cost, cost.unchanging()) == pytest.approx(ancestor, rel=0.1)
+
+
 def test_dearer_heads_change_nothing_of_the_penalty(
     tiny_recipe: Recipe, tiny_data: CocoSplit
 ) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from core_parts import tiny
 
-from search.supernet.guards import collapse_warnings, entropy_share, mean_entropy
+from search.derive.decision import entropy_share, mean_entropy
+from search.supernet.guards import collapse_warnings
 
 
 def distributions(skip: float = 0.0, decided_block: int | None = None):

@@ -83,6 +83,7 @@ def derive_command(
 
     Example: `adapt derive runs/bccd/search/supernet.pt --budget 9.5ms --costs runs/costs.sqlite`
     """
+    from search.derive.decision import Decision
     from search.derive.finished import SearchFiles
 
     files = SearchFiles(supernet, costs.costs, costs.uncertified)
@@ -98,6 +99,10 @@ def derive_command(
             result = _one(files, out or supernet.parent / "arch.json", networks)
             title = "derived"
             costs.tell_certificate(None if networks.verify else networks.parsed_budget())
+    decision = Decision.stored(supernet)
+    if decision.doubt:
+        warn(decision.doubt)
+    result["decided"] = decision.to_dict()
     show(result if as_json else _readable(result), as_json=as_json, title=title)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from adapt.architecture import Architecture
 from bench.networks.measure import BenchResult
+from search.derive.decision import Decision
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class RunResult:
         bench: Derived and source detector, measured together; None if this machine cannot run them.
         derived: Architecture of the derived backbone.
         rule: By which rule it was derived.
+        decision: How far the search had decided that it was derived from.
         predicted_ms: Latency of the derived detector by the cost table, as its certificate corrects
             it; None without a table.
         deployed: What is known of the deployed files, by the name of the detector.
@@ -28,6 +30,7 @@ class RunResult:
     bench: BenchResult | None
     derived: Architecture
     rule: str
+    decision: Decision
     predicted_ms: float | None
     deployed: Mapping[str, Mapping[str, Any]]
     report: Path | None
@@ -42,6 +45,8 @@ class RunResult:
     def findings(self) -> list[str]:
         """Return what the report's table does not say, as lines of text."""
         lines = [f"derived by: {self.rule}"]
+        if self.decision.doubt:
+            lines.append(f"doubt: {self.decision.doubt}")
         if self.predicted_ms is not None:
             lines.append(self._prediction())
         for name, of in self.deployed.items():
@@ -63,6 +68,7 @@ class RunResult:
             "bench": self.bench.to_dict() if self.bench else None,
             "derived": self.derived.to_dict(),
             "rule": self.rule,
+            "decided": self.decision.to_dict(),
             "predicted_ms": self.predicted_ms,
             "deployed": self.deployed,
             "report": str(self.report) if self.report else None,

@@ -26,6 +26,7 @@ from bench.networks.report import write_report
 from bench.pipeline.result import RunResult
 from bench.pipeline.stages import Stages
 from bench.pipeline.target import Target, deployment_path
+from search.derive.decision import Decision
 from search.derive.derive import derive
 from search.derive.finished import SearchFiles
 from search.recipe.budget import Budget
@@ -99,7 +100,7 @@ class Run:
         source = self._finetune("source", mobilenet_v2(), self.out)
         detectors = {"derived": derived, "source": source}
         files = {name: self._export(name, detector) for name, detector in detectors.items()}
-        return self._finish(arch, costs, files)
+        return self._finish(arch, Decision.stored(searched), costs, files)
 
     def check(self) -> None:
         """Find what would stop the run after hours.
@@ -222,7 +223,9 @@ class Run:
 
         return self.stages.always("bench", work)
 
-    def _finish(self, arch: Path, costs: Path | None, files: dict[str, Path]) -> RunResult:
+    def _finish(
+        self, arch: Path, decision: Decision, costs: Path | None, files: dict[str, Path]
+    ) -> RunResult:
         """Benchmark the deployed files, if this machine can, and write the report."""
         why_not = self.target.why_not_here()
         bench = None if why_not else self._bench(files)
@@ -232,6 +235,7 @@ class Run:
             bench=bench,
             derived=derived,
             rule=read_json(arch, "architecture").get("rule", "unknown"),
+            decision=decision,
             predicted_ms=self._predicted_ms(derived, costs) if costs else None,
             deployed=_deployments(files),
             report=report / "report.md" if bench else None,

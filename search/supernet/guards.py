@@ -4,34 +4,16 @@ Differentiable searches collapse in two ways: skip connections win because they 
 or a block decides before its candidates were compared.
 """
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from adapt.space import SKIP, SearchSpace
+from search.derive.decision import mean_entropy
 
 DECIDED = 0.1  # entropy of a decided distribution, as a share of the uniform one's
 EARLY = 0.5  # share of the architecture steps before which a decision is early
 DOMINANT = 1.5  # mean probability of skips that win, as a multiple of the uniform one
-
-
-def entropy_share(probabilities: Tensor) -> float:
-    """Return the entropy as a share of the uniform distribution's; 0 is decided.
-
-    Args:
-        probabilities: Tensor[K].
-    """
-    if len(probabilities) < 2:
-        return 0.0
-    entropy = float(-(probabilities * probabilities.clamp_min(1e-12).log()).sum())
-    return entropy / math.log(len(probabilities))
-
-
-def mean_entropy(distributions: Sequence[Tensor]) -> float:
-    """Return the mean :func:`entropy_share` of all distributions that leave a choice."""
-    shares = [entropy_share(p) for p in distributions if len(p) > 1]
-    return sum(shares) / len(shares) if shares else 0.0
 
 
 def collapse_warnings(

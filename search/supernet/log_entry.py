@@ -9,8 +9,9 @@ from adapt.network.masks import gate
 from adapt.network.mixed import SharedBlock
 from adapt.network.supernet import Supernet
 from adapt.space import SearchSpace
+from search.derive.decision import Decision
 from search.supernet.bilevel import BilevelSearch
-from search.supernet.guards import collapse_warnings, mean_entropy, target_warnings
+from search.supernet.guards import collapse_warnings, target_warnings
 from search.train.log import Entry
 
 
@@ -21,8 +22,11 @@ def log_entry(search: BilevelSearch, step: int) -> Entry:
     ops, widths = supernet.probabilities()
     argmax_cost = search.argmax_cost()
     warnings = collapse_warnings(supernet.space, ops, widths, schedule.arch_share(step))
-    if multiplier.target is not None and step == schedule.total_steps:
+    decision, finished = Decision.of(ops, widths), step == schedule.total_steps
+    if multiplier.target is not None and finished:
         warnings += target_warnings(argmax_cost, multiplier.target, search.settings.target)
+    if decision.doubt and finished:
+        warnings.append(decision.doubt)
     return {
         "step": step,
         "epoch": step / schedule.steps_per_epoch,
@@ -34,8 +38,8 @@ def log_entry(search: BilevelSearch, step: int) -> Entry:
         "cost_weight": multiplier.value,
         "cost_weight_in_force": multiplier.in_force(argmax_cost),
         "cost_unit": "GMAdds" if search.settings.cost == "madds" else "ms",
-        "op_entropy": mean_entropy([p for block in ops for p in block]),
-        "width_entropy": mean_entropy(widths),
+        "op_entropy": decision.op_entropy,
+        "width_entropy": decision.width_entropy,
         "gate_scale": _gate_scales(supernet, widths),
         "argmax": supernet.argmax().to_dict()["blocks"],
         "probabilities": _named_probabilities(supernet.space, ops, widths),

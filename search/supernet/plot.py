@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt.artifacts import atomic_path
+from search.derive.decision import UNDECIDED, undecided_entry
 from search.train.log import Entry, read_log
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def _curves(axes: "Sequence[Axes]", entries: list[Entry]) -> None:
     _line(entropy, epochs, entries, "op_entropy", "operations")
     _line(entropy, epochs, entries, "width_entropy", "widths")
     entropy.set_ylim(0, 1.05)
+    entropy.axhline(UNDECIDED, color="tab:gray", linestyle=":", linewidth=1)
     entropy.set_title("Entropy (1: undecided, 0: decided)")
+    if undecided_entry(entries[-1]):
+        entropy.set_title("The search did not decide (entropy; 0: decided)", color="tab:red")
     for panel in axes:
         panel.set_xlabel("epoch")
         panel.grid(alpha=0.3)
