@@ -183,6 +183,26 @@ def tell_doubts(recipe: "Recipe", split: "CocoSplit", *, heard: bool) -> None:
         warn(doubt)
 
 
+def tell_untaught(recipe: "Recipe", train: "CocoSplit", *, heard: bool) -> None:
+    """Warn of classes that the validation split has and the training does not.
+
+    Args:
+        recipe: The recipe of the data set.
+        train: The training images.
+        heard: Whether this process is the one that talks.
+    """
+    from adapt.errors import AdaptError
+
+    if not heard:
+        return
+    try:
+        held_out = recipe.split(recipe.data.val)
+    except AdaptError:  # a machine that only trains needs no such split
+        return
+    if doubt := held_out.untaught(train):
+        warn(doubt)
+
+
 def show_estimate(
     recipe: "Recipe", limit_steps: int | None, part: str | None = None, *, as_json: bool
 ) -> None:
@@ -267,6 +287,7 @@ def finetune_command(
     train = recipe.split(recipe.data.train)
     with training.session("finetune") as session:
         tell_doubts(recipe, train, heard=session.world.is_main)
+        tell_untaught(recipe, train, heard=session.world.is_main)
         run_finetune(recipe, architecture, train, path, session)
     if session.world.is_main:
         _, content = read_detector_info(path)

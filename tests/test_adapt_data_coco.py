@@ -56,6 +56,13 @@ def test_classes_without_boxes_need_no_match(tmp_path: Path) -> None:
     assert split.matched(("cat",), "the detector").category_ids == (9,)
 
 
+def test_classes_that_only_the_held_out_images_have_are_told_by_name(tmp_path: Path) -> None:
+    held_out = load_split(write_set(tmp_path / "val"), "train")  # boxes of dog and cat
+    train = load_split(write_set(tmp_path / "set", annotations=[annotation()]), "train")
+    assert "has boxes of dog, and " in held_out.untaught(train)  # both files list the class
+    assert train.untaught(held_out) == held_out.untaught(held_out) == ""
+
+
 def test_boxes_of_unknown_classes_are_refused_by_name(tmp_path: Path) -> None:
     split = load_split(write_set(tmp_path / "set"), "train")
     message = r"has boxes of cat, the detector has the classes dog, Cat \(.*cat is Cat\); name them"

@@ -423,6 +423,20 @@ def test_broken_data_stop_a_training_with_one_sentence(
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_class_that_no_training_image_has_is_told_before_the_training(
+    recipe: Path, tmp_path: Path
+) -> None:
+    def one_class(content: dict[str, Any]) -> None:
+        kept = content["annotations"][0]["category_id"]
+        boxes = [box for box in content["annotations"] if box["category_id"] == kept]
+        content["annotations"] = boxes
+        first_image(content, "missing.jpg")  # what comes after the warning is no matter here
+
+    result = run(*broken(tmp_path, recipe, one_class), "--out", tmp_path / "d.safetensors")
+    assert "no training teaches them" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
 def test_table_of_another_processor_is_refused_when_the_recipe_names_one(
     small_recipe: Path, shards: tuple[Path, Path]
 ) -> None:

@@ -141,9 +141,22 @@ class CocoSplit:
 
     def unknown_classes(self, class_names: Sequence[str]) -> list[str]:
         """Return the classes that have boxes here but are not among the names."""
+        return [name for name in self.used_classes() if name not in class_names]
+
+    def used_classes(self) -> list[str]:
+        """Return the classes that have boxes here, in the order of their labels."""
         used = sorted({int(label) for boxes in self.boxes for label in boxes.labels})
-        names = [self.class_names[label] for label in used]
-        return [name for name in names if name not in class_names]
+        return [self.class_names[label] for label in used]
+
+    def untaught(self, train: "CocoSplit") -> str:
+        """Say in one line which classes only these images have, not the training; empty if none."""
+        unknown = self.unknown_classes(train.used_classes())
+        if not unknown:
+            return ""
+        return (
+            f"{self.annotations} has boxes of {_listed(unknown)}, and {train.annotations} has "
+            "none: no training teaches them; annotate some there, or remove these"
+        )
 
     def crowded(self, detections: int) -> str:
         """Say in one line how many images hold more boxes than a detector returns; empty if none.

@@ -113,6 +113,8 @@ class Run:
             check_has_boxes(split)
             for doubt in split.doubts(self.config.detections):
                 self.session.warn(doubt)
+        if doubt := self.benchmark.untaught(self.train):
+            self.session.warn(doubt)
         if self.recipe.init == "imagenet" and not self.recipe.weights:
             find_weights(self.recipe.space.load().source)
         self.target.check()
