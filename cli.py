@@ -22,6 +22,7 @@ from bench.commands.doctor import doctor_command
 from bench.commands.export import export_command
 from bench.commands.networks import bench_command, eval_command
 from bench.commands.run import demo_command, run_command
+from bench.commands.study import study_command
 from export.commands import parity_command, predict_command
 from search.commands import finetune_command, search_command
 
@@ -43,6 +44,7 @@ STAGES: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "predict": predict_command,
     },
     "6. Measure detectors": {"eval": eval_command, "bench": bench_command},
+    "7. Compare ways to a network": {"study": study_command},
 }
 
 

@@ -1,8 +1,8 @@
 """Which mAP and latency does a detector file reach on a runtime? (`adapt eval`, `adapt bench`)"""
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,12 +140,7 @@ def compare(
         name: evaluate_artifact(path, split, runtime, usable_cores(), progress=steps)
         for name, (runtime, path) in artifacts.items()
     }
-    with ExitStack() as stack:
-        runners = {
-            name: stack.enter_context(open_runner(runtime, path, timing.threads))
-            for name, (runtime, path) in artifacts.items()
-        }
-        timed = {row.label: runners[row.name] for row in rows}
+    with _opened(artifacts, rows, timing) as timed:
         images = {row.label: _timed_images(timed[row.label], row, split, timing) for row in rows}
         latencies = _latencies(timed, images, timing, steps)
         entries = tuple(
@@ -161,6 +156,39 @@ def compare(
         device=device,
         versions=library_versions(),
     )
+
+
+def time_artifacts(
+    artifacts: Artifacts, split: CocoSplit, timing: Timing, *, progress: Progress = silent
+) -> dict[str, Latency]:
+    """Return the latencies of artifacts, those of a device in interleaved rounds.
+
+    Args:
+        artifacts: Runtime and file of each, by its name.
+        split: Images, the first of which is detected in.
+        timing: How to time.
+        progress: Told after every sample.
+
+    Raises:
+        AdaptError: If one cannot run here.
+    """
+    rows = _rows(artifacts)
+    with _opened(artifacts, rows, timing) as timed:
+        images = {row.label: _timed_images(timed[row.label], row, split, timing) for row in rows}
+        return _latencies(timed, images, timing, progress)
+
+
+@contextmanager
+def _opened(
+    artifacts: Artifacts, rows: "Sequence[_Row]", timing: Timing
+) -> Iterator[dict[str, Runner]]:
+    """Open the artifacts; yield what runs each row."""
+    with ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(open_runner(runtime, path, timing.threads))
+            for name, (runtime, path) in artifacts.items()
+        }
+        yield {row.label: runners[row.name] for row in rows}
 
 
 class _Row(NamedTuple):

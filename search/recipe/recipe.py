@@ -5,10 +5,11 @@ but the milestones of the fine-tuning are the usual ones of 24 epochs.
 """
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -31,6 +32,7 @@ from search.recipe.optimisation import (
 
 PRESETS = Path(__file__).parent / "presets"
 Init = Literal["imagenet", "scratch"]
+Content = TypeVar("Content")
 UNKNOWN = "unexpected_keyword_argument"  # pydantic's word for a field that there is not
 
 
@@ -173,8 +175,11 @@ class Recipe:
                     f"unknown recipe {name_or_path!r}; use a preset ({known}) or the path of a "
                     ".toml file"
                 )
-        recipe = _parse(read_text(path, "recipe"), path)
-        return recipe.relative_to(path.parent)
+        try:
+            content = tomllib.loads(read_text(path, "recipe"))
+        except tomllib.TOMLDecodeError as error:
+            raise AdaptError(f"recipe {path} is not TOML: {error}") from error
+        return validated(cls, content, f"recipe {path}").relative_to(path.parent)
 
     def relative_to(self, folder: Path) -> "Recipe":
         """Return the recipe with its paths resolved against ``folder``."""
@@ -213,6 +218,18 @@ class Recipe:
         weights = Path(self.weights)
         content["weights"] = file_hash(weights) if self.weights and weights.is_file() else ""
         return content_hash(content)
+
+    def changed(self, changes: Mapping[str, Any], what: str) -> "Recipe":
+        """Return the recipe with other fields, given as in a recipe's file.
+
+        Args:
+            changes: Values, and by the name of a section those of its fields.
+            what: Who changes them, for errors.
+
+        Raises:
+            AdaptError: If a field is unknown or a value wrong.
+        """
+        return validated(Recipe, merged(self.to_dict(), changes), what)
 
     def with_data(self, root: Path | None) -> "Recipe":
         """Return the recipe with another data set, if one is given."""
@@ -316,6 +333,17 @@ class Recipe:
         return InputSize(*self.cost_size) if self.cost_size else self.input.fixed()
 
 
+def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain content with other values; those of a section it has are merged into it."""
+    result = dict(content)
+    for name, value in changes.items():
+        inner = result.get(name)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            value = merged(inner, value)
+        result[name] = value
+    return result
+
+
 def _changed(part: Any, changes: dict[str, Any]) -> Any:
     given = {name: value for name, value in changes.items() if value is not None}
     try:
@@ -324,27 +352,35 @@ def _changed(part: Any, changes: dict[str, Any]) -> Any:
         raise AdaptError(str(error)) from error
 
 
-def _parse(text: str, path: Path) -> Recipe:
+def validated(cls: type[Content], content: Any, what: str) -> Content:
+    """Read plain content, such as that of a TOML file, into a dataclass.
+
+    Raises:
+        AdaptError: With the first wrong or unknown field; ``what`` names the content.
+    """
     try:
-        return TypeAdapter(Recipe).validate_python(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise AdaptError(f"recipe {path} is not TOML: {error}") from error
+        return TypeAdapter(cls).validate_python(content)
     except ValidationError as error:
         # A misspelt field before the one that is missing for it.
         first = min(error.errors(), key=lambda one: one["type"] != UNKNOWN)
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise AdaptError(f"recipe {path}: {where}: {_reason(first)}") from error
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise AdaptError(f"{what}: {where}: {_reason(cls, first)}") from error
 
 
-def _reason(error: Any) -> str:
+def _reason(cls: Any, error: Any) -> str:
     if error["type"] == UNKNOWN:
         *parents, name = error["loc"]
-        part: Any = Recipe()
         for parent in parents:
-            part = getattr(part, parent)
-        known = [one.name for one in fields(part)]
+            cls = cls if isinstance(parent, int) else _part_type(cls, parent)
+        known = [one.name for one in fields(cls)]
         alike = get_close_matches(str(name), known, n=1)
         meant = f"is {alike[0]} meant?" if alike else f"use one of {', '.join(known)}"
         return f"there is no such field; {meant}"
     of_recipe = error.get("ctx", {}).get("error")  # a recipe's ValueError says what it got
     return str(of_recipe) if of_recipe else f"{error['msg']}, got {error['input']!r}"
+
+
+def _part_type(cls: Any, name: str) -> Any:
+    """Return the dataclass of a field, or of the items of a tuple of them."""
+    kind = get_type_hints(cls)[name]
+    return get_args(kind)[0] if get_args(kind) else kind

@@ -1,0 +1,239 @@
+"""Which network does each arm get with each seed?
+
+Measurements come before and after the trainings that choosing takes, never beside them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from adapt.artifacts import content_hash, header, read_json, write_json
+from adapt.cost.table import CostTable
+from bench.costs import certify
+from bench.costs.recipe_table import RecipeTable
+from bench.study.chosen import Chosen, Networks
+from bench.study.how import How
+from bench.study.meet import TOLERANCE, BudgetMeter
+from bench.study.pool import run_jobs
+from bench.study.preparation import CANDIDATES, SearchJob, candidate_unit, search
+from bench.study.scaling import scaled
+from bench.study.spec import CHOSEN_ANEW, Arm, Study
+from bench.study.unit import Unit, file_name, train_unit
+from search.derive.finished import SearchFiles
+from search.recipe.recipe import Recipe
+from search.recipe.search_cost import latency_cost
+
+DRAWN = {"random": 1, "random-best-of-k": CANDIDATES}  # networks per seed
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Chooses the networks of all arms and seeds.
+
+    Attributes:
+        study: Arms and budget.
+        base: The recipe that all arms share.
+        out: Folder of the results.
+        how: How the study is carried out.
+        seeds: The seeds.
+        unit: Returns the training of a network by an arm with a seed.
+        divided: Returns the recipe of an arm, with the images of a seed.
+    """
+
+    study: Study
+    base: Recipe
+    out: Path
+    how: How
+    seeds: Sequence[int]
+    unit: Callable[[Arm, int, Chosen], Unit]
+    divided: Callable[[Arm, int], Recipe]
+
+    def all(self) -> Networks:
+        """Return the network of every arm and seed.
+
+        Raises:
+            AdaptError: If none meets the budget, or a training fails.
+        """
+        places = [(arm, seed) for arm in self.study.arms for seed in self.seeds]
+        sized = [(arm, seed) for arm, seed in places if arm.meets_budget]
+        networks = Networks()
+        for arm, seed in places:
+            if not arm.meets_budget:
+                how = f"{arm.network} {arm.factor:g}" if arm.factor else arm.network
+                recipe = self.divided(arm, seed)
+                sized_so = scaled(arm.network, arm.factor, recipe.detector)
+                networks[arm.label, seed] = Chosen(sized_so, how=how)
+        if not sized:
+            return networks
+        with self._meter("networks without training") as meter:
+            first = {place: self._before(*place, meter) for place in sized}
+        searches = [self._job(arm, seed) for arm, seed in sized if arm.network == "softmax"]
+        self._search(searches)
+        self._race(first)
+        with self._meter("networks of searches") as meter:
+            for (arm, seed), drawn in first.items():
+                network = self._after(arm, seed, drawn, meter)
+                self._check_met(arm.label, seed, network, self._budget_ms(meter))
+                networks[arm.label, seed] = network
+        return networks
+
+    @contextmanager
+    def _meter(self, title: str) -> Iterator[BudgetMeter]:
+        self.table  # noqa: B018 - measured first: nothing else may run beside
+        with (
+            self.how.display(title) as progress,
+            BudgetMeter(self.base, self.base.num_classes(), progress) as meter,
+        ):
+            yield meter
+
+    @cached_property
+    def table(self) -> Path | None:
+        """The cost table, measured and certified if an arm needs one and none is given."""
+        if not any(arm.network in CHOSEN_ANEW for arm in self.study.arms):
+            return None
+        if self.how.costs:
+            return self.how.costs
+        path = self.out / "costs.sqlite"
+        table = RecipeTable(self.base, self.base.num_classes(), path)
+        if not (path.is_file() and _certified(path)):
+            with self.how.display("profile") as progress:
+                table.profile(progress=progress)
+            with self.how.display("certify") as progress:
+                table.certify(certify.DETECTORS, progress=progress)
+        return path
+
+    def _before(self, arm: Arm, seed: int, meter: BudgetMeter) -> list[Chosen]:
+        """Return the networks that can be chosen before anything is trained."""
+        match arm.network:
+            case "softmax":
+                return []
+            case "random" | "random-best-of-k":
+                numbers = range(DRAWN[arm.network])
+                return [self._drawn(arm, seed, number, meter) for number in numbers]
+            case _:
+                return [self._scaled(arm, seed, meter)]
+
+    def _scaled(self, arm: Arm, seed: int, meter: BudgetMeter) -> Chosen:
+        detector = self.divided(arm, seed).detector
+
+        def find() -> Chosen:
+            met = meter.by_factor(arm.network, detector, self._budget_ms(meter))
+            return Chosen(met.sized, met.measured_ms, met.how)
+
+        return self._once(arm.label, find, arm.network, detector.to_dict())  # for all seeds
+
+    def _drawn(self, arm: Arm, seed: int, number: int, meter: BudgetMeter) -> Chosen:
+        recipe = self.divided(arm, seed)
+        space = recipe.space.load()
+
+        def find() -> Chosen:
+            chance = np.random.default_rng([seed, number])
+            with CostTable.open(self._costs) as costs:
+                model = latency_cost(recipe, recipe.num_classes(), costs)
+            target = recipe.detector, space, self._budget_ms(meter)
+            met = meter.by_chance(model, *target, chance)
+            return Chosen(met.sized, met.measured_ms, met.how)
+
+        name = f"{arm.label} {number + 1}" if DRAWN[arm.network] > 1 else arm.label
+        described = recipe.detector.to_dict(), space.hash, seed, number
+        return self._once(f"{name} seed{seed}", find, arm.network, *described)
+
+    def _job(self, arm: Arm, seed: int) -> SearchJob:
+        recipe, name = self.divided(arm, seed), file_name(f"{arm.label} seed{seed}")
+        costs = self.table if recipe.search.cost == "latency" else None
+        return SearchJob(name, recipe, self.out / "searches" / name, costs)
+
+    def _search(self, jobs: Sequence[SearchJob]) -> None:
+        left = [job for job in jobs if job.seconds() is None]
+        if left:
+            with self.how.display(f"search {len(left)} of {len(jobs)}") as progress:
+                run_jobs(left, search, self.how.at_once, progress, self.how.warn)
+
+    def _candidates(self, arm: Arm, seed: int, drawn: Sequence[Chosen]) -> list[Unit]:
+        units = (self.unit(arm, seed, one) for one in drawn)
+        return [candidate_unit(unit, number) for number, unit in enumerate(units, start=1)]
+
+    def _race(self, first: Mapping[tuple[Arm, int], Sequence[Chosen]]) -> None:
+        """Train the candidates of all arms that have several."""
+        units = [
+            unit
+            for (arm, seed), drawn in first.items()
+            if len(drawn) > 1
+            for unit in self._candidates(arm, seed, drawn)
+        ]
+        left = [unit for unit in units if unit.result() is None]
+        if left:
+            with self.how.display(f"race {len(left)} of {len(units)}") as progress:
+                run_jobs(left, train_unit, self.how.at_once, progress, self.how.warn)
+
+    def _after(self, arm: Arm, seed: int, drawn: Sequence[Chosen], meter: BudgetMeter) -> Chosen:
+        """Return the network of an arm, now that everything is trained that it takes."""
+        if arm.network == "softmax":
+            return self._searched(self._job(arm, seed), meter)
+        if len(drawn) == 1:
+            return drawn[0]
+        results = [unit.result() or {} for unit in self._candidates(arm, seed, drawn)]
+        best = int(np.argmax([result["metrics"]["ap"] for result in results]))
+        seconds = sum(result["train_seconds"] for result in results)
+        how = f"candidate {best + 1} of {len(drawn)}; {drawn[best].how}"
+        return replace(drawn[best], how=how, seconds=seconds)
+
+    def _searched(self, job: SearchJob, meter: BudgetMeter) -> Chosen:
+        def find() -> Chosen:
+            with SearchFiles(job.supernet, self._costs).open() as finished:
+                deriver, space = finished.deriver("ms"), finished.supernet.space
+                detector, budget_ms = job.recipe.detector, self._budget_ms(meter)
+                met = meter.by_scores(deriver, detector, space, budget_ms)
+            return Chosen(met.sized, met.measured_ms, met.how, job.seconds() or 0.0)
+
+        return self._once(job.name, find, job.key())
+
+    @property
+    def _costs(self) -> Path:
+        table = self.table
+        assert table is not None
+        return table
+
+    def _budget_ms(self, meter: BudgetMeter) -> float:
+        """Return the budget; a share of the source stays what it was when first measured."""
+        path, budget = self.out / "budget.json", self.study.budget
+        key = content_hash([budget, self._measured, self.base.detector.to_dict()])
+        if path.is_file() and (content := read_json(path, "budget"))["key"] == key:
+            return float(content["budget_ms"])
+        budget_ms = meter.budget_ms(budget)
+        write_json(path, header("study-budget", key=key, budget=budget, budget_ms=budget_ms))
+        return budget_ms
+
+    @property
+    def _measured(self) -> list[object]:
+        """What every latency depends on."""
+        return [asdict(self.base.device), self.base.input.to_dict()]
+
+    def _once(self, name: str, find: Callable[[], Chosen], *inputs: object) -> Chosen:
+        """Return a network that is found once and then read from its file."""
+        path = self.out / "networks" / f"{file_name(name)}.json"
+        key = content_hash([self.study.budget, self._measured, *inputs])
+        known = Chosen.load(path, key)
+        if known is None:
+            known = find()
+            known.save(path, key)
+        return known
+
+    def _check_met(self, name: str, seed: int, network: Chosen, budget_ms: float) -> None:
+        if network.measured_ms is None:
+            return
+        off = network.measured_ms / budget_ms - 1
+        if abs(off) > TOLERANCE:
+            self.how.warn(
+                f"{name}, seed {seed}: the closest network takes {network.measured_ms:.4g} ms, "
+                f"{off:+.1%} of the budget {budget_ms:.4g} ms"
+            )
+
+
+def _certified(path: Path) -> bool:
+    with CostTable.open(path) as table:
+        return table.certificate is not None

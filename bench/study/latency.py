@@ -1,0 +1,79 @@
+"""How fast are the deployed detectors of a study? (all of them in interleaved rounds)"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapt.artifacts import content_hash, file_hash, header, read_json, write_json
+from adapt.data.coco import CocoSplit
+from adapt.progress import Progress
+from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, Timing, time_artifacts
+from bench.study.unit import Unit
+
+REPEATED = 0.1  # share of the detectors that is measured again at the end
+DRIFT = 0.02  # share by which a second measurement may differ
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Latencies of the deployed detectors of a study.
+
+    Attributes:
+        min_ms: Minimum of each training's detector, by its name: what budgets are met by.
+        p50_ms: Median of each.
+        drift: Largest share by which a minimum differed when some were measured again.
+    """
+
+    min_ms: dict[str, float]
+    p50_ms: dict[str, float]
+    drift: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether the second measurement agreed with the first."""
+        return self.drift <= DRIFT
+
+
+def measure_latencies(units: Sequence[Unit], path: Path, progress: Progress) -> Latencies:
+    """Measure the deployed detectors, and some of them again; reuse what ``path`` holds.
+
+    Args:
+        units: Trainings whose deployed files are here.
+        path: Where the latencies are stored.
+        progress: Told after every sample.
+    """
+    key = content_hash([[unit.name, file_hash(unit.artifact)] for unit in units])
+    if path.is_file() and (content := read_json(path, "latencies")).get("key") == key:
+        return Latencies(content["min_ms"], content["p50_ms"], content["drift"])
+    measured = _measured(units, progress)
+    write_json(path, header("study-latency", key=key, **vars(measured)))
+    return measured
+
+
+def _measured(units: Sequence[Unit], progress: Progress) -> Latencies:
+    if not units:
+        return Latencies({}, {}, 0.0)
+    recipe = units[0].recipe
+    device, split = recipe.device, recipe.split(recipe.data.test)
+    protocol = replace(DETECTOR_PROTOCOL, rounds=device.rounds)
+    timing = Timing(device.threads, device.batch, protocol)
+    first = _timed(units, split, timing, progress)
+    step = math.ceil(1 / REPEATED)
+    again = _timed(units[::step], split, timing, progress)
+    drift = max(abs(again[name].min_ms / first[name].min_ms - 1) for name in again)
+    return Latencies(
+        {name: latency.min_ms for name, latency in first.items()},
+        {name: latency.p50_ms for name, latency in first.items()},
+        drift,
+    )
+
+
+def _timed(
+    units: Sequence[Unit], split: CocoSplit, timing: Timing, progress: Progress
+) -> dict[str, Any]:
+    artifacts: Artifacts = {
+        unit.name: (unit.recipe.device.runtime, unit.artifact) for unit in units
+    }
+    return dict(time_artifacts(artifacts, split, timing, progress=progress))

@@ -1,0 +1,179 @@
+"""Which networks meet the latency of a study, by measurement? (scaled by one factor, or drawn)"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from adapt.cost.expectation import CostModel
+from adapt.detector.retinanet import RetinaNetConfig
+from adapt.errors import AdaptError
+from adapt.progress import Progress, silent
+from adapt.space import SearchSpace
+from bench.acceptance.verify import TOLERANCE as BELOW_TARGET
+from bench.acceptance.verify import Approach
+from bench.costs.recipe_table import as_certified
+from bench.latency.subject import WholeDetector
+from bench.latency.workers import Workers
+from bench.study.scaling import Sized, scaled
+from bench.study.spec import Rule
+from search.derive.exact import Derived, Deriver
+from search.recipe.recipe import Recipe
+
+TOLERANCE = 0.02  # share of the budget by which a network may be slower or faster
+CLOSE = 0.005  # share at which the search for a factor ends
+FACTORS = (0.1, 2.0)  # within which a factor is looked for
+MEASUREMENTS = 10  # most networks to measure on the way to a budget
+DRAWS = 5  # most random networks; one that is unconstrained by the budget does not fill it
+
+
+@dataclass(frozen=True)
+class Met:
+    """A network that was measured beside a budget.
+
+    Attributes:
+        sized: The network.
+        measured_ms: Its latency, the minimum.
+        how: Factor, or how the approach ended.
+    """
+
+    sized: Sized
+    measured_ms: float
+    how: str
+
+
+class BudgetMeter:
+    """Finds networks that meet a latency; a context manager.
+
+    Args:
+        recipe: The recipe: input size, detector, device, space.
+        classes: Object classes of its data.
+        progress: Told after every measurement.
+    """
+
+    def __init__(self, recipe: Recipe, classes: int, progress: Progress = silent) -> None:
+        self._recipe, self._classes, self._progress = recipe, classes, progress
+        self._stack, self._known = ExitStack(), dict[str, tuple[float, bool]]()
+
+    def __enter__(self) -> Self:
+        self._workers = self._stack.enter_context(Workers(as_certified(self._recipe, None)))
+        return self
+
+    def __exit__(self, *how: Any) -> None:
+        self._stack.close()
+
+    def measure(self, sized: Sized) -> tuple[float, bool]:
+        """Return the latency of a detector in ms, and whether the machine was slow meanwhile."""
+        config = replace(self._recipe, detector=sized.detector).detector_config(self._classes)
+        subject = WholeDetector(sized.architecture, config, self._recipe.input.fixed())
+        key = f"{sized.architecture.hash} {config}"
+        if key not in self._known:
+            (latency,) = self._workers.latencies(
+                [subject], name="a detector of the study", fix="free memory"
+            )
+            self._known[key] = latency.min_ms, latency.mostly_drifted
+            self._progress(len(self._known), len(self._known), f"{latency.min_ms:.4g} ms")
+        return self._known[key]
+
+    def budget_ms(self, text: str) -> float:
+        """Return a budget in ms: ``12ms``, or ``75%`` of the source's measured latency.
+
+        Raises:
+            AdaptError: If the text has another form.
+        """
+        number, unit = (text[:-1], "%") if text.endswith("%") else (text.removesuffix("ms"), "ms")
+        try:
+            amount = float(number)
+        except ValueError:
+            amount = 0.0
+        if amount <= 0 or not text.endswith(("%", "ms")):
+            raise AdaptError(f"--budget must be like 75% (of the source) or 12ms, got {text!r}")
+        if unit == "ms":
+            return amount
+        source_ms, _ = self.measure(scaled("source", 0, self._recipe.detector))
+        return amount / 100 * source_ms
+
+    def by_factor(self, rule: Rule, detector: RetinaNetConfig, budget_ms: float) -> Met:
+        """Return the source scaled by the factor whose latency is closest to the budget."""
+
+        def met(factor: float) -> Met:
+            sized = scaled(rule, factor, detector)
+            return Met(sized, self.measure(sized)[0], f"factor {factor:.3f}")
+
+        return closest_factor(met, budget_ms)
+
+    def by_scores(
+        self, deriver: Deriver, detector: RetinaNetConfig, space: SearchSpace, budget_ms: float
+    ) -> Met:
+        """Return the network of the highest score whose latency is within 2 % of the budget.
+
+        Raises:
+            AdaptError: If none was measured to fit.
+        """
+        # An approach ends within 3 % below its target: centred on the budget.
+        approach = Approach(deriver, budget_ms * (1 + BELOW_TARGET / 2))
+
+        def measure(network: Derived) -> tuple[float, bool]:
+            return self.measure(Sized(network.choices.architecture(space), detector))
+
+        approach.run(measure, MEASUREMENTS)
+        if approach.best is None:
+            raise AdaptError(
+                f"no network of the space was measured within {budget_ms:.4g} ms; raise the budget"
+            )
+        best = approach.best
+        sized = Sized(best.network.choices.architecture(space), detector)
+        return Met(sized, best.measured_ms, approach.outcome)
+
+    def by_chance(
+        self,
+        model: CostModel,
+        detector: RetinaNetConfig,
+        space: SearchSpace,
+        budget_ms: float,
+        chance: np.random.Generator,
+    ) -> Met:
+        """Return a random network that fills the budget: noise takes the place of scores."""
+        drawn: list[Met] = []
+        for _ in range(DRAWS):
+            deriver = noise_deriver(model, space, chance)
+            drawn.append(self.by_scores(deriver, detector, space, budget_ms))
+            if abs(drawn[-1].measured_ms / budget_ms - 1) <= TOLERANCE:
+                break
+        return min(drawn, key=lambda met: abs(met.measured_ms - budget_ms))
+
+
+def closest_factor(met: Callable[[float], Met], budget_ms: float) -> Met:
+    """Return the network whose latency is closest to a budget, by bisection of the factor.
+
+    Args:
+        met: Measures the network of a factor; slower for larger ones.
+        budget_ms: The latency to meet.
+    """
+    low, high = FACTORS
+    tried: list[Met] = []
+    for _ in range(MEASUREMENTS):
+        middle = (low + high) / 2
+        tried.append(met(middle))
+        if abs(tried[-1].measured_ms / budget_ms - 1) <= CLOSE:
+            break
+        low, high = (low, middle) if tried[-1].measured_ms > budget_ms else (middle, high)
+    return min(tried, key=lambda one: abs(one.measured_ms - budget_ms))
+
+
+def noise_deriver(model: CostModel, space: SearchSpace, chance: np.random.Generator) -> Deriver:
+    """Return a deriver whose scores are Gumbel noise: its best network is a uniform draw.
+
+    Without a budget it is uniform; within one, the noise decides which choices give way.
+    """
+
+    def noise(number: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return chance.gumbel(size=number)
+
+    ops = [
+        [noise(len(block.candidates(position))) for position in range(block.num_ops)]
+        for block in space.blocks
+    ]
+    return Deriver(model, ops, [noise(len(block.widths)) for block in space.blocks])

@@ -1,0 +1,56 @@
+"""How many trainings does a study have, and how long do they take? (`adapt study --dry-run`)"""
+
+from pathlib import Path
+from typing import Any
+
+from bench.pipeline.plan import plan_run
+from bench.pipeline.run import Costs
+from bench.study.preparation import CANDIDATES
+from bench.study.spec import CHOSEN_ANEW, TRAINED, Study
+from search.recipe.recipe import Recipe
+
+MEASURED = ("profile", "certify")  # once for all arms
+
+
+def plan_study(
+    study: Study, recipe: Recipe, out: Path, costs: Path | None, at_once: int
+) -> dict[str, Any]:
+    """Return the trainings of a study, and hours on this machine, training on one thread each.
+
+    Args:
+        study: The study.
+        recipe: What all arms start from.
+        out: Folder of the results.
+        costs: Cost table; measured if None and an arm needs one.
+        at_once: Trainings that run side by side.
+
+    Raises:
+        AdaptError: If the recipe's data cannot be read.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # as the trainings
+    hours = 0.0
+    planned: dict[int, dict[str, float]] = {}  # by epochs: arms hardly differ otherwise
+    for arm in study.arms:
+        of_arm = study.recipe_of(arm, recipe, 0)
+        if of_arm.finetune.epochs not in planned:
+            seconds = plan_run(of_arm, out, Costs(costs), None).seconds
+            known = {name: value for name, value in seconds.items() if not isinstance(value, str)}
+            planned[of_arm.finetune.epochs] = known
+        number = planned[of_arm.finetune.epochs]
+        each = number.get("finetune source", 0.0)
+        if arm.network in TRAINED:
+            each += number.get("search", 0.0)  # candidates compute as much as a search
+        hours += study.seeds * each / 3600
+    measured = any(arm.network in CHOSEN_ANEW for arm in study.arms) and not costs
+    table = sum(number.get(name, 0.0) for name in MEASURED) / 3600 if measured else 0.0
+    return {
+        "arms": [arm.label for arm in study.arms],
+        "seeds": study.seeds,
+        "trainings": study.seeds * len(study.arms),
+        "candidates_of_random_best_of_k": CANDIDATES,
+        "hours": round(hours / at_once + table, 2),
+        "hours_of_the_cost_table": round(table, 2),
+        "method": f"one thread per training, {at_once} side by side, on a quiet machine",
+    }

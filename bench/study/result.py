@@ -1,0 +1,142 @@
+"""What did a study find? (AP per arm and seed, verdicts on pairs of arms)"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import Any
+
+from adapt.artifacts import header
+from adapt.cost.units import detector_units, madds
+from bench.latency.provenance import device_description
+from bench.study.chosen import Networks
+from bench.study.latency import Latencies
+from bench.study.spec import Study
+from bench.study.unit import Unit
+from bench.study.verdict import Verdict, compare_paired, half_width
+from search.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm.
+
+    Attributes:
+        name: Its name.
+        ap: AP of 100 by seed, on images that nothing was chosen on.
+        latency_ms: Latency by seed; empty if it was not measured.
+        madds: Multiply-adds by seed, of the whole detector.
+        seconds: Seconds of training by seed, on a machine that trains others beside.
+        search_seconds: Seconds by seed until its network was chosen.
+        dropped_after: Seeds after which it was dropped by the rule of the study; None if not.
+    """
+
+    name: str
+    ap: Mapping[int, float]
+    latency_ms: Mapping[int, float]
+    madds: Mapping[int, float]
+    seconds: Mapping[int, float]
+    search_seconds: Mapping[int, float]
+    dropped_after: int | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean AP."""
+        return fmean(self.ap.values())
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of AP over the seeds; 0 for one."""
+        return stdev(self.ap.values()) if len(self.ap) > 1 else 0.0
+
+    @property
+    def half_width(self) -> float:
+        """Half the 95 % interval of the mean."""
+        return half_width(list(self.ap.values()))
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study, finished as far as its results are here.
+
+    Attributes:
+        study: What was asked.
+        recipe: What all arms started from.
+        arms: The arms that have results.
+        missing: Trainings without a result, which other shards do, or which were dropped.
+        drift: Largest share by which a latency differed when it was measured again.
+        device: The machine.
+    """
+
+    study: Study
+    recipe: Recipe
+    arms: tuple[ArmResult, ...]
+    missing: tuple[str, ...]
+    drift: float
+    device: Mapping[str, Any]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Return the comparison of every pair of arms with common seeds."""
+        verdicts = []
+        for first, second in combinations(self.arms, 2):
+            seeds = [seed for seed in first.ap if seed in second.ap]
+            if seeds:
+                values = [[arm.ap[seed] for seed in seeds] for arm in (first, second)]
+                verdicts.append(compare_paired(first.name, second.name, *values))
+        return verdicts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return header(
+            "study",
+            study=self.study.to_dict(),
+            recipe=self.recipe.name,
+            device=dict(self.device),
+            latency_drift=self.drift,
+            arms=[asdict(arm) for arm in self.arms],
+            verdicts=[verdict.to_dict() for verdict in self.verdicts],
+            missing=list(self.missing),
+        )
+
+
+def collected(
+    study: Study,
+    recipe: Recipe,
+    units: Sequence[Unit],
+    networks: Networks,
+    latencies: Latencies,
+    dropped: Mapping[str, int],
+) -> StudyResult:
+    """Return the results that the trainings of a study have so far."""
+    arms, missing = [], []
+    for arm in study.arms:
+        of_arm = [unit for unit in units if unit.arm == arm.label]
+        found = {unit.seed: result for unit in of_arm if (result := unit.result())}
+        missing += [unit.name for unit in of_arm if unit.seed not in found]
+        if found:
+            done = [unit for unit in of_arm if unit.seed in found]
+            arms.append(
+                ArmResult(
+                    name=arm.label,
+                    ap={seed: 100 * result["metrics"]["ap"] for seed, result in found.items()},
+                    latency_ms={
+                        unit.seed: latencies.min_ms[unit.name]
+                        for unit in done
+                        if unit.name in latencies.min_ms
+                    },
+                    madds={unit.seed: _madds(unit) for unit in done},
+                    seconds={seed: result["train_seconds"] for seed, result in found.items()},
+                    search_seconds={seed: networks[arm.label, seed].seconds for seed in found},
+                    dropped_after=dropped.get(arm.label),
+                )
+            )
+    drift = latencies.drift
+    return StudyResult(study, recipe, tuple(arms), tuple(missing), drift, device_description())
+
+
+def _madds(unit: Unit) -> float:
+    recipe = unit.recipe
+    config = recipe.detector_config(recipe.num_classes())
+    size = recipe.measured_size()
+    return sum(map(madds, detector_units(unit.architecture, config, size)))

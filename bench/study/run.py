@@ -1,0 +1,119 @@
+"""Which steps does a study have, and what does each read and write?
+
+Whatever is measured is measured while nothing trains: networks are chosen before, latencies taken
+after the trainings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapt.artifacts import make_folder
+from bench.study.choice import Chooser
+from bench.study.chosen import Chosen, Networks
+from bench.study.division import divided_anew
+from bench.study.how import How
+from bench.study.latency import Latencies, measure_latencies
+from bench.study.pool import run_jobs
+from bench.study.result import StudyResult, collected
+from bench.study.spec import Arm, Study
+from bench.study.unit import Unit, train_unit
+from bench.study.verdict import compare_paired
+from search.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study of a recipe.
+
+    Attributes:
+        study: Arms, seeds and budget.
+        recipe: What all arms start from.
+        out: Folder of the results; a study that was stopped continues in it.
+        how: How it is carried out.
+    """
+
+    study: Study
+    recipe: Recipe
+    out: Path
+    how: How = field(default_factory=How)
+
+    def execute(self) -> StudyResult:
+        """Take all steps; those that are done already are not repeated.
+
+        Raises:
+            AdaptError: If data or weights are missing, no network meets the budget, or a training
+                fails.
+        """
+        make_folder(self.out)
+        chosen = Chooser(
+            self.study, self._base, self.out, self.how, self.seeds, self.unit, self.divided
+        ).all()
+        arms, dropped = list(self.study.arms), dict[str, int]()
+        for seeds in self._turns():
+            self.train([self._unit(arm, seed, chosen) for seed in seeds for arm in arms])
+            for arm in self._to_drop(arms, seeds[-1] + 1, chosen):
+                arms.remove(arm)
+                dropped[arm.label] = seeds[-1] + 1
+        units = [self._unit(arm, seed, chosen) for arm in self.study.arms for seed in self.seeds]
+        latencies = self._latencies(units)
+        return collected(self.study, self.recipe, units, chosen, latencies, dropped)
+
+    @property
+    def _base(self) -> Recipe:
+        """The recipe that all arms share."""
+        return self.recipe.changed(self.study.recipe, "the study")
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """The seeds that are done here."""
+        return self.how.shard.of(range(self.study.seeds))
+
+    def divided(self, arm: Arm, seed: int) -> Recipe:
+        """Return the recipe of an arm's training, its images divided anew for the seed."""
+        recipe = self.study.recipe_of(arm, self.recipe, seed)
+        return divided_anew(recipe, self.out / "data" / f"seed{seed}", seed)
+
+    def train(self, units: Sequence[Unit]) -> None:
+        """Train, deploy and evaluate what has no result yet."""
+        left = [unit for unit in units if unit.result() is None]
+        if left:
+            with self.how.display(f"train {len(left)} of {len(units)}") as progress:
+                run_jobs(left, train_unit, self.how.at_once, progress, self.how.warn)
+
+    def unit(self, arm: Arm, seed: int, network: Chosen) -> Unit:
+        """Return the training of an arm's network."""
+        changes = network.sized.changes()
+        recipe = self.divided(arm, seed).changed(changes, f"arm {arm.label!r}")
+        return Unit(arm.label, seed, recipe, network.sized.architecture, self.out / "units")
+
+    def _unit(self, arm: Arm, seed: int, chosen: Networks) -> Unit:
+        return self.unit(arm, seed, chosen[arm.label, seed])
+
+    def _turns(self) -> list[Sequence[int]]:
+        """Return the seeds that are trained together; between turns, arms may be dropped."""
+        first = self.study.drop_after
+        if not first or len(self.seeds) < self.study.seeds:
+            return [self.seeds]
+        return [self.seeds[:first], *([seed] for seed in self.seeds[first:])]
+
+    def _to_drop(self, arms: Sequence[Arm], seeds: int, chosen: Networks) -> list[Arm]:
+        """Return the arms that are dropped after so many seeds, by the rule of the study."""
+        if seeds >= self.study.seeds or len(self.seeds) < self.study.seeds:
+            return []
+        ap: dict[str, list[float]] = {}
+        for arm in arms:
+            results = [self._unit(arm, seed, chosen).result() for seed in range(seeds)]
+            ap[arm.label] = [100 * result["metrics"]["ap"] for result in results if result]
+        reference, *others = arms
+        return [
+            arm
+            for arm in others
+            if compare_paired(arm.label, reference.label, ap[arm.label], ap[reference.label]).high
+            < -self.study.drop_below
+        ]
+
+    def _latencies(self, units: Sequence[Unit]) -> Latencies:
+        here = [unit for unit in units if unit.result() is not None and unit.artifact.is_file()]
+        with self.how.display("latency") as progress:
+            return measure_latencies(here, self.out / "latency.json", progress)

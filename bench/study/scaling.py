@@ -1,0 +1,71 @@
+"""Which detector does scaling the source by one factor give? (the opponents of a search)"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adapt.architecture import Architecture, mobilenet_v2
+from adapt.detector.retinanet import RetinaNetConfig
+from adapt.space import Operation
+from bench.study.spec import Rule
+
+MULTIPLE = 8  # of channels: what runtimes compute without filling up
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A backbone and the detector around it.
+
+    Attributes:
+        architecture: The backbone.
+        detector: Pyramid and heads.
+    """
+
+    architecture: Architecture
+    detector: RetinaNetConfig
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of a recipe that give this detector."""
+        return {"detector": self.detector.to_dict()}
+
+
+def scaled(rule: Rule, factor: float, detector: RetinaNetConfig) -> Sized:
+    """Return the source scaled by a rule.
+
+    Args:
+        rule: ``source``, ``width``, ``compound`` or ``expansion``.
+        factor: Of the widths; of ``expansion`` the expansion of every operation.
+        detector: Pyramid and heads of the recipe.
+    """
+    source = mobilenet_v2()
+    match rule:
+        case "source":
+            return Sized(source, detector)
+        case "expansion":
+            return Sized(_expanded(source, int(factor)), detector)
+        case "width":
+            return Sized(_narrowed(source, factor), detector)
+        case "compound":
+            width = multiple(detector.fpn_width * factor)
+            depth = max(1, round(detector.head_depth * factor))
+            config = replace(detector, fpn_width=width, head_depth=depth)
+            return Sized(_narrowed(source, factor), config)
+        case _:
+            raise AssertionError(rule)
+
+
+def multiple(channels: float) -> int:
+    """Return the nearest multiple of :data:`MULTIPLE` channels, at least one."""
+    return max(MULTIPLE, MULTIPLE * int(channels / MULTIPLE + 0.5))
+
+
+def _narrowed(source: Architecture, factor: float) -> Architecture:
+    blocks = [replace(block, width=multiple(block.width * factor)) for block in source.blocks]
+    return replace(source, blocks=tuple(blocks))
+
+
+def _expanded(source: Architecture, expansion: int) -> Architecture:
+    blocks = []
+    for block in source.blocks:
+        ops = tuple(Operation(op.kernel, expansion) for op in block.ops)
+        blocks.append(replace(block, ops=ops))
+    return replace(source, blocks=tuple(blocks))

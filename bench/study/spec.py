@@ -1,0 +1,168 @@
+"""What does a study compare? (arms, seeds, budget; named studies are TOML files)"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from adapt.artifacts import read_text
+from adapt.errors import FORBID_UNKNOWN, AdaptError
+from search.recipe.recipe import Recipe, merged, validated
+
+STUDIES = Path(__file__).parent / "studies"
+Rule = Literal["source", "width", "compound", "expansion", "random", "random-best-of-k", "softmax"]
+FACTOR = ("width", "compound", "expansion")  # rules that have one; it may be fixed
+CHOSEN_ANEW = ("random", "random-best-of-k", "softmax")  # rules with another network per seed
+TRAINED = ("random-best-of-k", "softmax")  # rules that train before they choose
+DEFAULT_ARMS = ("softmax", "random", "random-best-of-k", "width", "compound", "source")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to a trained detector.
+
+    Attributes:
+        name: Its name in the report; the rule's if empty.
+        network: How the network is chosen. ``source`` leaves it alone. ``width`` multiplies the
+            widths of all blocks by one factor, ``compound`` also pyramid and head depth;
+            ``expansion`` gives all operations the expansion ``factor``. ``random`` draws a network
+            that fills the budget, ``random-best-of-k`` is the best of several drawn ones after a
+            training for which they get as much computation as a search, ``softmax`` is the
+            recipe's search.
+        factor: Of width, compound or expansion; 0 finds the one that meets the budget.
+        recipe: Fields of the recipe that this arm has otherwise, by section.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    network: Rule
+    name: str = ""
+    factor: float = 0.0
+    recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.factor and self.network not in FACTOR:
+            raise ValueError(f"an arm by {self.network!r} has no factor, got {self.factor}")
+        if self.factor < 0 or (self.network == "expansion" and self.factor != int(self.factor)):
+            raise ValueError(
+                f"factor must be positive, of expansion a whole number, got {self.factor}"
+            )
+        if self.network == "expansion" and not self.factor:
+            raise ValueError("an arm by 'expansion' needs a factor, such as 3")
+
+    @property
+    def label(self) -> str:
+        """Name in files and reports."""
+        return self.name or self.network
+
+    @property
+    def meets_budget(self) -> bool:
+        """Whether its network is chosen to meet the budget."""
+        return self.network != "source" and not self.factor
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms that are compared on the same seeds.
+
+    Attributes:
+        arms: The arms; the first one is the one that the others are compared with.
+        question: What it is to find out, for the report.
+        seeds: Seeds; each divides the images, searches, draws networks, initial heads and batches
+            anew, the same way for all arms.
+        budget: Latency that networks have to meet, such as ``12ms`` or ``75%`` of the source's.
+        recipe: Fields of the recipe that all arms have otherwise, by section.
+        drop_after: Seeds after which an arm may be dropped; 0 for never.
+        drop_below: Points of AP by which the interval of an arm must lie below the first arm's to
+            be dropped.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    arms: tuple[Arm, ...]
+    question: str = ""
+    seeds: int = 6
+    budget: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    drop_after: int = 4
+    drop_below: float = 2.0
+
+    def __post_init__(self) -> None:
+        labels = [arm.label for arm in self.arms]
+        if len(labels) < 1 or len(set(labels)) < len(labels):
+            raise ValueError(f"a study needs arms of different names, got {', '.join(labels)}")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        sized = [arm.label for arm in self.arms if arm.meets_budget]
+        if sized and not self.budget:
+            raise ValueError(
+                f"arm {sized[0]!r} has to meet a budget; pass one, such as --budget 75% of the "
+                "source's latency, or 12ms"
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str) -> "Study":
+        """Read a study by name, or a TOML file by path.
+
+        Raises:
+            AdaptError: If it does not exist, or a field is unknown or wrong.
+        """
+        path = STUDIES / f"{name_or_path}.toml"
+        if not path.is_file():
+            path = Path(name_or_path)
+            if path.suffix != ".toml":
+                known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.toml")))
+                raise AdaptError(
+                    f"unknown study {name_or_path!r}; use one of {known}, or the path of a .toml "
+                    "file"
+                )
+        try:
+            return validated(cls, tomllib.loads(read_text(path, "study")), f"study {path}")
+        except tomllib.TOMLDecodeError as error:
+            raise AdaptError(f"study {path} is not TOML: {error}") from error
+
+    def with_changes(self, **changes: Any) -> "Study":
+        """Return the study with other fields, where they are not None.
+
+        Raises:
+            AdaptError: If a value is wrong.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        try:
+            return replace(self, **given)
+        except ValueError as error:
+            raise AdaptError(str(error)) from error
+
+    def with_epochs(self, epochs: int | None) -> "Study":
+        """Return the study with another number of epochs of every training, if one is given."""
+        if epochs is None:
+            return self
+        changes = {"finetune": {"epochs": epochs}}
+        arms = tuple(replace(arm, recipe=merged(arm.recipe, changes)) for arm in self.arms)
+        return replace(self, arms=arms, recipe=merged(self.recipe, changes))
+
+    def recipe_of(self, arm: Arm, recipe: Recipe, seed: int) -> Recipe:
+        """Return the recipe of one training.
+
+        Raises:
+            AdaptError: If a changed field is unknown or wrong.
+        """
+        for changes in (self.recipe, arm.recipe):
+            recipe = recipe.changed(changes, f"arm {arm.label!r}")
+        return recipe.changed({"seed": seed}, "study")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
+        return asdict(self)
+
+
+def arms_named(names: Sequence[str]) -> tuple[Arm, ...]:
+    """Return arms by the names of their rules, the recipe's own otherwise.
+
+    Raises:
+        AdaptError: If a name is none of a rule, or its factor would have to be given.
+    """
+    known = [rule for rule in get_args(Rule) if rule != "expansion"]
+    for name in names:
+        if name not in known:
+            raise AdaptError(f"unknown arm {name!r}; use {', '.join(known)}, or a study's file")
+    return tuple(Arm(name) for name in names)  # type: ignore[arg-type]

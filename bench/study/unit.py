@@ -1,0 +1,118 @@
+"""What AP does one arm reach with one seed? (train, deploy, evaluate on images not chosen on)"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapt.architecture import Architecture
+from adapt.artifacts import check_header, content_hash, file_hash, header, read_json, write_json
+from adapt.progress import Progress, ignore, silent
+from bench.networks.measure import evaluate_artifact
+from bench.pipeline.target import Target
+from search.recipe.recipe import Recipe
+from search.train.finetune import run_finetune
+from search.train.session import Session
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training of a study.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Seed of everything that is random.
+        recipe: How it is trained, on which images, and where it is deployed.
+        architecture: The backbone.
+        folder: Folder of its files.
+    """
+
+    arm: str
+    seed: int
+    recipe: Recipe
+    architecture: Architecture
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Name of its files, and in messages."""
+        return file_name(f"{self.arm} seed{self.seed}")
+
+    @property
+    def file(self) -> Path:
+        """The result."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def detector(self) -> Path:
+        """The trained detector."""
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def artifact(self) -> Path:
+        """The deployed detector, or the trained one where this machine cannot deploy."""
+        return Target(self.recipe).artifact(self.name, self.detector, self.folder)
+
+    def key(self) -> str:
+        """Return the hash of everything that the result depends on."""
+        data = self.recipe.data
+        images = [file_hash(self.recipe.split(n).annotations) for n in (data.train, data.test)]
+        device = self.recipe.device
+        deployed = [device.runtime, device.precision, device.batch]
+        return content_hash([self.recipe.finetune_hash, self.architecture.hash, *images, *deployed])
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result if it was made from the same inputs.
+
+        Raises:
+            AdaptError: If the file is damaged.
+        """
+        if not self.file.is_file():
+            return None
+        content = check_header(read_json(self.file, "result"), "study-unit", self.file)
+        return content if content["key"] == self.key() else None
+
+
+def train_unit(
+    unit: Unit, progress: Progress = silent, warn: Callable[[str], object] = ignore
+) -> None:
+    """Train, deploy and evaluate; write the result. A stopped one continues.
+
+    Args:
+        unit: What to train.
+        progress: Told after every step.
+        warn: Called with every warning.
+
+    Raises:
+        AdaptError: If the loss diverges or the detector cannot be deployed.
+    """
+    recipe, target = unit.recipe, Target(unit.recipe)
+    train, start = recipe.split(recipe.data.train), time.perf_counter()
+    session = Session(progress=progress, warn=warn)
+    run_finetune(recipe, unit.architecture, train, unit.detector, session)
+    seconds = time.perf_counter() - start
+    if unit.artifact != unit.detector:
+        target.deploy(unit.detector, unit.artifact, train, unit.folder / "timing-cache", silent)
+    evaluated, runtime = unit.artifact, recipe.device.runtime
+    if target.why_not_here():
+        evaluated, runtime = unit.detector, "torch"
+    metrics = evaluate_artifact(evaluated, recipe.split(recipe.data.test), runtime)
+    content = header(
+        "study-unit",
+        key=unit.key(),
+        arm=unit.arm,
+        seed=unit.seed,
+        architecture=unit.architecture.to_dict(),
+        detector=recipe.detector.to_dict(),
+        runtime=runtime,
+        metrics=metrics.to_dict(),
+        train_seconds=round(seconds, 1),
+    )
+    write_json(unit.file, content)
+
+
+def file_name(name: str) -> str:
+    """Return a name as part of a file's name: letters, digits, dots and dashes."""
+    return re.sub(r"[^\w.]+", "-", name)

@@ -1,0 +1,176 @@
+"""A study divides images anew, sizes networks fairly, refuses nonsense, and repeats nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import recipe_of
+
+from adapt.architecture import mobilenet_v2
+from adapt.cost.units import madds
+from adapt.data.coco import CocoSplit
+from adapt.detector.retinanet import RetinaNetConfig
+from adapt.errors import AdaptError
+from bench.study.division import divided_anew
+from bench.study.meet import Met, closest_factor, noise_deriver
+from bench.study.report import write_study
+from bench.study.run import StudyRun
+from bench.study.scaling import Sized, scaled
+from bench.study.spec import STUDIES, Arm, Study, arms_named
+from search.recipe.recipe import Recipe
+
+DETECTOR = RetinaNetConfig(fpn_width=64, head_depth=2)
+
+
+@pytest.fixture(scope="module")
+def three_splits(tmp_path_factory: pytest.TempPathFactory, tiny_data: CocoSplit) -> Path:
+    """The tiny data set, its eight training images divided among three splits."""
+    root = tmp_path_factory.mktemp("three")
+    content = json.loads(tiny_data.annotations.read_text())
+    (root / "annotations").mkdir()
+    (root / "images").symlink_to(tiny_data.folder)
+    for name, part in (("train", slice(0, 4)), ("val", slice(4, 6)), ("test", slice(6, 8))):
+        images = content["images"][part]
+        ids = {image["id"] for image in images}
+        boxes = [one for one in content["annotations"] if one["image_id"] in ids]
+        split = {**content, "images": images, "annotations": boxes}
+        (root / "annotations" / f"{name}.json").write_text(json.dumps(split))
+    return root
+
+
+@pytest.fixture
+def recipe(three_splits: Path, tiny_space_file: Path) -> Recipe:
+    recipe = recipe_of(tiny_space_file)
+    data = {"root": str(three_splits), "test": "test"}
+    return recipe.changed({"data": data, "finetune": {"epochs": 1}}, "test")
+
+
+def boxes_by_file(recipe: Recipe) -> dict[str, list[list[float]]]:
+    splits = [recipe.split(name) for name in ("train", "val", "test")]
+    return {
+        str(image.path.resolve()): boxes.xyxy.tolist()
+        for split in splits
+        for image, boxes in zip(split.images, split.boxes, strict=True)
+    }
+
+
+def test_every_seed_divides_the_same_images_otherwise(recipe: Recipe, tmp_path: Path) -> None:
+    divisions = [divided_anew(recipe, tmp_path / str(seed), seed) for seed in (0, 1)]
+    for division in divisions:
+        assert [len(division.split(n)) for n in ("train", "val", "test")] == [4, 2, 2]
+        assert boxes_by_file(division) == boxes_by_file(recipe)
+    names = [{i.path.name for i in d.split("train").images} for d in divisions]
+    assert names[0] != names[1]
+    again = divided_anew(recipe, tmp_path / "again", 0)
+    assert {i.path.name for i in again.split("train").images} == names[0]
+
+
+def test_a_study_needs_images_that_nothing_is_chosen_on(recipe: Recipe, tmp_path: Path) -> None:
+    without = recipe.changed({"data": {"test": ""}}, "test")
+    with pytest.raises(AdaptError, match=r"needs different data\.train, data\.val and data\.test"):
+        divided_anew(without, tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "widths"),
+    [(1.0, [24, 32, 64, 96, 160, 320]), (0.75, [16, 24, 48, 72, 120, 240])],
+)
+def test_width_scaling_keeps_multiples_of_eight(factor: float, widths: list[int]) -> None:
+    sized = scaled("width", factor, DETECTOR)
+    assert [block.width for block in sized.architecture.blocks] == widths
+    assert sized.detector == DETECTOR
+
+
+def test_compound_scaling_takes_pyramid_and_heads_along() -> None:
+    sized = scaled("compound", 0.5, DETECTOR)
+    assert (sized.detector.fpn_width, sized.detector.head_depth) == (32, 1)
+    assert scaled("compound", 1.0, DETECTOR) == Sized(mobilenet_v2(), DETECTOR)
+
+
+def test_expansion_changes_operations_alone() -> None:
+    blocks = scaled("expansion", 3, DETECTOR).architecture.blocks
+    assert {op.expansion for block in blocks for op in block.ops} == {3}
+    assert [b.width for b in blocks] == [b.width for b in mobilenet_v2().blocks]
+
+
+@pytest.mark.parametrize("budget_ms", [3.0, 7.0, 11.9])
+def test_bisection_finds_the_factor_of_a_budget(budget_ms: float) -> None:
+    asked = []
+
+    def met(factor: float) -> Met:
+        asked.append(factor)
+        return Met(scaled("width", factor, DETECTOR), 2 + 5 * factor, "")
+
+    found = closest_factor(met, budget_ms)
+    assert found.measured_ms == pytest.approx(budget_ms, rel=0.02)
+    assert len(asked) <= 10
+
+
+def test_random_networks_fill_a_budget_and_differ(recipe: Recipe) -> None:
+    space = recipe.space.load()
+    model = recipe.detectors(3).costs(madds)
+    derivers = [noise_deriver(model, space, np.random.default_rng(seed)) for seed in range(8)]
+    budget = (derivers[0].cheapest + max(d.dearest for d in derivers)) / 2
+    networks = [deriver.best(budget) for deriver in derivers]
+    assert all(network.cost <= budget for network in networks)
+    assert len({network.choices for network in networks}) > 4
+    again = noise_deriver(model, space, np.random.default_rng(0)).best(budget)
+    assert again.choices == networks[0].choices
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
+def test_named_studies_can_be_read_and_change_known_fields(file: Path, recipe: Recipe) -> None:
+    study = Study.load(file.stem)
+    assert study.question
+    for arm in study.arms:
+        assert study.recipe_of(arm, recipe, 3).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arms = []", "needs arms"),
+        ("[[arms]]\nnetwork = 'widht'", "arms.0.network"),
+        ("[[arms]]\nnetwork = 'width'", "has to meet a budget"),
+        ("[[arms]]\nnetwork = 'source'\nfactor = 2", "has no factor"),
+        ("[[arms]]\nnetwork = 'expansion'", "needs a factor"),
+        ("[[arms]]\nnetwork = 'source'\nfaktor = 2", "is factor meant?"),
+        ("sedes = 3\n[[arms]]\nnetwork = 'source'", "is seeds meant?"),
+        ("seeds = 0\n[[arms]]\nnetwork = 'source'", "at least 1"),
+        ("[[arms]]\nnetwork = 'source'\n[[arms]]\nnetwork = 'source'", "different names"),
+        ("arms = [", "is not TOML"),
+    ],
+)
+def test_wrong_studies_are_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    with pytest.raises(AdaptError) as error:
+        Study.load(str(path))
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(AdaptError, match="unknown arm 'searhc'; use source, width, compound"):
+        arms_named(["searhc"])
+
+
+def test_a_study_trains_reports_and_repeats_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, device=replace(recipe.device, rounds=1))
+    arms = (Arm("width", factor=0.25), Arm("width", name="narrower", factor=0.1))
+    study = Study(arms, seeds=1)
+    result = StudyRun(study, recipe, tmp_path).execute()
+    assert [len(arm.ap) for arm in result.arms] == [1, 1]
+    assert all(arm.latency_ms.keys() == {0} for arm in result.arms)
+    assert not result.missing
+    (verdict,) = result.verdicts
+    assert "1 pair cannot show anything" in verdict.sentence()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "units").iterdir()}
+    again = StudyRun(study, recipe, tmp_path).execute()
+    assert again.to_dict() == result.to_dict()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "units").iterdir()} == written
+    files = write_study(tmp_path, result)
+    assert all(file.stat().st_size for file in files)
+    assert files[1].read_text().count("\n") == 1 + 2
