@@ -46,9 +46,11 @@ cost = "madds"
 [search.weights]
 epochs = 2
 batch_size = 2
+warmup_steps = 0
 [finetune]
 epochs = 1
 batch_size = 4
+warmup_steps = 0
 [device]
 rounds = 2
 """

@@ -45,7 +45,8 @@ def run_search(
             run.
     """
     session = session or Session()
-    session.tell(recipe.search.weights.warm_up_doubt("search.weights", len(train) // 2))
+    if session.limit_steps is None:  # which shortens on purpose
+        session.tell(recipe.search.weights.warm_up_doubt("search.weights", len(train) // 2))
     search = BilevelSearch(recipe, train, cost, session)
     checkpoint = _checkpoint(search, train, out, session)
     make_folder(out)  # before hours of work, not after

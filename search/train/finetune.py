@@ -211,7 +211,8 @@ def run_finetune(
     config = recipe.detector_config(len(train.class_names))
     ids = tuple(number for number in train.category_ids if number is not None)
     info = DetectorInfo(architecture, config, recipe.input, train.class_names, ids)
-    session.tell(recipe.finetune.warm_up_doubt("finetune", len(train)))
+    if session.limit_steps is None:  # which shortens on purpose
+        session.tell(recipe.finetune.warm_up_doubt("finetune", len(train)))
     val = validation_split(recipe, train)
     training = Finetuning(recipe, info, train, session, val)
     checkpoint = _checkpoint(training, info, [train, *([val] if val else [])], path, session)
