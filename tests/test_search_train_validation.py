@@ -20,6 +20,7 @@ from adapt.detector.file import load_detector, read_detector_info
 from adapt.detector.statistics import recalibrate
 from adapt.errors import AdaptError
 from bench.networks.measure import evaluate_artifact
+from search.recipe.optimisation import FinetuneRecipe
 from search.recipe.recipe import Recipe
 from search.train.average import decay_after, weight_average
 from search.train.finetune import run_finetune
@@ -189,6 +190,12 @@ def test_training_stops_early_and_says_why_and_that_it_only_warmed_up(
         "ends before it reaches lr = 0.01; lower warmup_steps or raise epochs"
     )
     assert over.startswith(f"the fine-tuning stops after epoch {len(aps)} of 30: AP on val was not")
+
+
+def test_training_cut_short_on_purpose_is_not_told_that_it_only_warms_up() -> None:
+    how = FinetuneRecipe(epochs=30, batch_size=4, warmup_steps=61)
+    assert how.warm_up_doubt("finetune", 8, None).startswith("finetune.warmup_steps = 61 is more")
+    assert how.warm_up_doubt("finetune", 8, 1) == ""
 
 
 def test_images_that_are_trained_on_validate_nothing(

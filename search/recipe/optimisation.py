@@ -95,15 +95,17 @@ class Optimisation:
         """Return the steps of one pass over ``images`` images."""
         return steps_per_epoch(images, self.batch_size)
 
-    def warm_up_doubt(self, name: str, images: int) -> str:
+    def warm_up_doubt(self, name: str, images: int, limit_steps: int | None) -> str:
         """Say that the warm-up is longer than the training; empty if it is not.
 
         Args:
             name: What the recipe calls this training.
             images: Images of an epoch.
+            limit_steps: What the training is cut short to, if it is: that is a trial, of which
+                there is nothing to say.
         """
         steps = self.epochs * self.steps_per_epoch(images)
-        if self.warmup_steps <= steps:
+        if limit_steps is not None or self.warmup_steps <= steps:
             return ""
         rises = "rises for half of them instead"
         if self.schedule == "step":

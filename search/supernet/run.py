@@ -45,12 +45,13 @@ def run_search(
             run.
     """
     session = session or Session()
-    if session.limit_steps is None:  # which shortens on purpose
-        session.tell(recipe.search.weights.warm_up_doubt("search.weights", len(train) // 2))
     search = BilevelSearch(recipe, train, cost, session)
     checkpoint = _checkpoint(search, train, out, session)
     make_folder(out)  # before hours of work, not after
     start = checkpoint.resume(session.world)
+    weights, images = recipe.search.weights, len(train) // 2
+    # Only now: of inputs that cannot be searched on there is one sentence, the error.
+    session.tell(weights.warm_up_doubt("search.weights", images, session.limit_steps))
     minutes = recipe.compute.checkpoint_minutes
     files = LogFiles(out / "search.jsonl", out / "tensorboard")
     with (

@@ -211,12 +211,12 @@ def run_finetune(
     config = recipe.detector_config(len(train.class_names))
     ids = tuple(number for number in train.category_ids if number is not None)
     info = DetectorInfo(architecture, config, recipe.input, train.class_names, ids)
-    if session.limit_steps is None:  # which shortens on purpose
-        session.tell(recipe.finetune.warm_up_doubt("finetune", len(train)))
     val = validation_split(recipe, train)
     training = Finetuning(recipe, info, train, session, val)
     checkpoint = _checkpoint(training, info, [train, *([val] if val else [])], path, session)
     start = checkpoint.resume(session.world)
+    # Only now: of inputs that cannot be trained on there is one sentence, the error.
+    session.tell(recipe.finetune.warm_up_doubt("finetune", len(train), session.limit_steps))
     with training_guarded(path.with_suffix(".diverged.json"), train, session.world):
         last = _train(training, start, checkpoint, session, path)
     model, choice = training.kept.finish(training.model, training.schedule.epoch(last))
