@@ -72,6 +72,12 @@ def test_a_certificate_corrects_predictions(table):
     assert table.corrected(10.0) == pytest.approx(11.5)
 
 
+def test_a_certificate_that_turns_costs_round_is_refused(table):
+    table.store("certificate", {**CERTIFICATE, "scale": -0.25})
+    with pytest.raises(AdaptError, match=r"by -0.25, .* again with `adapt costs certify RECIPE"):
+        table.correction  # noqa: B018
+
+
 def test_a_certificate_is_void_once_a_row_changes(table):
     table.add({UNIT: COST})
     table.store("certificate", CERTIFICATE)

@@ -1,17 +1,22 @@
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import simulated_device
+import torch
 from profile_parts import DETECTORS, ORT, measured_really, profiled
 from simulated_device import Simulated
 
+from adapt.cost.expectation import CostModel
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
 from bench.costs.certify import WHOLE_PROTOCOL, Certificate, certify
 from bench.costs.report import summarise, table_rows, write_csv, write_heat_map
 from bench.latency.timing import Protocol
 from bench.latency.workers import Measurement
+from search.recipe.optimisation import SearchRecipe
+from search.supernet.multiplier import Multiplier
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,30 @@ def test_affine_error_is_taken_out_by_the_correction():
     assert found.mape_corrected == pytest.approx(0.0, abs=1e-9)
     assert found.mape == pytest.approx((1.5 / 2.5 + 2.5 / 4.5 + 4.5 / 8.5) / 3)
     assert found.bias == pytest.approx(-found.mape)
+
+
+@pytest.mark.parametrize(
+    ("guess", "truth", "through_origin"),
+    [
+        ([1.0, 2.0, 3.0], [6.0, 5.0, 4.0], 28 / 14),  # falls
+        ([1.0, 2.0, 3.0], [5.0, 5.0, 5.0], 30 / 14),  # neither
+        ([1.0, 2.0, 4.0], [0.1, 1.0, 9.0], 38.1 / 21),  # less than nothing for the cheapest
+    ],
+)
+def test_correction_by_noise_keeps_order_and_sign(guess, truth, through_origin):
+    found = Certificate.of(guess, truth, drifted=0, seed=0)
+    assert (found.scale, found.offset_ms) == (pytest.approx(through_origin), 0)
+
+
+def test_search_on_noise_has_the_cost_gradient_of_its_table():
+    found = Certificate.of([4.0, 5.0, 6.0], [5.3, 5.2, 5.1], drifted=0, seed=0)
+    rows, free = torch.tensor([1.0, 2.0]).double(), torch.zeros(1, 2, 1).double()
+    model = CostModel(4.0, [free], [free[0]], [rows]).corrected(found.scale, found.offset_ms)
+    widths = torch.tensor([0.5, 0.5]).double().requires_grad_()
+    multiplier = Multiplier(SearchRecipe(cost_weight=1.0), None, model.unchanging())
+    multiplier.penalty(model.expected([[torch.ones(1)]], [widths]), 1.0).backward()
+    # d log10(C - F) / dp = rows / ((C - F) ln 10), whatever the correction.
+    assert widths.grad.tolist() == pytest.approx((rows / (1.5 * math.log(10))).tolist())
 
 
 def test_no_detector_is_corrected_by_a_line_through_itself():

@@ -215,15 +215,26 @@ class CostTable:
         """Factor and offset in ms that turn a sum of rows into a detector's latency.
 
         They are the certificate's; without one they change nothing.
+
+        Raises:
+            AdaptError: If the certificate would turn the order of the costs round.
         """
         certificate = self.certificate
-        return (certificate["scale"], certificate["offset_ms"]) if certificate else (1.0, 0.0)
+        if certificate is None:
+            return 1.0, 0.0
+        if certificate["scale"] <= 0:  # of an older adapt, fitted to nothing but noise
+            raise AdaptError(
+                f"the certificate of {self.path} multiplies costs by {certificate['scale']:.3g}, "
+                "which makes the dearest network the cheapest; measure it again with `adapt costs "
+                f"certify RECIPE {self.path}`"
+            )
+        return certificate["scale"], certificate["offset_ms"]
 
     def corrected(self, predicted_ms: float) -> float:
         """Return a detector's predicted latency with the certificate's affine correction.
 
         Raises:
-            AdaptError: If the table has no certificate.
+            AdaptError: If the table has no certificate, or one of a falling line.
         """
         if self.certificate is None:
             raise AdaptError(f"{self.path} has no certificate; `adapt costs certify` measures one")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.resolution import check_resolution
@@ -17,6 +18,7 @@ from bench.latency.subject import WholeDetector
 from bench.latency.timing import Protocol
 from bench.latency.workers import Measurement, Workers
 
+FloatArray = NDArray[np.float64]
 DETECTORS = 30
 # Ten rounds, not four: two measurements of 24 detectors in four rounds each differed in their order
 # (Kendall tau 0.97) as much as the best table differs from a measurement.
@@ -33,7 +35,7 @@ class Certificate:
         bias: Mean error, as a share of the measured latency; positive if predicted too slow.
         kendall_tau: Rank correlation; 1 if every pair is ordered rightly.
         worst: Largest absolute error, as a share of the measured latency.
-        scale: Slope of the least-squares line from predicted to measured latency.
+        scale: Slope of the line from predicted to measured latency, see :func:`correcting_line`.
         offset_ms: Its intercept.
         mape_corrected: MAPE after this correction, each detector corrected by the line that is
             fitted to the others.
@@ -71,15 +73,15 @@ class Certificate:
 
         guess, truth = np.asarray(predicted), np.asarray(measured)
         error = guess / truth - 1
-        scale, offset = np.polyfit(guess, truth, 1)
+        scale, offset = correcting_line(guess, truth)
         return cls(
             detectors=len(truth),
             mape=float(np.abs(error).mean()),
             bias=float(error.mean()),
             kendall_tau=float(kendalltau(guess, truth).statistic),
             worst=float(np.abs(error).max()),
-            scale=float(scale),
-            offset_ms=float(offset),
+            scale=scale,
+            offset_ms=offset,
             mape_corrected=float(np.abs(_corrected(guess, truth) / truth - 1).mean()),
             drifted=drifted,
             seed=seed,
@@ -89,12 +91,30 @@ class Certificate:
         )
 
 
-def _corrected(guess: Any, truth: Any) -> Any:
+def correcting_line(guess: FloatArray, truth: FloatArray) -> tuple[float, float]:
+    """Return slope and intercept of the line that corrects predictions.
+
+    It is the least-squares line, if that rises and is positive where detectors are. Where noise is
+    as large as the detectors' differences it may be neither, and a search that it corrects would
+    look for the dearest network, and take logarithms of negative costs. Such measurements tell only
+    the level: the line is then the least-squares one through the origin.
+
+    Args:
+        guess: Tensor[N], predicted latencies in ms.
+        truth: Tensor[N], measured ones.
+    """
+    scale, offset = (float(number) for number in np.polyfit(guess, truth, 1))
+    if scale > 0 and scale * guess.min() + offset > 0:
+        return scale, offset
+    return float(guess @ truth / (guess @ guess)), 0.0
+
+
+def _corrected(guess: FloatArray, truth: FloatArray) -> FloatArray:
     """Return each prediction corrected by the line that is fitted to all other detectors."""
     corrected = []
     for index in range(len(guess)):
         others = np.arange(len(guess)) != index
-        scale, offset = np.polyfit(guess[others], truth[others], 1)
+        scale, offset = correcting_line(guess[others], truth[others])
         corrected.append(scale * guess[index] + offset)
     return np.array(corrected)
 
