@@ -13,7 +13,7 @@ from torchvision.models.detection import RetinaNet
 from adapt.architecture import mobilenet_v2
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo, save_detector
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.retinanet import DetectorConfig, tower_std
 from adapt.runtime import Tail
 from export.graph.detector import export_detector, export_rest
 from export.graph.options import GraphOptions
@@ -46,6 +46,10 @@ def awake(build: Callable[[], RetinaNet], size: InputSize) -> RetinaNet:
                 module.momentum = None  # the average of all batches
         for _ in range(2):
             model.backbone(torch.randn(4, 3, size.height, size.width))
+        # Scores near 1 would all be ties, so the heads' signal is kept small.
+        for branch in (model.head.classification_head, model.head.regression_head):
+            for layer in branch.conv:
+                layer[0].weight.mul_(0.01 / tower_std(layer[0].in_channels))
         head = model.head.classification_head.cls_logits
         nn.init.normal_(head.weight, std=0.1)
         nn.init.constant_(head.bias, -2.0)
