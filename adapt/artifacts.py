@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -83,6 +83,21 @@ def make_place(path: Path) -> None:
     _temporary_beside(path).unlink()
 
 
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``, which must not exist, and rename it on success.
+
+    Raises:
+        AdaptError: If it cannot be created.
+    """
+    make_folder(folder.parent)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parent:
+        temporary = Path(parent) / folder.name
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, folder)
+
+
 def _temporary_beside(path: Path) -> Path:
     if path.is_dir():
         raise AdaptError(f"cannot write {path}: it is a folder; name a file in it")
@@ -140,6 +155,30 @@ def read_text(path: Path, what: str) -> str:
     except UnicodeDecodeError as error:
         raise AdaptError(f"{what} {path} is no UTF-8 text ({error}); save it as UTF-8") from error
     return text.replace("\r\n", "\n")
+
+
+def named_toml(name_or_path: str, presets: Path, what: str, others: Sequence[str] = ()) -> Path:
+    """Return the TOML file of a preset, or that of a path.
+
+    Args:
+        name_or_path: Name of a preset, or a path that ends in ``.toml``.
+        presets: Folder of the presets' files.
+        what: What the file describes, for the error.
+        others: Names that are known without a file, for the error.
+
+    Raises:
+        AdaptError: If it is neither; with the names that there are.
+    """
+    path = presets / f"{name_or_path}.toml"
+    if path.is_file():
+        return path
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        known = ", ".join(sorted([*others, *(file.stem for file in presets.glob("*.toml"))]))
+        raise AdaptError(
+            f"unknown {what} {name_or_path!r}; use a preset ({known}) or the path of a .toml file"
+        )
+    return path
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -9,7 +9,7 @@ from operator import mul
 from pathlib import Path
 from typing import Any
 
-from adapt.artifacts import content_hash, read_text
+from adapt.artifacts import content_hash, named_toml, read_text
 from adapt.errors import AdaptError
 
 PRESETS = Path(__file__).parent / "spaces"
@@ -97,15 +97,7 @@ class SearchSpace:
         Raises:
             AdaptError: If there is no such preset or file, or its content is no search space.
         """
-        path = PRESETS / f"{name_or_path}.toml"
-        if not path.is_file():
-            path = Path(name_or_path)
-            if path.suffix != ".toml":
-                known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
-                raise AdaptError(
-                    f"unknown search space {name_or_path!r}; use a preset ({known}) or the path of "
-                    "a .toml file"
-                )
+        path = named_toml(name_or_path, PRESETS, "search space")
         try:
             return cls.from_dict(tomllib.loads(read_text(path, "search space")))
         except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,8 @@ from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import AdaptError
 from bench.study.division import divided_anew
 from bench.study.meet import Met, closest_factor, noise_deriver
-from bench.study.report import write_study
+from bench.study.report import findings, write_study
+from bench.study.result import ArmResult, StudyResult
 from bench.study.run import StudyRun
 from bench.study.scaling import Sized, scaled
 from bench.study.spec import STUDIES, Arm, Study, arms_named
@@ -65,6 +66,20 @@ def test_every_seed_divides_the_same_images_otherwise(recipe: Recipe, tmp_path: 
     assert names[0] != names[1]
     again = divided_anew(recipe, tmp_path / "again", 0)
     assert {i.path.name for i in again.split("train").images} == names[0]
+
+
+def test_a_division_of_other_images_is_neither_used_nor_deleted(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    divided_anew(recipe, tmp_path / "seed0", 0)
+    with pytest.raises(AdaptError, match="seed0 holds the images of another data set"):
+        divided_anew(recipe, tmp_path / "seed0", 1)
+    mine = tmp_path / "mine" / "photo.jpg"
+    mine.parent.mkdir()
+    mine.touch()
+    with pytest.raises(AdaptError, match=r"division.json does not exist"):
+        divided_anew(recipe, mine.parent, 0)
+    assert mine.exists()
 
 
 def test_a_study_needs_images_that_nothing_is_chosen_on(recipe: Recipe, tmp_path: Path) -> None:
@@ -157,6 +172,27 @@ def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
         arms_named(["searhc"])
 
 
+def test_arms_that_miss_the_budget_are_not_called_equal(recipe: Recipe) -> None:
+    met, missed = (
+        ArmResult(name, {0: 50.0}, {0: ms}, {0: 1e9}, {0: 1.0}, {0: 0.0}, off)
+        for name, ms, off in (("a", 10.1, 0.01), ("b", 9.0, -0.1))
+    )
+    study = Study((Arm("source"),))
+    lines = findings(StudyResult(study, recipe, (met, missed), (), 0.03, {}))
+    assert "b is not at equal latency: up to -10.0% of the budget" in lines
+    assert not any(line.startswith("a is not") for line in lines)
+    assert any(
+        "latencies are void: measured again, they differed by up to 3.0%" in x for x in lines
+    )
+
+
+def test_a_device_that_is_not_here_is_told_before_the_work(recipe: Recipe, tmp_path: Path) -> None:
+    elsewhere = recipe.with_device(runtime="tensorrt")
+    with pytest.raises(AdaptError, match="a study measures and evaluates deployed detectors"):
+        StudyRun(Study((Arm("source"),)), elsewhere, tmp_path).execute()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_study_trains_reports_and_repeats_nothing(recipe: Recipe, tmp_path: Path) -> None:
     recipe = replace(recipe, device=replace(recipe.device, rounds=1))
     arms = (Arm("width", factor=0.25), Arm("width", name="narrower", factor=0.1))
@@ -171,6 +207,9 @@ def test_a_study_trains_reports_and_repeats_nothing(recipe: Recipe, tmp_path: Pa
     again = StudyRun(study, recipe, tmp_path).execute()
     assert again.to_dict() == result.to_dict()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "units").iterdir()} == written
+    other = recipe.changed({"finetune": {"lr": 0.02}}, "test")
+    with pytest.raises(AdaptError, match="is of another recipe, network or data set"):
+        StudyRun(study, other, tmp_path).execute()
     files = write_study(tmp_path, result)
     assert all(file.stat().st_size for file in files)
     assert files[1].read_text().count("\n") == 1 + 2

@@ -1,6 +1,6 @@
 """How are derived detectors timed under the conditions of their cost table, and no others?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -49,13 +49,7 @@ class Stopwatch:
 
     def measure_one(self, network: Architecture) -> tuple[float, bool]:
         """Return the latency of a network in ms, and whether the machine was slow each time."""
-        least = float("inf")
-        for _ in range(REPEATS):
-            (latency,) = self.measure_all([network])
-            least = min(least, latency.min_ms)
-            if not latency.mostly_drifted:
-                break
-        return least, latency.mostly_drifted
+        return repeated(lambda: self.measure_all([network])[0])
 
     def settled(
         self, networks: Sequence[Architecture], *, progress: Progress = silent
@@ -83,6 +77,21 @@ class Stopwatch:
         return self._workers.latencies(
             detectors, name="a derived detector", fix="free memory", progress=progress
         )
+
+
+def repeated(measure: Callable[[], Latency]) -> tuple[float, bool]:
+    """Measure until the machine is not slow, :data:`REPEATS` times at most.
+
+    Returns:
+        The minimum in ms, and whether the machine was slow each time.
+    """
+    least = float("inf")
+    for _ in range(REPEATS):
+        latency = measure()
+        least = min(least, latency.min_ms)
+        if not latency.mostly_drifted:
+            break
+    return least, latency.mostly_drifted
 
 
 def check_conditions(table: CostTable, backend: Backend, size: InputSize) -> None:

@@ -6,7 +6,6 @@ Measurements come before and after the trainings that choosing takes, never besi
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,11 @@ from bench.study.meet import TOLERANCE, BudgetMeter
 from bench.study.pool import run_jobs
 from bench.study.preparation import CANDIDATES, SearchJob, candidate_unit, search
 from bench.study.scaling import scaled
-from bench.study.spec import CHOSEN_ANEW, Arm, Study
-from bench.study.unit import Unit, file_name, train_unit
+from bench.study.spec import CHOSEN_ANEW, Arm, Study, file_name
+from bench.study.unit import Unit, train_unit
 from search.derive.finished import SearchFiles
 from search.recipe.recipe import Recipe
-from search.recipe.search_cost import latency_cost
+from search.recipe.search_cost import check_certificate, latency_cost
 
 DRAWN = {"random": 1, "random-best-of-k": CANDIDATES}  # networks per seed
 
@@ -69,6 +68,7 @@ class Chooser:
                 networks[arm.label, seed] = Chosen(sized_so, how=how)
         if not sized:
             return networks
+        self._measure_costs()
         with self._meter("networks without training") as meter:
             first = {place: self._before(*place, meter) for place in sized}
         searches = [self._job(arm, seed) for arm, seed in sized if arm.network == "softmax"]
@@ -77,34 +77,35 @@ class Chooser:
         with self._meter("networks of searches") as meter:
             for (arm, seed), drawn in first.items():
                 network = self._after(arm, seed, drawn, meter)
-                self._check_met(arm.label, seed, network, self._budget_ms(meter))
-                networks[arm.label, seed] = network
+                budget_ms = self._budget_ms(meter)
+                networks[arm.label, seed] = replace(network, budget_ms=budget_ms)
+                self._check_met(arm.label, seed, networks[arm.label, seed])
         return networks
 
     @contextmanager
     def _meter(self, title: str) -> Iterator[BudgetMeter]:
-        self.table  # noqa: B018 - measured first: nothing else may run beside
         with (
             self.how.display(title) as progress,
             BudgetMeter(self.base, self.base.num_classes(), progress) as meter,
         ):
             yield meter
 
-    @cached_property
-    def table(self) -> Path | None:
-        """The cost table, measured and certified if an arm needs one and none is given."""
-        if not any(arm.network in CHOSEN_ANEW for arm in self.study.arms):
-            return None
-        if self.how.costs:
-            return self.how.costs
-        path = self.out / "costs.sqlite"
-        table = RecipeTable(self.base, self.base.num_classes(), path)
-        if not (path.is_file() and _certified(path)):
-            with self.how.display("profile") as progress:
-                table.profile(progress=progress)
+    @property
+    def _costs(self) -> Path:
+        """The cost table, given or of this study."""
+        return self.how.costs or self.out / "costs.sqlite"
+
+    def _measure_costs(self) -> None:
+        """Measure and certify the cost table, as far as an arm needs one and none is given."""
+        needed = any(arm.network in CHOSEN_ANEW for arm in self.study.arms)
+        if self.how.costs or not needed:
+            return
+        table = RecipeTable(self.base, self.base.num_classes(), self._costs)
+        with self.how.display("profile") as progress:
+            table.profile(progress=progress)
+        if not _certified(self._costs):
             with self.how.display("certify") as progress:
                 table.certify(certify.DETECTORS, progress=progress)
-        return path
 
     def _before(self, arm: Arm, seed: int, meter: BudgetMeter) -> list[Chosen]:
         """Return the networks that can be chosen before anything is trained."""
@@ -133,6 +134,7 @@ class Chooser:
         def find() -> Chosen:
             chance = np.random.default_rng([seed, number])
             with CostTable.open(self._costs) as costs:
+                check_certificate(costs)
                 model = latency_cost(recipe, recipe.num_classes(), costs)
             target = recipe.detector, space, self._budget_ms(meter)
             met = meter.by_chance(model, *target, chance)
@@ -144,7 +146,7 @@ class Chooser:
 
     def _job(self, arm: Arm, seed: int) -> SearchJob:
         recipe, name = self.divided(arm, seed), file_name(f"{arm.label} seed{seed}")
-        costs = self.table if recipe.search.cost == "latency" else None
+        costs = self._costs if recipe.search.cost == "latency" else None
         return SearchJob(name, recipe, self.out / "searches" / name, costs)
 
     def _search(self, jobs: Sequence[SearchJob]) -> None:
@@ -192,12 +194,6 @@ class Chooser:
 
         return self._once(job.name, find, job.key())
 
-    @property
-    def _costs(self) -> Path:
-        table = self.table
-        assert table is not None
-        return table
-
     def _budget_ms(self, meter: BudgetMeter) -> float:
         """Return the budget; a share of the source stays what it was when first measured."""
         path, budget = self.out / "budget.json", self.study.budget
@@ -223,14 +219,13 @@ class Chooser:
             known.save(path, key)
         return known
 
-    def _check_met(self, name: str, seed: int, network: Chosen, budget_ms: float) -> None:
-        if network.measured_ms is None:
-            return
-        off = network.measured_ms / budget_ms - 1
-        if abs(off) > TOLERANCE:
+    def _check_met(self, name: str, seed: int, network: Chosen) -> None:
+        assert network.measured_ms
+        if abs(network.off_budget(network.measured_ms)) > TOLERANCE:
             self.how.warn(
                 f"{name}, seed {seed}: the closest network takes {network.measured_ms:.4g} ms, "
-                f"{off:+.1%} of the budget {budget_ms:.4g} ms"
+                f"{network.off_budget(network.measured_ms):+.1%} of the {network.budget_ms:.4g} ms "
+                "to meet"
             )
 
 

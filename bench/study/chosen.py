@@ -6,6 +6,7 @@ from pathlib import Path
 from adapt.architecture import Architecture
 from adapt.artifacts import check_header, header, read_json, write_json
 from adapt.detector.retinanet import RetinaNetConfig
+from adapt.errors import AdaptError
 from bench.study.scaling import Sized
 
 
@@ -18,12 +19,18 @@ class Chosen:
         measured_ms: Its latency when it was chosen; None if nothing had to be met.
         how: By which rule, in words.
         seconds: What finding it took, of training.
+        budget_ms: The latency to meet; None if there is none.
     """
 
     sized: Sized
     measured_ms: float | None = None
     how: str = ""
     seconds: float = 0.0
+    budget_ms: float | None = None
+
+    def off_budget(self, latency_ms: float) -> float:
+        """Return by which share of the budget a latency exceeds it; 0 if there is no budget."""
+        return latency_ms / self.budget_ms - 1 if self.budget_ms else 0.0
 
     def save(self, path: Path, key: str) -> None:
         """Write it."""
@@ -38,16 +45,19 @@ class Chosen:
 
     @classmethod
     def load(cls, path: Path, key: str) -> "Chosen | None":
-        """Read it if it was made from the same inputs.
+        """Read it; None if there is none yet.
 
         Raises:
-            AdaptError: If the file is damaged.
+            AdaptError: If the file is damaged, or of another budget, recipe or data set.
         """
         if not path.is_file():
             return None
         content = check_header(read_json(path, "network"), "study-network", path)
         if content["key"] != key:
-            return None
+            raise AdaptError(
+                f"{path} is of another budget, recipe or data set; choose another folder with "
+                "--out, or delete it"
+            )
         architecture = Architecture.from_dict(content["architecture"])
         sized = Sized(architecture, RetinaNetConfig(**content["detector"]))
         return cls(sized, content["measured_ms"], content["how"], content["seconds"])

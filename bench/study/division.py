@@ -4,20 +4,28 @@ The images of all its splits are pooled, shuffled and divided into parts of the 
 no choice that was ever made on the published test images decides a study.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adapt.artifacts import content_hash, file_hash, header, read_json, write_json
+from adapt.artifacts import (
+    atomic_folder,
+    check_header,
+    content_hash,
+    file_hash,
+    header,
+    read_json,
+    write_json,
+)
 from adapt.data.annotated_image import CocoImage
 from adapt.data.coco import CocoSplit, ImageBoxes
 from adapt.errors import AdaptError
 from search.recipe.recipe import Recipe
 
 PARTS = ("train", "val", "test")
+MARKER = "division.json"
 
 
 def divided_anew(recipe: Recipe, folder: Path, seed: int) -> Recipe:
@@ -31,16 +39,21 @@ def divided_anew(recipe: Recipe, folder: Path, seed: int) -> Recipe:
         seed: Seed of the division.
 
     Raises:
-        AdaptError: If two of the splits are the same, or their images or classes do not fit.
+        AdaptError: If two of the splits are the same, their images or classes do not fit, or the
+            folder holds another division.
     """
     splits = _splits(recipe)
     sizes = [len(split) for split in splits]
     key = content_hash([seed, sizes, [file_hash(split.annotations) for split in splits]])
-    marker = folder / "division.json"
-    if not (marker.is_file() and read_json(marker, "division").get("key") == key):
-        shutil.rmtree(folder, ignore_errors=True)
-        _write(splits, folder, seed)
-        write_json(marker, header("division", key=key, seed=seed, images=sizes))
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            _write(splits, temporary, seed)
+            content = header("division", key=key, seed=seed, images=sizes)
+            write_json(temporary / MARKER, content)
+    elif check_header(read_json(folder / MARKER, "division"), "division", folder)["key"] != key:
+        raise AdaptError(
+            f"{folder} holds the images of another data set; choose another folder with --out"
+        )
     data = {"root": str(folder), **{name: name for name in PARTS}}
     return recipe.changed({"data": data}, "study")
 

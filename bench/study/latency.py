@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from adapt.artifacts import content_hash, file_hash, header, read_json, write_json
 from adapt.data.coco import CocoSplit
 from adapt.progress import Progress
+from bench.latency.timing import Latency
 from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, Timing, time_artifacts
 from bench.study.unit import Unit
 
@@ -29,11 +29,6 @@ class Latencies:
     min_ms: dict[str, float]
     p50_ms: dict[str, float]
     drift: float
-
-    @property
-    def sound(self) -> bool:
-        """Whether the second measurement agreed with the first."""
-        return self.drift <= DRIFT
 
 
 def measure_latencies(units: Sequence[Unit], path: Path, progress: Progress) -> Latencies:
@@ -72,8 +67,8 @@ def _measured(units: Sequence[Unit], progress: Progress) -> Latencies:
 
 def _timed(
     units: Sequence[Unit], split: CocoSplit, timing: Timing, progress: Progress
-) -> dict[str, Any]:
+) -> dict[str, Latency]:
     artifacts: Artifacts = {
         unit.name: (unit.recipe.device.runtime, unit.artifact) for unit in units
     }
-    return dict(time_artifacts(artifacts, split, timing, progress=progress))
+    return time_artifacts(artifacts, split, timing, progress=progress)

@@ -115,8 +115,7 @@ def _watch(
         for future in finished:
             shares[futures.index(future)] = 1.0
             future.result()
-        done = sum(share == 1.0 for share in shares)
-        note = f"{done} of {len(jobs)} trainings"
+        note = f"{len(jobs) - len(left)} of {len(jobs)} trainings"
         progress(int(sum(shares) * SCALE), len(jobs) * SCALE, note)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.artifacts import content_hash, file_hash, header, read_json, write_json
+from adapt.artifacts import check_header, content_hash, header, read_json, write_json
+from adapt.errors import AdaptError
 from adapt.progress import Progress, ignore, silent
 from bench.study.unit import Unit
 from search.estimate import estimate_run
@@ -45,12 +46,21 @@ class SearchJob:
         return content_hash([self.recipe.search_hash, cost.provenance])
 
     def seconds(self) -> float | None:
-        """Return how long it took, or None if it is not done."""
+        """Return how long the process took that ended it, or None if it is not done.
+
+        Raises:
+            AdaptError: If it was a search of another recipe, data set or cost table.
+        """
         record = self.folder / "search.json"
-        if not (record.is_file() and self.supernet.is_file()):
+        if not record.is_file():
             return None
-        content = read_json(record, "search record")
-        return float(content["seconds"]) if content["key"] == self.key() else None
+        content = check_header(read_json(record, "search record"), "study-search", record)
+        if content["key"] != self.key():
+            raise AdaptError(
+                f"{record} is of another recipe, data set or cost table; choose another folder "
+                "with --out, or delete it"
+            )
+        return float(content["seconds"])
 
 
 def search(
@@ -67,9 +77,7 @@ def search(
     session = Session(progress=progress, warn=warn, provenance=cost.provenance)
     run_search(recipe, train, cost.model, job.folder, session)
     seconds = round(time.perf_counter() - start, 1)
-    content = header(
-        "study-search", key=job.key(), seconds=seconds, supernet=file_hash(job.supernet)
-    )
+    content = header("study-search", key=job.key(), seconds=seconds)
     write_json(job.folder / "search.json", content)
 
 

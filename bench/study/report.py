@@ -9,6 +9,7 @@ from statistics import fmean
 from adapt.artifacts import atomic_path, write_json, write_text
 from adapt.terminal import print_rows
 from bench.study.latency import DRIFT
+from bench.study.meet import TOLERANCE
 from bench.study.result import ArmResult, StudyResult
 
 TITLES = ("arm", "seeds", "AP", "sd", "95 %", "min ms", "GMAdds", "search s")
@@ -44,6 +45,11 @@ def findings(result: StudyResult) -> list[str]:
         for arm in result.arms
         if arm.dropped_after
     ]
+    lines += [
+        f"{arm.name} is not at equal latency: up to {arm.off_budget:+.1%} of the budget"
+        for arm in result.arms
+        if abs(arm.off_budget) > TOLERANCE
+    ]
     if result.drift > DRIFT:
         lines.append(
             f"the latencies are void: measured again, they differed by up to {result.drift:.1%}; "
@@ -60,7 +66,7 @@ def _row(arm: ArmResult) -> list[str]:
         str(len(arm.ap)),
         f"{arm.mean:.2f}",
         f"{arm.deviation:.2f}",
-        f"±{arm.half_width:.2f}",
+        f"±{arm.half_width:.2f}" if len(arm.ap) > 1 else "–",
         _mean(arm.latency_ms, 1),
         _mean(arm.madds, 1e9),
         f"{fmean(arm.search_seconds.values()):.0f}",

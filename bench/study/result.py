@@ -27,7 +27,9 @@ class ArmResult:
         latency_ms: Latency by seed; empty if it was not measured.
         madds: Multiply-adds by seed, of the whole detector.
         seconds: Seconds of training by seed, on a machine that trains others beside.
-        search_seconds: Seconds by seed until its network was chosen.
+        search_seconds: Seconds of training by seed until its network was chosen.
+        off_budget: Largest share, with its sign, by which a latency differs from what it had to be;
+            0 without a budget or latencies.
         dropped_after: Seeds after which it was dropped by the rule of the study; None if not.
     """
 
@@ -37,6 +39,7 @@ class ArmResult:
     madds: Mapping[int, float]
     seconds: Mapping[int, float]
     search_seconds: Mapping[int, float]
+    off_budget: float = 0.0
     dropped_after: int | None = None
 
     @property
@@ -116,15 +119,18 @@ def collected(
         missing += [unit.name for unit in of_arm if unit.seed not in found]
         if found:
             done = [unit for unit in of_arm if unit.seed in found]
+            measured = {
+                unit.seed: latencies.min_ms[unit.name]
+                for unit in done
+                if unit.name in latencies.min_ms
+            }
+            off = [networks[arm.label, seed].off_budget(ms) for seed, ms in measured.items()]
             arms.append(
                 ArmResult(
                     name=arm.label,
                     ap={seed: 100 * result["metrics"]["ap"] for seed, result in found.items()},
-                    latency_ms={
-                        unit.seed: latencies.min_ms[unit.name]
-                        for unit in done
-                        if unit.name in latencies.min_ms
-                    },
+                    latency_ms=measured,
+                    off_budget=max(off, key=abs, default=0.0),
                     madds={unit.seed: _madds(unit) for unit in done},
                     seconds={seed: result["train_seconds"] for seed, result in found.items()},
                     search_seconds={seed: networks[arm.label, seed].seconds for seed in found},

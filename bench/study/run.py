@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapt.artifacts import make_folder
+from adapt.errors import AdaptError
+from bench.pipeline.target import Target
 from bench.study.choice import Chooser
 from bench.study.chosen import Chosen, Networks
 from bench.study.division import divided_anew
@@ -42,10 +44,12 @@ class StudyRun:
         """Take all steps; those that are done already are not repeated.
 
         Raises:
-            AdaptError: If data or weights are missing, no network meets the budget, or a training
-                fails.
+            AdaptError: If the device of the recipe is not here, data or weights are missing, the folder
+                holds another study, no network meets the budget, or a training fails.
         """
         make_folder(self.out)
+        if why_not := Target(self._base).why_not_here():
+            raise AdaptError(f"a study measures and evaluates deployed detectors: {why_not}")
         chosen = Chooser(
             self.study, self._base, self.out, self.how, self.seeds, self.unit, self.divided
         ).all()

@@ -1,12 +1,13 @@
 """What does a study compare? (arms, seeds, budget; named studies are TOML files)"""
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from adapt.artifacts import read_text
+from adapt.artifacts import named_toml, read_text
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from search.recipe.recipe import Recipe, merged, validated
 
@@ -42,13 +43,13 @@ class Arm:
 
     def __post_init__(self) -> None:
         if self.factor and self.network not in FACTOR:
-            raise ValueError(f"an arm by {self.network!r} has no factor, got {self.factor}")
+            raise AdaptError(f"an arm by {self.network!r} has no factor, got {self.factor}")
         if self.factor < 0 or (self.network == "expansion" and self.factor != int(self.factor)):
-            raise ValueError(
+            raise AdaptError(
                 f"factor must be positive, of expansion a whole number, got {self.factor}"
             )
         if self.network == "expansion" and not self.factor:
-            raise ValueError("an arm by 'expansion' needs a factor, such as 3")
+            raise AdaptError("an arm by 'expansion' needs a factor, such as 3")
 
     @property
     def label(self) -> str:
@@ -66,13 +67,14 @@ class Study:
     """Arms that are compared on the same seeds.
 
     Attributes:
-        arms: The arms; the first one is the one that the others are compared with.
+        arms: The arms; every pair is compared, and the first one decides which others are dropped.
         question: What it is to find out, for the report.
         seeds: Seeds; each divides the images, searches, draws networks, initial heads and batches
             anew, the same way for all arms.
         budget: Latency that networks have to meet, such as ``12ms`` or ``75%`` of the source's.
         recipe: Fields of the recipe that all arms have otherwise, by section.
-        drop_after: Seeds after which an arm may be dropped; 0 for never.
+        drop_after: Seeds after which an arm may be dropped; 0 for never, which a study needs whose
+            question is about pairs without the first arm.
         drop_below: Points of AP by which the interval of an arm must lie below the first arm's to
             be dropped.
     """
@@ -87,14 +89,14 @@ class Study:
     drop_below: float = 2.0
 
     def __post_init__(self) -> None:
-        labels = [arm.label for arm in self.arms]
-        if len(labels) < 1 or len(set(labels)) < len(labels):
-            raise ValueError(f"a study needs arms of different names, got {', '.join(labels)}")
+        files = [file_name(arm.label) for arm in self.arms]
+        if len(files) < 1 or len(set(files)) < len(files):
+            raise AdaptError(f"a study needs arms of different names, got {', '.join(files)}")
         if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+            raise AdaptError(f"seeds must be at least 1, got {self.seeds}")
         sized = [arm.label for arm in self.arms if arm.meets_budget]
         if sized and not self.budget:
-            raise ValueError(
+            raise AdaptError(
                 f"arm {sized[0]!r} has to meet a budget; pass one, such as --budget 75% of the "
                 "source's latency, or 12ms"
             )
@@ -106,15 +108,7 @@ class Study:
         Raises:
             AdaptError: If it does not exist, or a field is unknown or wrong.
         """
-        path = STUDIES / f"{name_or_path}.toml"
-        if not path.is_file():
-            path = Path(name_or_path)
-            if path.suffix != ".toml":
-                known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.toml")))
-                raise AdaptError(
-                    f"unknown study {name_or_path!r}; use one of {known}, or the path of a .toml "
-                    "file"
-                )
+        path = named_toml(name_or_path, STUDIES, "study")
         try:
             return validated(cls, tomllib.loads(read_text(path, "study")), f"study {path}")
         except tomllib.TOMLDecodeError as error:
@@ -127,10 +121,7 @@ class Study:
             AdaptError: If a value is wrong.
         """
         given = {name: value for name, value in changes.items() if value is not None}
-        try:
-            return replace(self, **given)
-        except ValueError as error:
-            raise AdaptError(str(error)) from error
+        return replace(self, **given)
 
     def with_epochs(self, epochs: int | None) -> "Study":
         """Return the study with another number of epochs of every training, if one is given."""
@@ -166,3 +157,8 @@ def arms_named(names: Sequence[str]) -> tuple[Arm, ...]:
         if name not in known:
             raise AdaptError(f"unknown arm {name!r}; use {', '.join(known)}, or a study's file")
     return tuple(Arm(name) for name in names)  # type: ignore[arg-type]
+
+
+def file_name(name: str) -> str:
+    """Return a name as part of a file's name: letters, digits, dots, underscores and dashes."""
+    return re.sub(r"[^\w.]+", "-", name)

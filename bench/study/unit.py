@@ -1,6 +1,5 @@
 """What AP does one arm reach with one seed? (train, deploy, evaluate on images not chosen on)"""
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +8,11 @@ from typing import Any
 
 from adapt.architecture import Architecture
 from adapt.artifacts import check_header, content_hash, file_hash, header, read_json, write_json
+from adapt.errors import AdaptError
 from adapt.progress import Progress, ignore, silent
 from bench.networks.measure import evaluate_artifact
 from bench.pipeline.target import Target
+from bench.study.spec import file_name
 from search.recipe.recipe import Recipe
 from search.train.finetune import run_finetune
 from search.train.session import Session
@@ -52,33 +53,41 @@ class Unit:
 
     @property
     def artifact(self) -> Path:
-        """The deployed detector, or the trained one where this machine cannot deploy."""
+        """The deployed detector."""
         return Target(self.recipe).artifact(self.name, self.detector, self.folder)
 
     def key(self) -> str:
         """Return the hash of everything that the result depends on."""
         data = self.recipe.data
-        images = [file_hash(self.recipe.split(n).annotations) for n in (data.train, data.test)]
+        splits = [self.recipe.split(name) for name in (data.train, data.val, data.test)]
+        images = [file_hash(split.annotations) for split in splits]
         device = self.recipe.device
         deployed = [device.runtime, device.precision, device.batch]
         return content_hash([self.recipe.finetune_hash, self.architecture.hash, *images, *deployed])
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result if it was made from the same inputs.
+        """Return the result; None if there is none yet.
 
         Raises:
-            AdaptError: If the file is damaged.
+            AdaptError: If the file is damaged, or of another recipe, network or data set.
         """
         if not self.file.is_file():
             return None
         content = check_header(read_json(self.file, "result"), "study-unit", self.file)
-        return content if content["key"] == self.key() else None
+        if content["key"] != self.key():
+            raise AdaptError(
+                f"{self.file} is of another recipe, network or data set; choose another folder "
+                "with --out, or delete it"
+            )
+        return content
 
 
 def train_unit(
     unit: Unit, progress: Progress = silent, warn: Callable[[str], object] = ignore
 ) -> None:
     """Train, deploy and evaluate; write the result. A stopped one continues.
+
+    The seconds in the result are those of the process that ended the training.
 
     Args:
         unit: What to train.
@@ -88,17 +97,17 @@ def train_unit(
     Raises:
         AdaptError: If the loss diverges or the detector cannot be deployed.
     """
-    recipe, target = unit.recipe, Target(unit.recipe)
+    recipe = unit.recipe
     train, start = recipe.split(recipe.data.train), time.perf_counter()
     session = Session(progress=progress, warn=warn)
     run_finetune(recipe, unit.architecture, train, unit.detector, session)
     seconds = time.perf_counter() - start
     if unit.artifact != unit.detector:
-        target.deploy(unit.detector, unit.artifact, train, unit.folder / "timing-cache", silent)
-    evaluated, runtime = unit.artifact, recipe.device.runtime
-    if target.why_not_here():
-        evaluated, runtime = unit.detector, "torch"
-    metrics = evaluate_artifact(evaluated, recipe.split(recipe.data.test), runtime)
+        Target(recipe).deploy(
+            unit.detector, unit.artifact, train, unit.folder / "timing-cache", silent
+        )
+    test, runtime = recipe.split(recipe.data.test), recipe.device.runtime
+    metrics = evaluate_artifact(unit.artifact, test, runtime)
     content = header(
         "study-unit",
         key=unit.key(),
@@ -106,13 +115,7 @@ def train_unit(
         seed=unit.seed,
         architecture=unit.architecture.to_dict(),
         detector=recipe.detector.to_dict(),
-        runtime=runtime,
         metrics=metrics.to_dict(),
         train_seconds=round(seconds, 1),
     )
     write_json(unit.file, content)
-
-
-def file_name(name: str) -> str:
-    """Return a name as part of a file's name: letters, digits, dots and dashes."""
-    return re.sub(r"[^\w.]+", "-", name)

@@ -13,7 +13,7 @@ from search.train.checkpoint import read_checkpoint
 UNDECIDED = 0.9  # mean entropy above which a search has not decided, of 1
 REMEDY = (
     "take more architecture steps (search.weights.epochs), a higher search.arch_lr or a --target, "
-    "or train several of its networks and the source to compare them"
+    "or compare it with random and scaled networks by `adapt study`"
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from adapt.architecture import with_source_widths
-from adapt.artifacts import content_hash, file_hash, identity, read_text
+from adapt.artifacts import content_hash, file_hash, identity, named_toml, read_text
 from adapt.cost.detector_space import DetectorSpace
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
@@ -166,15 +166,7 @@ class Recipe:
         """
         if name_or_path == "paper":
             return cls(cost_size=(800, 1088))
-        path = PRESETS / f"{name_or_path}.toml"
-        if not path.is_file():
-            path = Path(name_or_path)
-            if path.suffix != ".toml":
-                known = ", ".join(sorted(["paper", *(p.stem for p in PRESETS.glob("*.toml"))]))
-                raise AdaptError(
-                    f"unknown recipe {name_or_path!r}; use a preset ({known}) or the path of a "
-                    ".toml file"
-                )
+        path = named_toml(name_or_path, PRESETS, "recipe", ("paper",))
         try:
             content = tomllib.loads(read_text(path, "recipe"))
         except tomllib.TOMLDecodeError as error:
