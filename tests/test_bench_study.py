@@ -13,7 +13,9 @@ from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import AdaptError
+from bench.costs.selection import Shard
 from bench.study.division import divided_anew
+from bench.study.execution import Execution
 from bench.study.meet import Met, closest_factor, noise_deriver
 from bench.study.report import findings, write_study
 from bench.study.result import ArmResult, StudyResult
@@ -186,6 +188,18 @@ def test_arms_that_miss_the_budget_are_not_called_equal(recipe: Recipe) -> None:
     )
 
 
+def test_a_shard_without_a_seed_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    how = Execution(shard=Shard(3, 3))
+    with pytest.raises(AdaptError, match="part 3 of 3 has none of the 2 seeds"):
+        StudyRun(Study((Arm("source"),), seeds=2), recipe, tmp_path, how).execute()
+
+
+def test_shards_together_do_every_seed_once(recipe: Recipe, tmp_path: Path) -> None:
+    study = Study((Arm("source"),), seeds=5)
+    parts = [StudyRun(study, recipe, tmp_path, Execution(shard=Shard(n, 2))) for n in (1, 2)]
+    assert sorted(seed for part in parts for seed in part.seeds) == [0, 1, 2, 3, 4]
+
+
 def test_a_device_that_is_not_here_is_told_before_the_work(recipe: Recipe, tmp_path: Path) -> None:
     elsewhere = recipe.with_device(runtime="tensorrt")
     with pytest.raises(AdaptError, match="a study measures and evaluates deployed detectors"):
@@ -203,10 +217,10 @@ def test_a_study_trains_reports_and_repeats_nothing(recipe: Recipe, tmp_path: Pa
     assert not result.missing
     (verdict,) = result.verdicts
     assert "1 pair cannot show anything" in verdict.sentence()
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "units").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "trials").iterdir()}
     again = StudyRun(study, recipe, tmp_path).execute()
     assert again.to_dict() == result.to_dict()
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "units").iterdir()} == written
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trials").iterdir()} == written
     other = recipe.changed({"finetune": {"lr": 0.02}}, "test")
     with pytest.raises(AdaptError, match="is of another recipe, network or data set"):
         StudyRun(study, other, tmp_path).execute()

@@ -71,7 +71,7 @@ def study_command(
     """
     from adapt.progress import console_stage
     from bench.costs.selection import WHOLE, Shard
-    from bench.study.how import How
+    from bench.study.execution import Execution
     from bench.study.plan import plan_study
     from bench.study.report import print_study, write_study
     from bench.study.run import StudyRun
@@ -85,7 +85,7 @@ def study_command(
         show(plan, as_json=as_json, title="plan")
         return
     part = Shard.parse(shard) if shard else WHOLE
-    how = How(at_once, part, costs, console_stage, warn)
+    how = Execution(at_once, part, costs, console_stage, warn)
     result = StudyRun(study, base, folder, how).execute()
     files = write_study(folder, result)
     if as_json:

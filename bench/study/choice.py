@@ -15,13 +15,13 @@ from adapt.cost.table import CostTable
 from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable
 from bench.study.chosen import Chosen, Networks
-from bench.study.how import How
+from bench.study.execution import Execution
 from bench.study.meet import TOLERANCE, BudgetMeter
 from bench.study.pool import run_jobs
-from bench.study.preparation import CANDIDATES, SearchJob, candidate_unit, search
+from bench.study.preparation import CANDIDATES, SearchJob, candidate_trial, search
 from bench.study.scaling import scaled
 from bench.study.spec import CHOSEN_ANEW, Arm, Study, file_name
-from bench.study.unit import Unit, train_unit
+from bench.study.trial import Trial, run_trial
 from search.derive.finished import SearchFiles
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import check_certificate, latency_cost
@@ -39,16 +39,16 @@ class Chooser:
         out: Folder of the results.
         how: How the study is carried out.
         seeds: The seeds.
-        unit: Returns the training of a network by an arm with a seed.
+        trial: Returns the training of a network by an arm with a seed.
         divided: Returns the recipe of an arm, with the images of a seed.
     """
 
     study: Study
     base: Recipe
     out: Path
-    how: How
+    how: Execution
     seeds: Sequence[int]
-    unit: Callable[[Arm, int, Chosen], Unit]
+    trial: Callable[[Arm, int, Chosen], Trial]
     divided: Callable[[Arm, int], Recipe]
 
     def all(self) -> Networks:
@@ -155,22 +155,22 @@ class Chooser:
             with self.how.display(f"search {len(left)} of {len(jobs)}") as progress:
                 run_jobs(left, search, self.how.at_once, progress, self.how.warn)
 
-    def _candidates(self, arm: Arm, seed: int, drawn: Sequence[Chosen]) -> list[Unit]:
-        units = (self.unit(arm, seed, one) for one in drawn)
-        return [candidate_unit(unit, number) for number, unit in enumerate(units, start=1)]
+    def _candidates(self, arm: Arm, seed: int, drawn: Sequence[Chosen]) -> list[Trial]:
+        trials = (self.trial(arm, seed, one) for one in drawn)
+        return [candidate_trial(trial, number) for number, trial in enumerate(trials, start=1)]
 
     def _race(self, first: Mapping[tuple[Arm, int], Sequence[Chosen]]) -> None:
         """Train the candidates of all arms that have several."""
-        units = [
-            unit
+        trials = [
+            trial
             for (arm, seed), drawn in first.items()
             if len(drawn) > 1
-            for unit in self._candidates(arm, seed, drawn)
+            for trial in self._candidates(arm, seed, drawn)
         ]
-        left = [unit for unit in units if unit.result() is None]
+        left = [trial for trial in trials if trial.result() is None]
         if left:
-            with self.how.display(f"race {len(left)} of {len(units)}") as progress:
-                run_jobs(left, train_unit, self.how.at_once, progress, self.how.warn)
+            with self.how.display(f"race {len(left)} of {len(trials)}") as progress:
+                run_jobs(left, run_trial, self.how.at_once, progress, self.how.warn)
 
     def _after(self, arm: Arm, seed: int, drawn: Sequence[Chosen], meter: BudgetMeter) -> Chosen:
         """Return the network of an arm, now that everything is trained that it takes."""
@@ -178,7 +178,7 @@ class Chooser:
             return self._searched(self._job(arm, seed), meter)
         if len(drawn) == 1:
             return drawn[0]
-        results = [unit.result() or {} for unit in self._candidates(arm, seed, drawn)]
+        results = [trial.result() or {} for trial in self._candidates(arm, seed, drawn)]
         best = int(np.argmax([result["metrics"]["ap"] for result in results]))
         seconds = sum(result["train_seconds"] for result in results)
         how = f"candidate {best + 1} of {len(drawn)}; {drawn[best].how}"

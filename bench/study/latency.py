@@ -10,7 +10,7 @@ from adapt.data.coco import CocoSplit
 from adapt.progress import Progress
 from bench.latency.timing import Latency
 from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, Timing, time_artifacts
-from bench.study.unit import Unit
+from bench.study.trial import Trial
 
 REPEATED = 0.1  # share of the detectors that is measured again at the end
 DRIFT = 0.02  # share by which a second measurement may differ
@@ -31,32 +31,32 @@ class Latencies:
     drift: float
 
 
-def measure_latencies(units: Sequence[Unit], path: Path, progress: Progress) -> Latencies:
+def measure_latencies(trials: Sequence[Trial], path: Path, progress: Progress) -> Latencies:
     """Measure the deployed detectors, and some of them again; reuse what ``path`` holds.
 
     Args:
-        units: Trainings whose deployed files are here.
+        trials: Trainings whose deployed files are here.
         path: Where the latencies are stored.
         progress: Told after every sample.
     """
-    key = content_hash([[unit.name, file_hash(unit.artifact)] for unit in units])
+    key = content_hash([[trial.name, file_hash(trial.artifact)] for trial in trials])
     if path.is_file() and (content := read_json(path, "latencies")).get("key") == key:
         return Latencies(content["min_ms"], content["p50_ms"], content["drift"])
-    measured = _measured(units, progress)
+    measured = _measured(trials, progress)
     write_json(path, header("study-latency", key=key, **vars(measured)))
     return measured
 
 
-def _measured(units: Sequence[Unit], progress: Progress) -> Latencies:
-    if not units:
+def _measured(trials: Sequence[Trial], progress: Progress) -> Latencies:
+    if not trials:
         return Latencies({}, {}, 0.0)
-    recipe = units[0].recipe
+    recipe = trials[0].recipe
     device, split = recipe.device, recipe.split(recipe.data.test)
     protocol = replace(DETECTOR_PROTOCOL, rounds=device.rounds)
     timing = Timing(device.threads, device.batch, protocol)
-    first = _timed(units, split, timing, progress)
+    first = _timed(trials, split, timing, progress)
     step = math.ceil(1 / REPEATED)
-    again = _timed(units[::step], split, timing, progress)
+    again = _timed(trials[::step], split, timing, progress)
     drift = max(abs(again[name].min_ms / first[name].min_ms - 1) for name in again)
     return Latencies(
         {name: latency.min_ms for name, latency in first.items()},
@@ -66,9 +66,9 @@ def _measured(units: Sequence[Unit], progress: Progress) -> Latencies:
 
 
 def _timed(
-    units: Sequence[Unit], split: CocoSplit, timing: Timing, progress: Progress
+    trials: Sequence[Trial], split: CocoSplit, timing: Timing, progress: Progress
 ) -> dict[str, Latency]:
     artifacts: Artifacts = {
-        unit.name: (unit.recipe.device.runtime, unit.artifact) for unit in units
+        trial.name: (trial.recipe.device.runtime, trial.artifact) for trial in trials
     }
     return time_artifacts(artifacts, split, timing, progress=progress)

@@ -5,7 +5,6 @@ from typing import Any
 
 from bench.pipeline.plan import plan_run
 from bench.pipeline.run import Costs
-from bench.study.preparation import CANDIDATES
 from bench.study.spec import CHOSEN_ANEW, TRAINED, Study
 from search.recipe.recipe import Recipe
 
@@ -30,27 +29,32 @@ def plan_study(
     import torch
 
     torch.set_num_threads(1)  # as the trainings
-    hours = 0.0
-    planned: dict[int, dict[str, float]] = {}  # by epochs: arms hardly differ otherwise
+    hours, unknown = 0.0, set[str]()
+    plans: dict[int, dict[str, float | str]] = {}  # by epochs: arms hardly differ otherwise
+
+    def seconds(stage: str, plan: dict[str, float | str]) -> float:
+        value = plan.get(stage, 0.0)
+        if isinstance(value, str):
+            unknown.add(f"{stage}: {value}")
+            return 0.0
+        return value
+
     for arm in study.arms:
         of_arm = study.recipe_of(arm, recipe, 0)
-        if of_arm.finetune.epochs not in planned:
-            seconds = plan_run(of_arm, out, Costs(costs), None).seconds
-            known = {name: value for name, value in seconds.items() if not isinstance(value, str)}
-            planned[of_arm.finetune.epochs] = known
-        number = planned[of_arm.finetune.epochs]
-        each = number.get("finetune source", 0.0)
-        if arm.network in TRAINED:
-            each += number.get("search", 0.0)  # candidates compute as much as a search
-        hours += study.seeds * each / 3600
+        if of_arm.finetune.epochs not in plans:
+            plans[of_arm.finetune.epochs] = plan_run(of_arm, out, Costs(costs), None).seconds
+        plan = plans[of_arm.finetune.epochs]
+        # The candidates of a race compute as much as a search.
+        stages = ["finetune source", *(["search"] if arm.network in TRAINED else [])]
+        hours += study.seeds * sum(seconds(stage, plan) for stage in stages) / 3600
     measured = any(arm.network in CHOSEN_ANEW for arm in study.arms) and not costs
-    table = sum(number.get(name, 0.0) for name in MEASURED) / 3600 if measured else 0.0
+    table = sum(seconds(stage, plan) for stage in MEASURED) / 3600 if measured else 0.0
     return {
         "arms": [arm.label for arm in study.arms],
         "seeds": study.seeds,
         "trainings": study.seeds * len(study.arms),
-        "candidates_of_random_best_of_k": CANDIDATES,
         "hours": round(hours / at_once + table, 2),
         "hours_of_the_cost_table": round(table, 2),
+        **({"not_in_the_hours": sorted(unknown)} if unknown else {}),
         "method": f"one thread per training, {at_once} side by side, on a quiet machine",
     }

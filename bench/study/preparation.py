@@ -8,7 +8,7 @@ from pathlib import Path
 from adapt.artifacts import check_header, content_hash, header, read_json, write_json
 from adapt.errors import AdaptError
 from adapt.progress import Progress, ignore, silent
-from bench.study.unit import Unit
+from bench.study.trial import Trial
 from search.estimate import estimate_run
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import search_cost
@@ -90,14 +90,14 @@ def candidate_epochs(recipe: Recipe) -> int:
     return max(1, round(searched / CANDIDATES / epoch))
 
 
-def candidate_unit(unit: Unit, number: int) -> Unit:
+def candidate_trial(trial: Trial, number: int) -> Trial:
     """Return the short training of a candidate, which is judged on the validation images."""
-    recipe = unit.recipe.changed(
+    recipe = trial.recipe.changed(
         {
-            "finetune": {"epochs": candidate_epochs(unit.recipe)},
-            "data": {"test": unit.recipe.data.val},
+            "finetune": {"epochs": candidate_epochs(trial.recipe)},
+            "data": {"test": trial.recipe.data.val},
         },
-        unit.arm,
+        trial.arm,
     )
-    name = f"{unit.arm} candidate {number}"
-    return Unit(name, unit.seed, recipe, unit.architecture, unit.folder)
+    name = f"{trial.arm} candidate {number}"
+    return Trial(name, trial.seed, recipe, trial.architecture, trial.folder)

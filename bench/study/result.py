@@ -12,7 +12,7 @@ from bench.latency.provenance import device_description
 from bench.study.chosen import Networks
 from bench.study.latency import Latencies
 from bench.study.spec import Study
-from bench.study.unit import Unit
+from bench.study.trial import Trial
 from bench.study.verdict import Verdict, compare_paired, half_width
 from search.recipe.recipe import Recipe
 
@@ -106,7 +106,7 @@ class StudyResult:
 def collected(
     study: Study,
     recipe: Recipe,
-    units: Sequence[Unit],
+    trials: Sequence[Trial],
     networks: Networks,
     latencies: Latencies,
     dropped: Mapping[str, int],
@@ -114,15 +114,15 @@ def collected(
     """Return the results that the trainings of a study have so far."""
     arms, missing = [], []
     for arm in study.arms:
-        of_arm = [unit for unit in units if unit.arm == arm.label]
-        found = {unit.seed: result for unit in of_arm if (result := unit.result())}
-        missing += [unit.name for unit in of_arm if unit.seed not in found]
+        of_arm = [trial for trial in trials if trial.arm == arm.label]
+        found = {trial.seed: result for trial in of_arm if (result := trial.result())}
+        missing += [trial.name for trial in of_arm if trial.seed not in found]
         if found:
-            done = [unit for unit in of_arm if unit.seed in found]
+            done = [trial for trial in of_arm if trial.seed in found]
             measured = {
-                unit.seed: latencies.min_ms[unit.name]
-                for unit in done
-                if unit.name in latencies.min_ms
+                trial.seed: latencies.min_ms[trial.name]
+                for trial in done
+                if trial.name in latencies.min_ms
             }
             off = [networks[arm.label, seed].off_budget(ms) for seed, ms in measured.items()]
             arms.append(
@@ -131,7 +131,7 @@ def collected(
                     ap={seed: 100 * result["metrics"]["ap"] for seed, result in found.items()},
                     latency_ms=measured,
                     off_budget=max(off, key=abs, default=0.0),
-                    madds={unit.seed: _madds(unit) for unit in done},
+                    madds={trial.seed: _madds(trial) for trial in done},
                     seconds={seed: result["train_seconds"] for seed, result in found.items()},
                     search_seconds={seed: networks[arm.label, seed].seconds for seed in found},
                     dropped_after=dropped.get(arm.label),
@@ -141,8 +141,8 @@ def collected(
     return StudyResult(study, recipe, tuple(arms), tuple(missing), drift, device_description())
 
 
-def _madds(unit: Unit) -> float:
-    recipe = unit.recipe
+def _madds(trial: Trial) -> float:
+    recipe = trial.recipe
     config = recipe.detector_config(recipe.num_classes())
     size = recipe.measured_size()
-    return sum(map(madds, detector_units(unit.architecture, config, size)))
+    return sum(map(madds, detector_units(trial.architecture, config, size)))

@@ -14,12 +14,12 @@ from bench.pipeline.target import Target
 from bench.study.choice import Chooser
 from bench.study.chosen import Chosen, Networks
 from bench.study.division import divided_anew
-from bench.study.how import How
+from bench.study.execution import Execution
 from bench.study.latency import Latencies, measure_latencies
 from bench.study.pool import run_jobs
 from bench.study.result import StudyResult, collected
 from bench.study.spec import Arm, Study
-from bench.study.unit import Unit, train_unit
+from bench.study.trial import Trial, run_trial
 from bench.study.verdict import compare_paired
 from search.recipe.recipe import Recipe
 
@@ -38,30 +38,35 @@ class StudyRun:
     study: Study
     recipe: Recipe
     out: Path
-    how: How = field(default_factory=How)
+    how: Execution = field(default_factory=Execution)
 
     def execute(self) -> StudyResult:
         """Take all steps; those that are done already are not repeated.
 
         Raises:
-            AdaptError: If the device of the recipe is not here, data or weights are missing, the folder
-                holds another study, no network meets the budget, or a training fails.
+            AdaptError: If the device of the recipe is not here, data or weights are missing, the
+                folder holds another study, no network meets the budget, or a training fails.
         """
         make_folder(self.out)
+        if not self.seeds:
+            raise AdaptError(
+                f"part {self.how.shard.number} of {self.how.shard.count} has none of the "
+                f"{self.study.seeds} seeds; divide them among {self.study.seeds} at most"
+            )
         if why_not := Target(self._base).why_not_here():
             raise AdaptError(f"a study measures and evaluates deployed detectors: {why_not}")
         chosen = Chooser(
-            self.study, self._base, self.out, self.how, self.seeds, self.unit, self.divided
+            self.study, self._base, self.out, self.how, self.seeds, self.trial, self.divided
         ).all()
         arms, dropped = list(self.study.arms), dict[str, int]()
         for seeds in self._turns():
-            self.train([self._unit(arm, seed, chosen) for seed in seeds for arm in arms])
+            self.train([self._trial(arm, seed, chosen) for seed in seeds for arm in arms])
             for arm in self._to_drop(arms, seeds[-1] + 1, chosen):
                 arms.remove(arm)
                 dropped[arm.label] = seeds[-1] + 1
-        units = [self._unit(arm, seed, chosen) for arm in self.study.arms for seed in self.seeds]
-        latencies = self._latencies(units)
-        return collected(self.study, self.recipe, units, chosen, latencies, dropped)
+        trials = [self._trial(arm, seed, chosen) for arm in self.study.arms for seed in self.seeds]
+        latencies = self._latencies(trials)
+        return collected(self.study, self.recipe, trials, chosen, latencies, dropped)
 
     @property
     def _base(self) -> Recipe:
@@ -78,21 +83,21 @@ class StudyRun:
         recipe = self.study.recipe_of(arm, self.recipe, seed)
         return divided_anew(recipe, self.out / "data" / f"seed{seed}", seed)
 
-    def train(self, units: Sequence[Unit]) -> None:
+    def train(self, trials: Sequence[Trial]) -> None:
         """Train, deploy and evaluate what has no result yet."""
-        left = [unit for unit in units if unit.result() is None]
+        left = [trial for trial in trials if trial.result() is None]
         if left:
-            with self.how.display(f"train {len(left)} of {len(units)}") as progress:
-                run_jobs(left, train_unit, self.how.at_once, progress, self.how.warn)
+            with self.how.display(f"train {len(left)} of {len(trials)}") as progress:
+                run_jobs(left, run_trial, self.how.at_once, progress, self.how.warn)
 
-    def unit(self, arm: Arm, seed: int, network: Chosen) -> Unit:
+    def trial(self, arm: Arm, seed: int, network: Chosen) -> Trial:
         """Return the training of an arm's network."""
         changes = network.sized.changes()
         recipe = self.divided(arm, seed).changed(changes, f"arm {arm.label!r}")
-        return Unit(arm.label, seed, recipe, network.sized.architecture, self.out / "units")
+        return Trial(arm.label, seed, recipe, network.sized.architecture, self.out / "trials")
 
-    def _unit(self, arm: Arm, seed: int, chosen: Networks) -> Unit:
-        return self.unit(arm, seed, chosen[arm.label, seed])
+    def _trial(self, arm: Arm, seed: int, chosen: Networks) -> Trial:
+        return self.trial(arm, seed, chosen[arm.label, seed])
 
     def _turns(self) -> list[Sequence[int]]:
         """Return the seeds that are trained together; between turns, arms may be dropped."""
@@ -107,7 +112,7 @@ class StudyRun:
             return []
         ap: dict[str, list[float]] = {}
         for arm in arms:
-            results = [self._unit(arm, seed, chosen).result() for seed in range(seeds)]
+            results = [self._trial(arm, seed, chosen).result() for seed in range(seeds)]
             ap[arm.label] = [100 * result["metrics"]["ap"] for result in results if result]
         reference, *others = arms
         return [
@@ -117,7 +122,9 @@ class StudyRun:
             < -self.study.drop_below
         ]
 
-    def _latencies(self, units: Sequence[Unit]) -> Latencies:
-        here = [unit for unit in units if unit.result() is not None and unit.artifact.is_file()]
+    def _latencies(self, trials: Sequence[Trial]) -> Latencies:
+        here = [
+            trial for trial in trials if trial.result() is not None and trial.artifact.is_file()
+        ]
         with self.how.display("latency") as progress:
             return measure_latencies(here, self.out / "latency.json", progress)

@@ -9,7 +9,7 @@ from bench.costs.selection import WHOLE, Shard
 
 
 @dataclass(frozen=True)
-class How:
+class Execution:
     """How a study is carried out.
 
     Attributes:

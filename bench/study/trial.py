@@ -19,7 +19,7 @@ from search.train.session import Session
 
 
 @dataclass(frozen=True)
-class Unit:
+class Trial:
     """One training of a study.
 
     Attributes:
@@ -73,7 +73,7 @@ class Unit:
         """
         if not self.file.is_file():
             return None
-        content = check_header(read_json(self.file, "result"), "study-unit", self.file)
+        content = check_header(read_json(self.file, "result"), "study-trial", self.file)
         if content["key"] != self.key():
             raise AdaptError(
                 f"{self.file} is of another recipe, network or data set; choose another folder "
@@ -82,40 +82,40 @@ class Unit:
         return content
 
 
-def train_unit(
-    unit: Unit, progress: Progress = silent, warn: Callable[[str], object] = ignore
+def run_trial(
+    trial: Trial, progress: Progress = silent, warn: Callable[[str], object] = ignore
 ) -> None:
     """Train, deploy and evaluate; write the result. A stopped one continues.
 
     The seconds in the result are those of the process that ended the training.
 
     Args:
-        unit: What to train.
+        trial: What to train.
         progress: Told after every step.
         warn: Called with every warning.
 
     Raises:
         AdaptError: If the loss diverges or the detector cannot be deployed.
     """
-    recipe = unit.recipe
+    recipe = trial.recipe
     train, start = recipe.split(recipe.data.train), time.perf_counter()
     session = Session(progress=progress, warn=warn)
-    run_finetune(recipe, unit.architecture, train, unit.detector, session)
+    run_finetune(recipe, trial.architecture, train, trial.detector, session)
     seconds = time.perf_counter() - start
-    if unit.artifact != unit.detector:
+    if trial.artifact != trial.detector:
         Target(recipe).deploy(
-            unit.detector, unit.artifact, train, unit.folder / "timing-cache", silent
+            trial.detector, trial.artifact, train, trial.folder / "timing-cache", silent
         )
     test, runtime = recipe.split(recipe.data.test), recipe.device.runtime
-    metrics = evaluate_artifact(unit.artifact, test, runtime)
+    metrics = evaluate_artifact(trial.artifact, test, runtime)
     content = header(
-        "study-unit",
-        key=unit.key(),
-        arm=unit.arm,
-        seed=unit.seed,
-        architecture=unit.architecture.to_dict(),
+        "study-trial",
+        key=trial.key(),
+        arm=trial.arm,
+        seed=trial.seed,
+        architecture=trial.architecture.to_dict(),
         detector=recipe.detector.to_dict(),
         metrics=metrics.to_dict(),
         train_seconds=round(seconds, 1),
     )
-    write_json(unit.file, content)
+    write_json(trial.file, content)
