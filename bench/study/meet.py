@@ -111,7 +111,9 @@ class BudgetMeter:
     def by_scores(
         self, deriver: Deriver, detector: RetinaNetConfig, space: SearchSpace, budget_ms: float
     ) -> Met:
-        """Return the network of the highest score whose latency is within 2 % of the budget.
+        """Return the network of the highest score that takes at most 1.5 % more than the budget.
+
+        It takes less than the budget where no network of a higher score takes more.
 
         Raises:
             AdaptError: If none was measured to fit.
