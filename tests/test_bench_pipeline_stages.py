@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from adapt.artifacts import header, write_json
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent_stage
-from bench.pipeline.stages import Stages
+from bench.pipeline.stages import Stages, Task
 
 
 def writes(file: Path, text: str = "") -> Callable[[Progress], object]:
@@ -23,9 +23,9 @@ def test_a_stage_of_equal_inputs_is_reused_from_whichever_device_it_was_made_for
     tmp_path: Path,
 ) -> None:
     first, second = tmp_path / "d.bin", tmp_path / "gpu" / "d.bin"
-    Stages(tmp_path, silent_stage).once("train", "key", first, writes(first))
+    Stages(tmp_path, silent_stage).once(Task("train", "key", first, tmp_path), writes(first))
     again = Stages(tmp_path, silent_stage)
-    assert again.once("train", "key", second, writes(second), within=second.parent) == first
+    assert again.once(Task("train", "key", second, second.parent), writes(second)) == first
     assert again.outcomes == {"train": "reused"}
     assert not second.exists()
 
@@ -35,20 +35,20 @@ def test_a_stage_of_other_inputs_is_done_in_its_own_folder_or_replaced_or_refuse
 ) -> None:
     first, second = tmp_path / "d.bin", tmp_path / "gpu" / "d.bin"
     stages = Stages(tmp_path, silent_stage)
-    stages.once("train", "key", first, writes(first))
-    assert stages.once("train", "other", second, writes(second), within=second.parent) == second
+    stages.once(Task("train", "key", first, tmp_path), writes(first))
+    assert stages.once(Task("train", "other", second, second.parent), writes(second)) == second
     with pytest.raises(AdaptError, match=r"holds the stage 'train' of another recipe.*--out"):
-        stages.once("train", "other 2", first, writes(first))
-    stages.once("train", "other 2", first, writes(first, "new"), replace=True)
+        stages.once(Task("train", "other 2", first, tmp_path), writes(first))
+    stages.once(Task("train", "other 2", first, tmp_path, replace=True), writes(first, "new"))
     assert first.read_text() == "new"
 
 
 def test_a_stage_whose_file_was_deleted_is_done_again(tmp_path: Path) -> None:
     file = tmp_path / "d.bin"
-    Stages(tmp_path, silent_stage).once("train", "key", file, writes(file))
+    Stages(tmp_path, silent_stage).once(Task("train", "key", file, tmp_path), writes(file))
     file.unlink()
     stages = Stages(tmp_path, silent_stage)
-    assert stages.once("train", "key", file, writes(file)) == file
+    assert stages.once(Task("train", "key", file, tmp_path), writes(file)) == file
     assert stages.outcomes == {"train": "ran"}
 
 
@@ -57,5 +57,29 @@ def test_a_record_of_an_earlier_version_is_of_stages_in_the_folder_itself(tmp_pa
     file = tmp_path / "derived.safetensors"
     file.touch()
     stages = Stages(tmp_path, silent_stage)
-    assert stages.once("finetune derived", "key", file, writes(file)) == file
+    assert stages.once(Task("finetune derived", "key", file, tmp_path), writes(file)) == file
     assert stages.outcomes == {"finetune derived": "reused"}
+
+
+def test_stages_together_do_what_is_left_and_keep_what_was_written_before_a_failure(
+    tmp_path: Path,
+) -> None:
+    tasks = [Task(name, "key", tmp_path / f"{name}.bin", tmp_path) for name in ("a", "b", "c")]
+    first = Stages(tmp_path, silent_stage)
+    first.once(tasks[0], writes(tasks[0].file))
+
+    def fails(left: Sequence[Task], _: Progress) -> None:
+        assert left == tasks[1:]
+        left[0].file.touch()
+        raise AdaptError("the second one diverged")
+
+    with pytest.raises(AdaptError, match="diverged"):
+        first.together("train", tasks, fails)
+
+    def goes_on(left: Sequence[Task], _: Progress) -> None:
+        assert left == tasks[2:]
+        left[0].file.touch()
+
+    again = Stages(tmp_path, silent_stage)
+    assert again.together("train", tasks, goes_on) == [task.file for task in tasks]
+    assert again.outcomes == {"a": "reused", "b": "reused", "c": "ran"}

@@ -13,14 +13,14 @@ from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import AdaptError
+from bench.acceptance.meet import Met, closest_factor, noise_deriver
+from bench.acceptance.scaling import Sized, scaled
 from bench.costs.selection import Shard
 from bench.study.division import divided_anew
 from bench.study.execution import Execution
-from bench.study.meet import Met, closest_factor, noise_deriver
 from bench.study.report import findings, write_study
 from bench.study.result import ArmResult, StudyResult
 from bench.study.run import StudyRun
-from bench.study.scaling import Sized, scaled
 from bench.study.spec import STUDIES, Arm, Study, arms_named
 from search.recipe.recipe import Recipe
 

@@ -89,6 +89,7 @@ def _short_measurements() -> Iterator[None]:
         for name, round_ms in {"profiler.CPU_PROTOCOL": 0.1, "certify.WHOLE_PROTOCOL": 1.0}.items():
             short = Protocol(2, round_ms=round_ms, retries=0, drift=100.0)
             patch.setattr(f"bench.costs.{name}", short)
+        patch.setattr("adapt.cost.resolution.TOLERATED", 1.0)  # operations of microseconds
         patch.setattr("bench.costs.certify.DETECTORS", 4)  # of a run
         yield
 
@@ -179,10 +180,11 @@ def test_run_is_resumed_and_reuses_what_is_there(finished_run: tuple[Any, ...]) 
     second, out = ok(*command), command[3]
     assert set(first["stages"].values()) == {"ran"}
     assert {n for n, state in second["stages"].items() if state == "ran"} == {"bench"}
-    assert 0 < first["predicted_ms"] < 1000
-    assert Architecture.load(out / "arch.json") == Architecture.from_dict(first["derived"])
+    derived = first["networks"]["derived"]
+    assert 0 < derived["predicted_ms"] < 1000
+    assert Architecture.load(out / "arch.json") == Architecture.from_dict(derived["architecture"])
     assert json.loads((out / "arch.json").read_text())["rule"] == "budget 1000 ms, verified"
-    assert first["derived"] == second["derived"]
+    assert first["networks"] == second["networks"]
 
 
 def test_run_refuses_a_folder_of_another_recipe(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
 from search.commands import CostsOptions, LimitOpt, RecipeOptions, StartOptions
 
 if TYPE_CHECKING:
+    from bench.pipeline.choice import Front
     from bench.pipeline.result import RunResult
     from bench.pipeline.run import Costs
     from search.recipe.recipe import Recipe
@@ -18,6 +20,35 @@ if TYPE_CHECKING:
 GridOpt = Annotated[
     int, typer.Option("--grid", min=1, help="As of `adapt profile --grid`: 2 measures an eighth.")
 ]
+# Of the demo: within what its space can reach, and one not far below the source.
+DEMO_BUDGETS = "85%,70%,55%"
+DEMO_GRID = 2
+
+
+@dataclass(frozen=True)
+class FrontOptions:
+    """Which networks are compared with the source, and how they are trained."""
+
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            "--budgets",
+            help="Latencies to derive a network for each: 75%,60%,9.5ms (% of the source's).",
+        ),
+    ] = None
+    scaled: Annotated[
+        bool, typer.Option("--scaled", help="Scale the source in width to each of them, too.")
+    ] = False
+    at_once: Annotated[
+        int, typer.Option("--jobs", min=1, help="Fine-tunings side by side, one thread each.")
+    ] = 1
+
+    def load(self) -> "Front":
+        """Return the networks."""
+        from bench.pipeline.choice import Front
+
+        budgets = [text.strip() for text in self.budgets.split(",")] if self.budgets else []
+        return Front(tuple(budgets), self.scaled)
 
 
 @grouped
@@ -25,6 +56,7 @@ def run_command(
     recipe: RecipeOptions,
     start: StartOptions,
     costs: CostsOptions,
+    front: FrontOptions,
     grid: GridOpt = 1,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of all results.")] = None,
     limit_steps: LimitOpt = None,
@@ -43,9 +75,9 @@ def run_command(
     started, table = start.apply(recipe.load()), Costs(costs.costs, costs.uncertified, grid)
     folder = out or Path("runs") / started.name
     if dry_run:
-        _show_plan(started, folder, table, limit_steps, as_json=as_json)
+        _show_plan(started, folder, table, limit_steps, front, as_json=as_json)
         return
-    _show_run(_run(started, folder, limit_steps, table), as_json=as_json)
+    _show_run(_run(started, folder, limit_steps, table, front), as_json=as_json)
 
 
 @grouped
@@ -56,28 +88,40 @@ def demo_command(
 ) -> None:
     """Run the whole pipeline on a generated data set, in minutes on a CPU.
 
+    It derives a network for each of three latencies, and compares them with the source, and with
+    the source scaled in width to the same latencies.
+
     Example: `adapt demo`
     """
     from adapt.data.synthetic import generate
     from adapt.progress import console_stage
+    from bench.latency.provenance import usable_cores
+    from bench.pipeline.run import Costs
 
     with console_stage("generate data") as progress:
         generate(out / "data", progress=progress)
     demo = start.apply(RecipeOptions("demo", out / "data").load())
-    _show_run(_run(demo, out, None), as_json=as_json)
+    front = FrontOptions(DEMO_BUDGETS, scaled=True, at_once=usable_cores())
+    _show_run(_run(demo, out, None, Costs(grid=DEMO_GRID), front), as_json=as_json)
 
 
 def _show_plan(
-    recipe: "Recipe", out: Path, costs: "Costs", limit_steps: int | None, *, as_json: bool
+    recipe: "Recipe",
+    out: Path,
+    costs: "Costs",
+    limit_steps: int | None,
+    front: FrontOptions,
+    *,
+    as_json: bool,
 ) -> None:
     from bench.pipeline.plan import plan_run
 
-    plan = plan_run(recipe, out, costs, limit_steps)
+    plan = plan_run(recipe, out, costs, limit_steps, front.load(), front.at_once)
     show(plan.to_dict() if as_json else plan.readable(), as_json=as_json, title="plan")
 
 
 def _run(
-    recipe: "Recipe", out: Path, limit_steps: int | None, costs: "Costs | None" = None
+    recipe: "Recipe", out: Path, limit_steps: int | None, costs: "Costs", front: FrontOptions
 ) -> "RunResult":
     from adapt.progress import console_stage
     from bench.pipeline.run import Run
@@ -86,7 +130,8 @@ def _run(
 
     alone_or_refused("adapt run")
     session = Session(warn=warn, limit_steps=limit_steps)
-    return Run(recipe, out, session, console_stage, costs).execute()
+    run = Run(recipe, out, session, console_stage, costs, front.load(), front.at_once)
+    return run.execute()
 
 
 def _show_run(result: "RunResult", *, as_json: bool) -> None:

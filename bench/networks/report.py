@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +44,19 @@ COLUMNS: tuple[Column, ...] = (
 TERMINAL_COLUMNS = ("model", "runtime", "AP", "AP50", "p50 ms", "p95 ms", "GMAdds", "MParams", "MB")
 
 
-def write_report(folder: Path, result: BenchResult, findings: Sequence[str] = ()) -> list[Path]:
+def write_report(
+    folder: Path,
+    result: BenchResult,
+    findings: Sequence[str] = (),
+    families: Mapping[str, Sequence[str]] | None = None,
+) -> list[Path]:
     """Write ``report.md``, ``.csv``, ``.json`` and ``.png`` into a folder, each atomically.
 
     Args:
         folder: Where to write.
         result: What was measured.
         findings: What else is to be said of it, as lines of ``report.md``.
+        families: Names of models that the plot joins by a line, by the name of the line.
 
     Returns:
         The four files.
@@ -63,7 +69,7 @@ def write_report(folder: Path, result: BenchResult, findings: Sequence[str] = ()
     write_json(as_json, header("bench-report", **result.to_dict()))
     write_text(as_csv, csv_text(result))
     write_text(as_markdown, markdown(result, findings))
-    write_plot(as_plot, result)
+    write_plot(as_plot, result, families)
     return files
 
 
@@ -182,7 +188,9 @@ def _csv_row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def write_plot(path: Path, result: BenchResult) -> None:
+def write_plot(
+    path: Path, result: BenchResult, families: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Draw AP against latency: a point at the median, a whisker to the 95th percentile."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -190,7 +198,11 @@ def write_plot(path: Path, result: BenchResult) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw(axes, result.entries)
+    _draw_axes(axes, result.entries)
+    if families:
+        _draw_families(axes, result.entries, families)
+    else:
+        _draw_models(axes, result.entries)
     axes.set_xlabel("latency in ms (p50, whisker to p95; hollow: unreliable)", fontsize=12)
     axes.set_ylabel("COCO box AP in %", fontsize=12)
     axes.set_title(conditions(result), fontsize=11)
@@ -198,17 +210,45 @@ def write_plot(path: Path, result: BenchResult) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _draw(axes: "Axes", entries: Sequence[Entry]) -> None:
+def _draw_axes(axes: "Axes", entries: Sequence[Entry]) -> None:
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=11)
     axes.margins(x=0.2, y=0.2)
-    for place, entry in enumerate(sorted(entries, key=lambda entry: entry.metrics.ap)):
-        _draw_entry(axes, entry, f"C{place % 10}", above=place % 2 == 0)
     # Room on the right for the name of the slowest.
     axes.set_xlim(0, 1.15 * max(entry.latency.p95_ms for entry in entries))
 
 
-def _draw_entry(axes: "Axes", entry: Entry, color: str, *, above: bool) -> None:
+def _draw_models(axes: "Axes", entries: Sequence[Entry]) -> None:
+    """Draw each model in a colour of its own."""
+    for place, entry in enumerate(sorted(entries, key=lambda entry: entry.metrics.ap)):
+        name = f"{entry.name} ({entry.runner['runtime']})"
+        _draw_entry(axes, entry, name, f"C{place % 10}", above=place % 2 == 0)
+
+
+def _draw_families(
+    axes: "Axes", entries: Sequence[Entry], families: Mapping[str, Sequence[str]]
+) -> None:
+    """Draw each family in one colour, joined by a line: the upper left is better."""
+    # With several latencies to compare, those in between matter, not the distance from 0.
+    axes.set_xlim(0.85 * min(e.latency.p50_ms for e in entries), axes.get_xlim()[1])
+    for number, (family, names) in enumerate(families.items()):
+        color = f"C{number}"
+        of_family = [entry for entry in entries if entry.name in names]
+        of_family.sort(key=lambda entry: entry.latency.p50_ms)
+        axes.plot(
+            [entry.latency.p50_ms for entry in of_family],
+            [100 * entry.metrics.ap for entry in of_family],
+            color=color,
+            lw=1.5,
+            marker="o",
+            label=family,
+        )
+        for entry in of_family:
+            _draw_entry(axes, entry, entry.name, color, above=number % 2 == 0)
+    axes.legend(loc="lower right", fontsize=11)
+
+
+def _draw_entry(axes: "Axes", entry: Entry, name: str, color: str, *, above: bool) -> None:
     latency, ap = entry.latency, 100 * entry.metrics.ap
     axes.errorbar(
         latency.p50_ms,
@@ -221,7 +261,7 @@ def _draw_entry(axes: "Axes", entry: Entry, color: str, *, above: bool) -> None:
         markerfacecolor=color if latency.reliable else "white",
     )
     axes.annotate(
-        f"{entry.name} ({entry.runner['runtime']})",
+        name,
         (latency.p50_ms, ap),
         xytext=(0, 9 if above else -9),
         textcoords="offset points",

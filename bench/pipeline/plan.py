@@ -4,6 +4,7 @@ One detector, the source's, is timed as the stages will run it; training is coun
 point operations, at the rate at which that detector computes them.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from adapt.data.images import Fitting, InputSize
 from adapt.detector.retinanet import build_retinanet
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
+from bench.acceptance.meet import MEASUREMENTS as SCALINGS
 from bench.acceptance.verify import MEASUREMENTS
 from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable, recipe_backend
@@ -30,6 +32,7 @@ from bench.latency.subject import WholeDetector
 from bench.latency.timing import Protocol
 from bench.latency.workers import Measurement, Workers
 from bench.networks.measure import DETECTOR_PROTOCOL
+from bench.pipeline.choice import Front
 from bench.pipeline.run import Costs
 from bench.pipeline.target import Target
 from search.estimate import RunEstimate, StepEstimate, estimate_run
@@ -43,7 +46,6 @@ PIXELS = 320 * 320  # of the largest input that is timed
 EXPORT_SECONDS = 10.0  # of one ONNX file
 TRAINED = 2  # images of the passes that are timed
 PASSES = 3  # a backward pass counts as two forward passes, as in the estimate of a training
-DETECTORS = 2  # derived and source
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,14 @@ class Plan:
         return rows | {"method": content["method"]}
 
 
-def plan_run(recipe: Recipe, out: Path, costs: Costs, limit_steps: int | None) -> Plan:
+def plan_run(
+    recipe: Recipe,
+    out: Path,
+    costs: Costs,
+    limit_steps: int | None,
+    front: Front | None = None,
+    at_once: int = 1,
+) -> Plan:
     """Estimate every stage of a run.
 
     Args:
@@ -133,14 +142,17 @@ def plan_run(recipe: Recipe, out: Path, costs: Costs, limit_steps: int | None) -
         out: Folder of the run; measured costs in it are not measured again.
         costs: Where the cost table comes from.
         limit_steps: As for the run itself.
+        front: Which networks are compared with the source.
+        at_once: Fine-tunings side by side, one thread each.
 
     Raises:
         AdaptError: If the recipe's data cannot be read.
     """
+    front = front or Front()
     train = recipe.split(recipe.data.train)
     classes, val = len(train.class_names), validation_split(recipe, train)
     training = estimate_run(recipe, len(train), classes, limit_steps, len(val) if val else 0)
-    stages = _Stages(recipe, out / Target(recipe).folder, costs, training, classes)
+    stages = _Stages(recipe, out / Target(recipe).folder, costs, training, classes, front, at_once)
     seconds: dict[str, float | str] = {}
     for name, estimate in stages.estimates().items():
         try:
@@ -159,8 +171,17 @@ class _Stages:
     """Estimates stages; what cannot be timed here raises an AdaptError."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, costs: Costs, training: RunEstimate, classes: int
+        self,
+        recipe: Recipe,
+        folder: Path,
+        costs: Costs,
+        training: RunEstimate,
+        classes: int,
+        front: Front,
+        at_once: int,
     ) -> None:
+        self.front, self.at_once = front, at_once
+        self.detectors = len(front.names)
         self.recipe, self.costs, self.training = recipe, costs, training
         self.target, self.device = Target(recipe), recipe.device
         self.table = folder / "costs.sqlite"
@@ -175,11 +196,12 @@ class _Stages:
         stages: dict[str, Callable[[], float]] = {}
         if self.recipe.search.cost == "latency" and not self.costs.table:
             stages |= {"profile": self._profile, "certify": self._certify}
+        if self.front.scaled:
+            stages["scale"] = lambda: len(self.front.budgets) * self._approach(SCALINGS)
         return stages | {
             "search": lambda: self._training(search.weight, search.arch),
             "derive": self._derive,
-            "finetune derived": lambda: self._training(finetune) + self._validation(),
-            "finetune source": lambda: self._training(finetune) + self._validation(),
+            **self._finetunings(finetune),
             "export": self._export,
             "bench": self._bench,
         }
@@ -208,6 +230,9 @@ class _Stages:
     @cached_property
     def training_flops(self) -> float:
         """Floating point operations per second of a forward and a backward pass."""
+        return self._flops()
+
+    def _flops(self) -> float:
         device = World.alone().device
         part = replace(self.subject, size=_part(self.subject.size))
         model = build_retinanet(Backbone(part.network), part.detector).train().to(device)
@@ -241,10 +266,35 @@ class _Stages:
         return self.timed.measured(certify.DETECTORS, certify.WHOLE_PROTOCOL)
 
     def _derive(self) -> float:
+        if self.front.budgets:
+            return len(self.front.budgets) * self._approach(MEASUREMENTS)
         target = self.recipe.search.target
         if not target or Budget.parse(target).unit != "ms":
             return 0.0
-        return self.timed.measured(MEASUREMENTS, certify.WHOLE_PROTOCOL)
+        return self._approach(MEASUREMENTS)
+
+    def _approach(self, measurements: int) -> float:
+        """Return the seconds of so many measurements on the way to a latency."""
+        return self.timed.measured(measurements, certify.WHOLE_PROTOCOL)
+
+    def _finetunings(self, finetune: StepEstimate) -> dict[str, Callable[[], float]]:
+        """Return what estimates them; a derived network takes about what the source does."""
+
+        def alone() -> float:
+            return self._training(finetune) + self._validation()
+
+        def side_by_side() -> float:
+            usual = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                each = finetune.steps * finetune.tflops * 1e12 / self._flops()
+            finally:
+                torch.set_num_threads(usual)
+            return math.ceil(self.detectors / self.at_once) * (each + self._validation())
+
+        if self.at_once > 1:
+            return {"finetune": side_by_side}
+        return {f"finetune {name}": alone for name in self.front.names}
 
     def _training(self, *steps: StepEstimate) -> float:
         tflops = sum(step.steps * step.tflops for step in steps)
@@ -260,12 +310,12 @@ class _Stages:
             images = len(self.recipe.split(self.recipe.data.val))
             gate = images * (2 * self.reading + self.eager.call + self.graph.call)
         build = self.timed.build if self.target.on_engine else 0.0
-        return DETECTORS * (EXPORT_SECONDS + build + gate)
+        return self.detectors * (EXPORT_SECONDS + build + gate)
 
     def _bench(self) -> float:
         each = self.reading + self.evaluated.call / self.device.batch
         rounds = self.device.rounds * DETECTOR_PROTOCOL.round_ms / 1000
-        return DETECTORS * (len(self.benchmark) * each + rounds)
+        return self.detectors * (len(self.benchmark) * each + rounds)
 
 
 def _time(seconds: float | str) -> str:

@@ -1,13 +1,15 @@
 """What did a run end with, and how is it told?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.architecture import Architecture
 from bench.networks.measure import BenchResult
+from bench.pipeline.choice import DERIVED, SCALED, SOURCE, Network
 from search.derive.decision import Decision
+
+TITLES = {DERIVED: "derived", SCALED: "source scaled in width", SOURCE: "source"}
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,10 @@ class RunResult:
 
     Attributes:
         bench: Derived and source detector, measured together; None if this machine cannot run them.
-        derived: Architecture of the derived backbone.
-        rule: By which rule it was derived.
-        decision: How far the search had decided that it was derived from.
-        predicted_ms: Latency of the derived detector by the cost table, as its certificate corrects
-            it; None without a table.
+        networks: What was compared, the source last.
+        decision: How far the search had decided that networks were derived from.
+        predicted_ms: Latency of every derived detector by the cost table, as its certificate
+            corrects it, by the network's name; empty without a table.
         deployed: What is known of the deployed files, by the name of the detector.
         report: The report's Markdown file; None without a benchmark.
         not_measured: What could not be measured here and how to do it elsewhere; empty if all was.
@@ -28,52 +29,65 @@ class RunResult:
     """
 
     bench: BenchResult | None
-    derived: Architecture
-    rule: str
+    networks: Sequence[Network]
     decision: Decision
-    predicted_ms: float | None
+    predicted_ms: Mapping[str, float]
     deployed: Mapping[str, Mapping[str, Any]]
     report: Path | None
     not_measured: str
     stages: dict[str, str]
 
     def summary(self) -> list[str]:
-        """Return the derived network and where the report is, as lines of text."""
-        lines = [f"derived: {self.derived}", *self.findings()]
+        """Return the derived networks and where the report is, as lines of text."""
+        derived = [network for network in self.networks if network.family == DERIVED]
+        lines = [f"{network.name}: {network.architecture}" for network in derived]
+        lines += self.findings()
         return [*lines, f"report: {self.report}"] if self.report else lines
 
     def findings(self) -> list[str]:
         """Return what the report's table does not say, as lines of text."""
-        lines = [f"derived by: {self.rule}"]
+        lines = [f"{n.name} by: {n.rule}" for n in self.networks if n.family != SOURCE]
         if self.decision.doubt:
             lines.append(f"doubt: {self.decision.doubt}")
-        if self.predicted_ms is not None:
-            lines.append(self._prediction())
+        lines += [self._prediction(name) for name in self.predicted_ms]
         for name, of in self.deployed.items():
             if "ap_gate" in of:
                 lines.append(f"{name}: {_gate(of)}")
         return [*lines, f"not measured: {self.not_measured}"] if self.not_measured else lines
 
-    def _prediction(self) -> str:
+    def families(self) -> dict[str, list[str]]:
+        """Return the names of networks that were found in one way, where there are several."""
+        families: dict[str, list[str]] = {}
+        for network in self.networks:
+            families.setdefault(TITLES[network.family], []).append(network.name)
+        return families if len(self.networks) > 2 else {}
+
+    def _prediction(self, name: str) -> str:
         """Return prediction and measurement, by the statistic of the table: the minimum."""
-        line = f"latency of the derived detector: {self.predicted_ms:.2f} ms predicted"
+        line = f"latency of {name}: {self.predicted_ms[name]:.2f} ms predicted"
         if self.bench is None:
             return line
-        (measured,) = (e.latency for e in self.bench.entries if e.name == "derived")
+        (measured,) = (e.latency for e in self.bench.entries if e.name == name)
         return f"{line}, {measured.min_ms:.2f} ms measured (minimum)"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         return {
             "bench": self.bench.to_dict() if self.bench else None,
-            "derived": self.derived.to_dict(),
-            "rule": self.rule,
+            "networks": {network.name: self._described(network) for network in self.networks},
             "decided": self.decision.to_dict(),
-            "predicted_ms": self.predicted_ms,
             "deployed": self.deployed,
             "report": str(self.report) if self.report else None,
             "not_measured": self.not_measured,
             "stages": self.stages,
+        }
+
+    def _described(self, network: Network) -> dict[str, Any]:
+        return {
+            "family": network.family,
+            "architecture": network.architecture.to_dict(),
+            "rule": network.rule,
+            "predicted_ms": self.predicted_ms.get(network.name),
         }
 
 

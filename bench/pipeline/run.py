@@ -4,36 +4,33 @@ profile -> search -> derive -> fine-tune -> export -> bench. Every stage reads a
 is skipped when its file is there and was made from the same inputs.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapt.architecture import Architecture, mobilenet_v2
-from adapt.artifacts import check_header, content_hash, file_hash, make_folder, read_json
+from adapt.artifacts import check_header, content_hash, make_folder, read_json
 from adapt.cost.table import CostTable, predict_latency
 from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.errors import AdaptError
 from adapt.network.weights import find_weights
 from adapt.progress import Progress, Stage
-from bench.acceptance.stopwatch import check_conditions
-from bench.acceptance.verify import derive_verified
 from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable, recipe_backend
 from bench.costs.selection import EVERYTHING
 from bench.latency.backend import conditions
 from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, BenchResult, Timing, compare
 from bench.networks.report import write_report
+from bench.pipeline.choice import DERIVED, Choice, Front, Network
 from bench.pipeline.result import RunResult
-from bench.pipeline.stages import Stages
+from bench.pipeline.stages import Stages, Task
 from bench.pipeline.target import Target, deployment_path
+from bench.pipeline.training import finetune_all
 from search.derive.decision import Decision
-from search.derive.derive import derive
 from search.derive.finished import SearchFiles
-from search.recipe.budget import Budget
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import search_cost
 from search.supernet.run import run_search
-from search.train.finetune import run_finetune
 from search.train.session import Session
 from search.train.validation import validation_split
 
@@ -62,6 +59,8 @@ class Run:
         session: How the trainings are carried out.
         display: Opens the progress display of a stage.
         costs: Where the cost table comes from.
+        front: Which networks are compared with the source; one derived network if None.
+        at_once: Fine-tunings side by side, one thread each; 1 takes all threads.
 
     Raises:
         AdaptError: If an input is wrong, or this machine cannot do what the recipe asks for.
@@ -74,8 +73,11 @@ class Run:
         session: Session,
         display: Stage,
         costs: Costs | None = None,
+        front: Front | None = None,
+        at_once: int = 1,
     ) -> None:
         self.recipe, self.session, self.costs = recipe, session, costs or Costs()
+        self.front, self.at_once = front or Front(), at_once
         self.target = Target(recipe)
         self.train = recipe.split(recipe.data.train)
         self.benchmark = self._known(recipe.data.benchmark)
@@ -95,12 +97,12 @@ class Run:
         """
         costs = self._costs()
         searched = self._search(costs)
-        arch = self._derive(searched, costs)
-        derived = self._finetune("derived", Architecture.load(arch), self.searched_in)
-        source = self._finetune("source", mobilenet_v2(), self.out)
-        detectors = {"derived": derived, "source": source}
-        files = {name: self._export(name, detector) for name, detector in detectors.items()}
-        return self._finish(arch, Decision.stored(searched), costs, files)
+        files = SearchFiles(searched, costs, self.costs.uncertified)
+        choice = Choice(self.front, self.recipe, files, self.searched_in, self.stages, self.session)
+        networks = [*choice.networks(), choice.source(self.out)]
+        detectors = finetune_all(networks, self.recipe, self.stages, self.session, self.at_once)
+        artifacts = {name: self._export(name, detector) for name, detector in detectors.items()}
+        return self._finish(networks, Decision.stored(searched), costs, artifacts)
 
     def check(self) -> None:
         """Find what would stop the run after hours.
@@ -125,6 +127,25 @@ class Run:
             search_cost(self.recipe, self.train, self.costs.table)  # says that it is not used
         if self.for_latency and not self.costs.table:
             self.target.check_measurable()
+        if self.front.budgets:
+            self._check_front()
+
+    def _check_front(self) -> None:
+        """Check that networks can be measured on the way to a budget.
+
+        Raises:
+            AdaptError: If the search is not for latency, or the device is not here.
+        """
+        if not self.for_latency:
+            raise AdaptError(
+                f"--budgets are latencies, and recipe {self.recipe.name!r} searches for "
+                "multiply-adds; set search.cost to 'latency'"
+            )
+        if why_not := self.target.why_not_here():
+            raise AdaptError(
+                f"--budgets measures networks until they meet them: {why_not}; run it where the "
+                "device is, or set search.target"
+            )
 
     def _known(self, name: str) -> CocoSplit:
         """Return a split with the labels of the training split."""
@@ -147,8 +168,8 @@ class Run:
         def measure_others(progress: Progress) -> None:
             table.certify(certify.DETECTORS, progress=progress)
 
-        self.stages.once("profile", key, path, profile, within=self.deployed_in)
-        return self.stages.once("certify", key, path, measure_others, within=self.deployed_in)
+        self.stages.once(Task("profile", key, path, self.deployed_in), profile)
+        return self.stages.once(Task("certify", key, path, self.deployed_in), measure_others)
 
     def _search(self, costs: Path | None) -> Path:
         recipe, folder = self.recipe, self.searched_in / "search"
@@ -160,44 +181,7 @@ class Run:
             run_search(recipe, self.train, cost.model, folder, session)
 
         file = folder / "supernet.pt"
-        return self.stages.once("search", key, file, work, within=self.searched_in)
-
-    def _derive(self, searched: Path, costs: Path | None) -> Path:
-        path, target = self.searched_in / "arch.json", self.recipe.search.target
-        files = SearchFiles(searched, costs, self.costs.uncertified)
-        budget = Budget.parse(target) if target else None
-
-        def work(progress: Progress) -> None:
-            if costs and budget and budget.unit == "ms" and self._is_measured_here(costs):
-                derive_verified(files, path, budget, progress=progress)
-            else:
-                derive(files, path, budget)
-
-        key = content_hash(self.stages.made_from["search"])
-        return self.stages.once("derive", key, path, work, within=self.searched_in)
-
-    def _is_measured_here(self, costs: Path) -> bool:
-        """Whether this machine measures under the conditions of a table; tell it if not."""
-        try:
-            with CostTable.open(costs) as table:
-                check_conditions(table, recipe_backend(self.recipe, costs), self.size)
-        except AdaptError as error:
-            self.session.warn(f"the latency of the derived network is not measured: {error}")
-            return False
-        return True
-
-    def _finetune(self, name: str, architecture: Architecture, folder: Path) -> Path:
-        recipe, path = self.recipe, folder / f"{name}.safetensors"
-        data, limit = file_hash(self.train.annotations), self.session.limit_steps
-        val = [file_hash(self.validated_on.annotations)] if self.validated_on else []
-        key = content_hash([recipe.finetune_hash, architecture.hash, data, limit, *val])
-
-        def work(progress: Progress) -> None:
-            provenance = {"annotations_sha256": data}
-            session = replace(self.session, progress=progress, provenance=provenance)
-            run_finetune(recipe, architecture, self.train, path, session)
-
-        return self.stages.once(f"finetune {name}", key, path, work, within=folder)
+        return self.stages.once(Task("search", key, file, self.searched_in), work)
 
     def _export(self, name: str, detector: Path) -> Path:
         folder = self.deployed_in
@@ -211,8 +195,7 @@ class Run:
             timing_cache = measured.with_suffix(".timing-cache")
             self.target.deploy(detector, artifact, self.train, timing_cache, progress)
 
-        self.stages.once(f"export {name}", key, artifact, work, within=folder, replace=True)
-        return artifact
+        return self.stages.once(Task(f"export {name}", key, artifact, folder, replace=True), work)
 
     def _bench(self, files: dict[str, Path]) -> BenchResult:
         device = self.recipe.device
@@ -226,26 +209,28 @@ class Run:
         return self.stages.always("bench", work)
 
     def _finish(
-        self, arch: Path, decision: Decision, costs: Path | None, files: dict[str, Path]
+        self,
+        networks: Sequence[Network],
+        decision: Decision,
+        costs: Path | None,
+        files: dict[str, Path],
     ) -> RunResult:
         """Benchmark the deployed files, if this machine can, and write the report."""
         why_not = self.target.why_not_here()
         bench = None if why_not else self._bench(files)
         report = self.deployed_in / "report"
-        derived = Architecture.load(arch)
         result = RunResult(
             bench=bench,
-            derived=derived,
-            rule=read_json(arch, "architecture").get("rule", "unknown"),
+            networks=networks,
             decision=decision,
-            predicted_ms=self._predicted_ms(derived, costs) if costs else None,
+            predicted_ms=self._predicted_ms(networks, costs) if costs else {},
             deployed=_deployments(files),
             report=report / "report.md" if bench else None,
             not_measured=self._elsewhere(why_not, files) if why_not else "",
             stages=self.stages.outcomes,
         )
         if bench:
-            write_report(report, bench, result.findings())
+            write_report(report, bench, result.findings(), result.families())
         return result
 
     def _elsewhere(self, why_not: str, files: dict[str, Path]) -> str:
@@ -256,10 +241,17 @@ class Run:
             f"that can, and run there `{command} --split {data.benchmark}`"
         )
 
-    def _predicted_ms(self, architecture: Architecture, costs: Path) -> float:
+    def _predicted_ms(self, networks: Sequence[Network], costs: Path) -> dict[str, float]:
+        """Return the latency of every network by the table, as its certificate corrects it."""
         with CostTable.open(costs) as table:
-            rows_ms = predict_latency(table, architecture, self.config, self.size)
-            return table.corrected(rows_ms) if table.certificate else rows_ms
+            rows_ms = {
+                network.name: predict_latency(table, network.architecture, self.config, self.size)
+                for network in networks
+                if network.family == DERIVED
+            }
+            if not table.certificate:
+                return rows_ms
+            return {name: table.corrected(latency_ms) for name, latency_ms in rows_ms.items()}
 
 
 def _deployments(files: dict[str, Path]) -> dict[str, dict[str, Any]]:

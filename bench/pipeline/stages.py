@@ -1,6 +1,7 @@
 """Which stages of a run are done already, and which must be done (again)?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,6 +10,25 @@ from adapt.errors import AdaptError
 from adapt.progress import Progress, Stage
 
 Output = TypeVar("Output")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage whose file is made once.
+
+    Attributes:
+        name: Name of the stage.
+        key: Hash of its inputs.
+        file: What it writes.
+        within: Folder in the run's folder that the stage belongs to, or the run's.
+        replace: Whether a file of other inputs is written again, because that costs little.
+    """
+
+    name: str
+    key: str
+    file: Path
+    within: Path
+    replace: bool = False
 
 
 class Stages:
@@ -30,12 +50,12 @@ class Stages:
 
     def __init__(self, folder: Path, display: Stage) -> None:
         self._folder, self._display = folder, display
-        self._record = folder / "run.json"
+        self._record_file = folder / "run.json"
         self.keys: dict[str, str] = {}
         self.made_from: dict[str, str] = {}
         self.outcomes: dict[str, str] = {}
-        if self._record.exists():
-            content = check_header(read_json(self._record, "run"), "run", self._record)
+        if (file := self._record_file).exists():
+            content = check_header(read_json(file, "run"), "run", file)
             self.keys.update(content["stages"])
 
     def always(self, name: str, work: Callable[[Progress], Output]) -> Output:
@@ -45,25 +65,8 @@ class Stages:
         self.outcomes[name] = "ran"
         return output
 
-    def once(
-        self,
-        name: str,
-        key: str,
-        file: Path,
-        work: Callable[[Progress], object],
-        *,
-        within: Path | None = None,
-        replace: bool = False,
-    ) -> Path:
+    def once(self, task: Task, work: Callable[[Progress], object]) -> Path:
         """Do the work of a stage unless its file was made from the same inputs; return the file.
-
-        Args:
-            name: Name of the stage.
-            key: Hash of its inputs.
-            file: What it writes.
-            work: Writes the file.
-            within: Folder in the run's folder that the stage belongs to; the run's by default.
-            replace: Whether a file of other inputs is written again, because that costs little.
 
         Returns:
             The file, or that of another folder of this run if it was made from the same inputs.
@@ -71,32 +74,69 @@ class Stages:
         Raises:
             AdaptError: If the folder holds this stage of other inputs, unless it is replaced.
         """
-        within = within or self._folder
-        self.made_from[name] = key
-        made = self._made(name, key, file.relative_to(within))
+        made = self._made(task)
         if made:
-            self.outcomes[name] = "reused"
             return made
-        record = self._name(name, within)
-        if not replace and self.keys.get(record, key) != key:
-            raise AdaptError(
-                f"{within} holds the stage '{name}' of another recipe, data set or cost table; "
-                "choose another folder with --out, or delete it"
-            )
-        self.always(name, work)
-        self.keys[record] = key
-        write_json(self._record, header("run", stages=self.keys))
-        return file
+        self.always(task.name, work)
+        self._record([task])
+        return task.file
 
-    def _name(self, stage: str, within: Path) -> str:
-        folder = within.relative_to(self._folder)
-        return str(folder.joinpath(stage)) if folder.parts else stage
+    def together(
+        self,
+        title: str,
+        tasks: Sequence[Task],
+        work: Callable[[Sequence[Task], Progress], object],
+    ) -> list[Path]:
+        """Do the work of several stages at once, of those that :meth:`once` would do.
 
-    def _made(self, stage: str, key: str, file: Path) -> Path | None:
-        """Return the file of a stage that was made from these inputs, in whichever folder."""
+        Args:
+            title: What the progress display says, before their number.
+            tasks: The stages.
+            work: Writes the files of those that are left; what it wrote is kept if it fails.
+
+        Returns:
+            The file of each.
+
+        Raises:
+            AdaptError: As of :meth:`once`.
+        """
+        made = {task.name: self._made(task) for task in tasks}
+        left = [task for task in tasks if made[task.name] is None]
+        if left:
+            with self._display(f"{title} {len(left)} of {len(tasks)}") as progress:
+                try:
+                    work(left, progress)
+                finally:
+                    self._record([task for task in left if task.file.is_file()])
+        return [made[task.name] or task.file for task in tasks]
+
+    def _made(self, task: Task) -> Path | None:
+        """Return the file that was made from the same inputs, in whichever folder.
+
+        Raises:
+            AdaptError: If the folder holds this stage of other inputs, unless it is replaced.
+        """
+        self.made_from[task.name] = task.key
+        file = task.file.relative_to(task.within)
         for record, made_from in self.keys.items():
             folder, _, name = record.rpartition("/")
             path = self._folder / folder / file
-            if (name, made_from) == (stage, key) and path.is_file():
+            if (name, made_from) == (task.name, task.key) and path.is_file():
+                self.outcomes[task.name] = "reused"
                 return path
+        if not task.replace and self.keys.get(self._name(task), task.key) != task.key:
+            raise AdaptError(
+                f"{task.within} holds the stage '{task.name}' of another recipe, data set or cost "
+                "table; choose another folder with --out, or delete it"
+            )
         return None
+
+    def _record(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self.outcomes[task.name] = "ran"
+            self.keys[self._name(task)] = task.key
+        write_json(self._record_file, header("run", stages=self.keys))
+
+    def _name(self, task: Task) -> str:
+        folder = task.within.relative_to(self._folder)
+        return str(folder.joinpath(task.name)) if folder.parts else task.name

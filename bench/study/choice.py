@@ -12,14 +12,14 @@ import numpy as np
 
 from adapt.artifacts import content_hash, header, read_json, write_json
 from adapt.cost.table import CostTable
+from bench.acceptance.meet import TOLERANCE, BudgetMeter
+from bench.acceptance.scaling import scaled
 from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable
+from bench.pipeline.pool import run_jobs
 from bench.study.chosen import Chosen, Networks
 from bench.study.execution import Execution
-from bench.study.meet import TOLERANCE, BudgetMeter
-from bench.study.pool import run_jobs
 from bench.study.preparation import CANDIDATES, SearchJob, candidate_trial, search
-from bench.study.scaling import scaled
 from bench.study.spec import CHOSEN_ANEW, Arm, Study, file_name
 from bench.study.trial import Trial, run_trial
 from search.derive.finished import SearchFiles

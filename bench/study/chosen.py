@@ -7,7 +7,7 @@ from adapt.architecture import Architecture
 from adapt.artifacts import check_header, header, read_json, write_json
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import AdaptError
-from bench.study.scaling import Sized
+from bench.acceptance.scaling import Sized
 
 
 @dataclass(frozen=True)

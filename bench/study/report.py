@@ -8,8 +8,8 @@ from statistics import fmean
 
 from adapt.artifacts import atomic_path, write_json, write_text
 from adapt.terminal import print_rows
+from bench.acceptance.meet import TOLERANCE
 from bench.study.latency import DRIFT
-from bench.study.meet import TOLERANCE
 from bench.study.result import ArmResult, StudyResult
 
 TITLES = ("arm", "seeds", "AP", "sd", "95 %", "min ms", "GMAdds", "search s")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from adapt.artifacts import make_folder
 from adapt.errors import AdaptError
+from bench.pipeline.pool import run_jobs
 from bench.pipeline.target import Target
 from bench.study.choice import Chooser
 from bench.study.chosen import Chosen, Networks
 from bench.study.division import divided_anew
 from bench.study.execution import Execution
 from bench.study.latency import Latencies, measure_latencies
-from bench.study.pool import run_jobs
 from bench.study.result import StudyResult, collected
 from bench.study.spec import Arm, Study
 from bench.study.trial import Trial, run_trial

@@ -12,6 +12,7 @@ from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
+from bench.acceptance.scaling import Sized, scaled
 from bench.acceptance.stopwatch import repeated
 from bench.acceptance.verify import TOLERANCE as BELOW_TARGET
 from bench.acceptance.verify import Approach
@@ -19,8 +20,6 @@ from bench.costs.recipe_table import as_certified
 from bench.latency.subject import WholeDetector
 from bench.latency.timing import Latency
 from bench.latency.workers import Workers
-from bench.study.scaling import Sized, scaled
-from bench.study.spec import Rule
 from search.derive.exact import Derived, Deriver
 from search.recipe.recipe import Recipe
 
@@ -29,6 +28,39 @@ CLOSE = 0.005  # share at which the search for a factor ends
 FACTORS = (0.1, 2.0)  # within which a factor is looked for
 MEASUREMENTS = 10  # most networks to measure on the way to a budget
 DRAWS = 5  # most random networks; one that is unconstrained by the budget does not fill it
+
+
+@dataclass(frozen=True)
+class LatencyBudget:
+    """A latency, or a share of the source's.
+
+    Attributes:
+        amount: Milliseconds, or percent.
+        relative: Whether it is a share.
+    """
+
+    amount: float
+    relative: bool
+
+    @classmethod
+    def parse(cls, text: str, option: str = "--budget") -> "LatencyBudget":
+        """Read ``75%`` or ``12ms``.
+
+        Raises:
+            AdaptError: If the text has another form.
+        """
+        relative = text.endswith("%")
+        try:
+            amount = float(text.removesuffix("%" if relative else "ms"))
+        except ValueError:
+            amount = 0.0
+        if not 0 < amount < float("inf") or not text.endswith(("%", "ms")):
+            raise AdaptError(f"{option} must be like 75% (of the source) or 12ms, got {text!r}")
+        return cls(amount, relative)
+
+    def in_ms(self, source_ms: Callable[[], float]) -> float:
+        """Return it in milliseconds; the source is measured only where it is a share."""
+        return self.amount / 100 * source_ms() if self.relative else self.amount
 
 
 @dataclass(frozen=True)
@@ -81,25 +113,19 @@ class BudgetMeter:
             self._progress(len(self._known), len(self._known), f"{self._known[key][0]:.4g} ms")
         return self._known[key]
 
+    def source_ms(self) -> float:
+        """Return the latency of the source's detector in ms."""
+        return self.measure(scaled("source", 0, self._recipe.detector))[0]
+
     def budget_ms(self, text: str) -> float:
         """Return a budget in ms: ``12ms``, or ``75%`` of the source's measured latency.
 
         Raises:
             AdaptError: If the text has another form.
         """
-        number, unit = (text[:-1], "%") if text.endswith("%") else (text.removesuffix("ms"), "ms")
-        try:
-            amount = float(number)
-        except ValueError:
-            amount = 0.0
-        if amount <= 0 or not text.endswith(("%", "ms")):
-            raise AdaptError(f"--budget must be like 75% (of the source) or 12ms, got {text!r}")
-        if unit == "ms":
-            return amount
-        source_ms, _ = self.measure(scaled("source", 0, self._recipe.detector))
-        return amount / 100 * source_ms
+        return LatencyBudget.parse(text).in_ms(self.source_ms)
 
-    def by_factor(self, rule: Rule, detector: RetinaNetConfig, budget_ms: float) -> Met:
+    def by_factor(self, rule: str, detector: RetinaNetConfig, budget_ms: float) -> Met:
         """Return the source scaled by the factor whose latency is closest to the budget."""
 
         def met(factor: float) -> Met:

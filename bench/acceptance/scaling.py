@@ -6,7 +6,6 @@ from typing import Any
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.space import Operation
-from bench.study.spec import Rule
 
 MULTIPLE = 8  # of channels: what runtimes compute without filling up
 
@@ -28,7 +27,7 @@ class Sized:
         return {"detector": self.detector.to_dict()}
 
 
-def scaled(rule: Rule, factor: float, detector: RetinaNetConfig) -> Sized:
+def scaled(rule: str, factor: float, detector: RetinaNetConfig) -> Sized:
     """Return the source scaled by a rule.
 
     Args:
