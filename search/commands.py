@@ -264,6 +264,10 @@ def finetune_command(
     ],
     training: TrainingOptions,
     start: StartOptions,
+    trained: Annotated[
+        Path | None,
+        typer.Option("--from", help="Trained detector to start from: its pyramid and heads too."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Detector file to write.")] = None,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
@@ -288,7 +292,7 @@ def finetune_command(
     with training.session("finetune") as session:
         tell_doubts(recipe, train, heard=session.world.is_main)
         tell_untaught(recipe, train, heard=session.world.is_main)
-        run_finetune(recipe, architecture, train, path, session)
+        run_finetune(recipe, architecture, train, path, session, trained)
     if session.world.is_main:
         _, content = read_detector_info(path)
         lost = {"lost_variance": content["lost_variance"]} if content["lost_variance"] else {}

@@ -14,9 +14,10 @@ from conftest import recipe_of
 from core_parts import once, random_architecture, tiny
 from simulated_gpu import simulated_gpu
 
-from adapt.artifacts import read_json
+from adapt.artifacts import file_hash, read_json
 from adapt.cost.table import CostTable
 from adapt.data.coco import CocoSplit
+from adapt.detector.file import read_detector_info
 from adapt.errors import AdaptError
 from adapt.progress import silent_stage
 from bench.latency.backend import Backend, TensorRTBackend, open_backend
@@ -234,12 +235,16 @@ def test_a_file_that_loses_too_much_stops_the_run_and_is_left_for_study(
     aps = iter([50.0, 40.0])  # PyTorch, fp16
     monkeypatch.setattr("bench.acceptance.ap_gate.Gate.ap", lambda *_: next(aps))
     recipe = for_latency.with_search(cost="madds", target="").with_device(precision="fp16")
+    recipe = recipe.changed({"finetune": {"shared_epochs": 1}}, "the test")
     with pytest.raises(
         AdaptError, match=r"AP drops by 10.00 .* more than device.max_ap_drop = 0.5"
     ):
         run(recipe, folder / "madds")
     assert (folder / "madds/ort-cpu-fp16-1/refused/derived.onnx").is_file()
     assert not (folder / "madds/ort-cpu-fp16-1/derived.onnx").exists()
+    for name in ("derived", "source"):  # both start from what all networks share
+        _, described = read_detector_info(folder / f"madds/{name}.safetensors")
+        assert described["start_sha256"] == file_hash(folder / "madds/start.safetensors")
 
 
 def test_the_prediction_is_corrected_and_compared_with_the_minimum(

@@ -1,5 +1,6 @@
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor
 
 from adapt.architecture import mobilenet_v2
 from adapt.data.coco import CocoSplit
-from adapt.detector.file import DetectorInfo
+from adapt.detector.file import DetectorInfo, load_detector, save_detector
+from adapt.errors import AdaptError
 from adapt.mapping.pretrained import MappingMode
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import SharedBlock
@@ -80,3 +82,73 @@ def test_searches_of_other_axes_are_other_searches(tiny_recipe: Recipe) -> None:
     assert mapping(tiny_recipe, "identity").search_hash == tiny_recipe.search_hash
     principal, refit = (mapping(tiny_recipe, mode).search_hash for mode in ("principal", "refit"))
     assert principal == refit != tiny_recipe.search_hash
+
+
+@pytest.fixture
+def trained_file(tmp_path: Path, recipe: Recipe, tiny_data: CocoSplit) -> Path:
+    """A detector of the recipe whose weights are not the pretrained ones."""
+    path = tmp_path / "start.safetensors"
+    info = DetectorInfo(
+        mobilenet_v2(), recipe.detector_config(3), recipe.input, tiny_data.class_names
+    )
+    model, _ = initial_detector(mapping(recipe, "paper"), info, tiny_data)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    save_detector(path, model, info)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["paper", "principal"])
+@torch.no_grad()
+def test_a_detector_starts_from_the_function_of_a_trained_one(
+    mode: MappingMode, recipe: Recipe, tiny_data: CocoSplit, trained_file: Path
+) -> None:
+    expected, info = load_detector(trained_file)
+    few = tiny_data.subset([image.id for image in tiny_data.images[:4]])
+    started, report = initial_detector(mapping(recipe, mode), info, few, trained_file)
+    assert report
+    assert report.share == 1.0
+    assert max(report.lost_variance.values()) < 1e-6
+    if mode == "paper":
+        images = [torch.rand(3, 64, 64)]
+        for name, value in expected(images)[0].items():
+            torch.testing.assert_close(started.eval()(images)[0][name], value)
+
+
+def test_a_narrower_detector_starts_with_the_first_axes_of_a_trained_one(
+    recipe: Recipe, tiny_data: CocoSplit, trained_file: Path
+) -> None:
+    expected, info = load_detector(trained_file)
+    source = mobilenet_v2()
+    halves = tuple(replace(block, width=block.width // 2) for block in source.blocks)
+    narrow = replace(info, architecture=replace(source, blocks=halves))
+    few = tiny_data.subset([image.id for image in tiny_data.images[:4]])
+    lost = {}
+    modes: tuple[MappingMode, ...] = ("paper", "principal")
+    for mode in modes:
+        started, report = initial_detector(mapping(recipe, mode), narrow, few, trained_file)
+        assert report
+        lost[mode] = report.lost_variance["C3"]
+        for name, value in expected.head.state_dict().items():
+            assert torch.equal(started.head.state_dict()[name], value)
+    assert lost["principal"] < lost["paper"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"fpn_width": 16},
+            r"has fpn_width \d+, the one to train has 16; start from one of the same",
+        ),
+        ({"num_classes": 4}, "has num_classes 3, the one to train has 4"),
+    ],
+)
+def test_a_trained_detector_of_other_heads_is_no_start(
+    changes: dict[str, int], message: str, recipe: Recipe, tiny_data: CocoSplit, trained_file: Path
+) -> None:
+    _, info = load_detector(trained_file)
+    other = replace(info, detector=replace(info.detector, **changes))
+    with pytest.raises(AdaptError, match=message):
+        initial_detector(recipe, other, tiny_data, trained_file)

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
 
 from adapt.mapping.activations import Passed, passed_on
 from adapt.mapping.pretrained import operations_of
@@ -33,19 +34,49 @@ def principal_source(source: Backbone, images: Iterable[Tensor]) -> Backbone:
         images: Unlabelled normalised images, each ``Tensor[N, 3, H, W]``. They decide about the
             axes; the function is the same whichever they are.
     """
+    return _rotated(source, images)[0]
+
+
+@torch.no_grad()
+def principal_detector(detector: RetinaNet, images: Iterable[Tensor]) -> RetinaNet:
+    """Return a detector of the same function, its backbone as of :func:`principal_source`.
+
+    What reads the taps, the pyramid's lateral convolutions and P6, reads rotated channels.
+
+    Args:
+        detector: Trained detector around a :class:`Backbone`; it is not changed.
+        images: As of :func:`principal_source`.
+    """
+    detector = deepcopy(detector).eval()
+    source = detector.backbone.body
+    assert isinstance(source, Backbone)
+    detector.backbone.body, bases = _rotated(source, images)
+    fpn = detector.backbone.fpn
+    taps = [bases[tap - 1] for tap in source.architecture.taps]
+    readers = [*(lateral[0] for lateral in fpn.inner_blocks), fpn.extra_blocks.p6]
+    for reader, basis in zip(readers, [*taps, taps[-1]], strict=True):
+        weight = torch.einsum("oihw,ij->ojhw", reader.weight.double(), basis)
+        reader.weight.copy_(weight)
+    return detector
+
+
+def _rotated(source: Backbone, images: Iterable[Tensor]) -> tuple[Backbone, list[Tensor]]:
+    """Return the backbone in its principal axes, and Tensor[C, C] of every block, as columns."""
     rotated = deepcopy(source).eval()
     passed = passed_on(rotated, images)
+    bases = []
     blocks = [[op for _, op in block] for block in operations_of(rotated)]
     for block, following in pairwise([*blocks, []]):
         readers = [*block[1:], *following[:1]]
         basis = _basis(sum_of_covariances(block, passed), readers)
+        bases.append(basis)
         for op in block:
             _rotate_output(op, basis, passed[op])
         for reader in readers:
             _rotate_input(reader, basis)
     for op in (op for block in blocks for op in block if op.shape.expansion != 1):
         _sort_hidden(op, passed[op])
-    return rotated
+    return rotated, bases
 
 
 def sum_of_covariances(block: Sequence[MBConv], passed: dict[MBConv, Passed]) -> Tensor:

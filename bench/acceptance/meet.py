@@ -1,6 +1,6 @@
 """Which networks meet the latency of a study, by measurement? (scaled by one factor, or drawn)"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -24,7 +24,7 @@ from search.derive.exact import Derived, Deriver
 from search.recipe.recipe import Recipe
 
 TOLERANCE = 0.02  # share of the budget by which a network may be slower or faster
-CLOSE = 0.005  # share at which the search for a factor ends
+CLOSE = 0.01  # share at which the search for a factor ends
 FACTORS = (0.1, 2.0)  # within which a factor is looked for
 MEASUREMENTS = 10  # most networks to measure on the way to a budget
 DRAWS = 5  # most random networks; one that is unconstrained by the budget does not fill it
@@ -178,21 +178,37 @@ class BudgetMeter:
 
 
 def closest_factor(met: Callable[[float], Met], budget_ms: float) -> Met:
-    """Return the network whose latency is closest to a budget, by bisection of the factor.
+    """Return the network whose latency is closest to a budget, by secants within a bracket.
 
     Args:
         met: Measures the network of a factor; slower for larger ones.
         budget_ms: The latency to meet.
     """
     low, high = FACTORS
-    tried: list[Met] = []
+    factor, tried = 1.0, [(0.0, 0.0)]  # the source may be measured already; nothing takes no time
+    found: list[Met] = []
     for _ in range(MEASUREMENTS):
-        middle = (low + high) / 2
-        tried.append(met(middle))
-        if abs(tried[-1].measured_ms / budget_ms - 1) <= CLOSE:
+        found.append(met(factor))
+        measured_ms = found[-1].measured_ms
+        if abs(measured_ms / budget_ms - 1) <= CLOSE:
             break
-        low, high = (low, middle) if tried[-1].measured_ms > budget_ms else (middle, high)
-    return min(tried, key=lambda one: abs(one.measured_ms - budget_ms))
+        low, high = (low, factor) if measured_ms > budget_ms else (factor, high)
+        tried.append((factor, measured_ms))
+        factor = _crossing(tried, budget_ms, low, high)
+    return min(found, key=lambda one: abs(one.measured_ms - budget_ms))
+
+
+def _crossing(
+    tried: Sequence[tuple[float, float]], budget_ms: float, low: float, high: float
+) -> float:
+    """Return where the line through the two points nearest to a budget meets it.
+
+    Widths change in steps and measurements are noisy, so that it stays off the ends of the bracket.
+    """
+    (a, a_ms), (b, b_ms) = sorted(tried, key=lambda point: abs(point[1] - budget_ms))[:2]
+    margin = 0.1 * (high - low)
+    crossing = a + (budget_ms - a_ms) * (b - a) / (b_ms - a_ms) if a_ms != b_ms else 0.0
+    return min(max(crossing, low + margin), high - margin)
 
 
 def noise_deriver(model: CostModel, space: SearchSpace, chance: np.random.Generator) -> Deriver:

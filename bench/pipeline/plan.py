@@ -201,6 +201,7 @@ class _Stages:
         return stages | {
             "search": lambda: self._training(search.weight, search.arch),
             "derive": self._derive,
+            **self._shared(finetune),
             **self._finetunings(finetune),
             "export": self._export,
             "bench": self._bench,
@@ -263,7 +264,8 @@ class _Stages:
         return float(seconds)
 
     def _certify(self) -> float:
-        return self.timed.measured(certify.DETECTORS, certify.WHOLE_PROTOCOL)
+        detectors = self.costs.detectors or certify.DETECTORS
+        return self.timed.measured(detectors, certify.WHOLE_PROTOCOL)
 
     def _derive(self) -> float:
         if self.front.budgets:
@@ -276,6 +278,14 @@ class _Stages:
     def _approach(self, measurements: int) -> float:
         """Return the seconds of so many measurements on the way to a latency."""
         return self.timed.measured(measurements, certify.WHOLE_PROTOCOL)
+
+    def _shared(self, finetune: StepEstimate) -> dict[str, Callable[[], float]]:
+        """Return what estimates the training that all networks start from, if there is one."""
+        settings = self.recipe.finetune
+        if not settings.shared_epochs:
+            return {}
+        share = settings.shared_epochs / settings.epochs
+        return {"finetune start": lambda: share * self._training(finetune)}
 
     def _finetunings(self, finetune: StepEstimate) -> dict[str, Callable[[], float]]:
         """Return what estimates them; a derived network takes about what the source does."""

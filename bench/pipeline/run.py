@@ -43,11 +43,13 @@ class Costs:
         table: A table that was measured before, perhaps elsewhere; None measures one here.
         uncertified: Whether such a table without a certificate will do.
         grid: As of ``adapt profile --grid``, for a table that is measured here.
+        detectors: Whole detectors that such a table is certified by; the usual number if None.
     """
 
     table: Path | None = None
     uncertified: bool = False
     grid: int = 1
+    detectors: int | None = None
 
 
 class Run:
@@ -166,7 +168,7 @@ class Run:
             table.profile(part, progress=progress)
 
         def measure_others(progress: Progress) -> None:
-            table.certify(certify.DETECTORS, progress=progress)
+            table.certify(self.costs.detectors or certify.DETECTORS, progress=progress)
 
         self.stages.once(Task("profile", key, path, self.deployed_in), profile)
         return self.stages.once(Task("certify", key, path, self.deployed_in), measure_others)

@@ -27,6 +27,7 @@ class Finetuning:
         architecture: Its backbone.
         path: The detector file to write.
         limit_steps: As of the session.
+        start: Trained detector to start from; the pretrained source if None.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Finetuning:
     architecture: Architecture
     path: Path
     limit_steps: int | None
+    start: Path | None = None
 
     def key(self) -> str:
         """Return the hash of everything that the detector depends on."""
@@ -41,8 +43,8 @@ class Finetuning:
         val = validation_split(recipe, train)
         splits = [file_hash(val.annotations)] if val else []
         data = file_hash(train.annotations)
-        content = [recipe.finetune_hash, self.architecture.hash, data, self.limit_steps]
-        return content_hash([*content, *splits])
+        content = [recipe.finetune_hash, self.architecture.hash, data, self.limit_steps, *splits]
+        return content_hash([*content, file_hash(self.start)] if self.start else content)
 
 
 def finetune(job: Finetuning, progress: Progress, warn: Callable[[str], object]) -> None:
@@ -56,7 +58,7 @@ def finetune(job: Finetuning, progress: Progress, warn: Callable[[str], object])
     session = Session(
         progress=progress, warn=warn, limit_steps=job.limit_steps, provenance=provenance
     )
-    run_finetune(job.recipe, job.architecture, train, job.path, session)
+    run_finetune(job.recipe, job.architecture, train, job.path, session, job.start)
 
 
 def finetune_all(
@@ -74,10 +76,11 @@ def finetune_all(
     Raises:
         AdaptError: If weights are missing or a loss diverges.
     """
-    tasks, jobs = [], dict[str, Finetuning]()
+    start = _shared_start(networks, recipe, stages, session)
+    tasks, jobs, limit = [], dict[str, Finetuning](), session.limit_steps
     for network in networks:
         path = network.folder / f"{network.name}.safetensors"
-        job = Finetuning(network.name, recipe, network.architecture, path, session.limit_steps)
+        job = Finetuning(network.name, recipe, network.architecture, path, limit, start)
         tasks.append(Task(f"finetune {network.name}", job.key(), path, network.folder))
         jobs[tasks[-1].name] = job
 
@@ -92,3 +95,18 @@ def finetune_all(
             for task in tasks
         ]
     return {network.name: file for network, file in zip(networks, files, strict=True)}
+
+
+def _shared_start(
+    networks: Sequence[Network], recipe: Recipe, stages: Stages, session: Session
+) -> Path | None:
+    """Train the source for the epochs that all networks share, if there are any."""
+    epochs = recipe.finetune.shared_epochs
+    if not epochs:
+        return None
+    source = networks[-1]
+    recipe = recipe.changed({"finetune": {"epochs": epochs, "shared_epochs": 0}}, "shared_epochs")
+    path = source.folder / "start.safetensors"
+    job = Finetuning("start", recipe, source.architecture, path, session.limit_steps)
+    task = Task("finetune start", job.key(), path, source.folder)
+    return stages.once(task, partial(finetune, job, warn=session.warn))

@@ -273,10 +273,11 @@ class FinetuneRecipe(Optimisation):
     ema: float = field(default=0.0, metadata=LATER)
     patience: int = field(default=0, metadata=LATER)
     recalibrate: int = field(default=0, metadata=LATER)
+    shared_epochs: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("val_epochs", "patience", "recalibrate"):
+        for name in ("val_epochs", "patience", "recalibrate", "shared_epochs"):
             check_not_negative(name, getattr(self, name))
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")

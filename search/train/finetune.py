@@ -36,7 +36,7 @@ from search.train.optimizer import advance, build_optimizer, build_scheduler
 from search.train.placement import place
 from search.train.plot import plot_training
 from search.train.session import Session
-from search.train.source import map_source
+from search.train.source import map_source, map_trained
 from search.train.step import Stepper, detection_losses
 from search.train.validation import validation_split
 
@@ -62,15 +62,23 @@ def resolve_architecture(name_or_path: str, recipe: Recipe) -> Architecture:
 
 
 def initial_detector(
-    recipe: Recipe, info: DetectorInfo, train: CocoSplit
+    recipe: Recipe, info: DetectorInfo, train: CocoSplit, start: Path | None = None
 ) -> tuple[RetinaNet, MappingReport | None]:
     """Build a detector whose backbone has the source's parameters mapped onto it.
+
+    Args:
+        recipe: How they are mapped.
+        info: The detector.
+        train: Training images.
+        start: Trained detector whose parameters are mapped instead, pyramid and heads too.
 
     Returns:
         The detector, and what was copied; None if the recipe asks for scratch.
     """
     torch.manual_seed(recipe.seed)
     model = info.build()
+    if start:
+        return model, map_trained(recipe, start, model, info, train)
     if recipe.init == "scratch":
         return model, None
     body = model.backbone.body
@@ -87,6 +95,7 @@ class Finetuning:
         train: Training images.
         session: The processes that train together, and a limit of their steps.
         val: Images to validate on, if the recipe asks for it.
+        start: Trained detector to start from; the pretrained source if None.
 
     Attributes:
         model: The detector.
@@ -106,12 +115,13 @@ class Finetuning:
         train: CocoSplit,
         session: Session,
         val: CocoSplit | None = None,
+        start: Path | None = None,
     ) -> None:
         check_has_boxes(train)
         optimisation = recipe.finetune
         self.recipe, self.world = recipe, session.world
         self.schedule = Schedule.of_finetuning(optimisation, len(train), session.limit_steps)
-        model, self.report = initial_detector(recipe, info, train)
+        model, self.report = initial_detector(recipe, info, train, start)
         self.model = place(model, recipe.compute, self.world).train()
         self.images = training_dataset(recipe, train)
         check_shares(optimisation, len(train), self.world)
@@ -188,6 +198,7 @@ def run_finetune(
     train: CocoSplit,
     path: Path,
     session: Session | None = None,
+    start: Path | None = None,
 ) -> Path:
     """Map the pretrained parameters, train, and write the detector to ``path``.
 
@@ -201,10 +212,12 @@ def run_finetune(
         train: Training images.
         path: The detector file to write.
         session: How it is carried out; its provenance says where the architecture comes from.
+        start: Detector file whose parameters are mapped, pyramid and heads too, instead of the
+            pretrained source's.
 
     Raises:
-        AdaptError: If weights are missing, the loss diverges, or ``path`` has another run's
-            checkpoint.
+        AdaptError: If weights are missing, the loss diverges, ``start`` has other heads or classes,
+            or ``path`` has another run's checkpoint.
     """
     make_place(path)  # before hours of work, not after
     session = session or Session()
@@ -212,13 +225,14 @@ def run_finetune(
     ids = tuple(number for number in train.category_ids if number is not None)
     info = DetectorInfo(architecture, config, recipe.input, train.class_names, ids)
     val = validation_split(recipe, train)
-    training = Finetuning(recipe, info, train, session, val)
-    checkpoint = _checkpoint(training, info, [train, *([val] if val else [])], path, session)
-    start = checkpoint.resume(session.world)
+    training = Finetuning(recipe, info, train, session, val, start)
+    files = [split.annotations for split in (train, val) if split] + ([start] if start else [])
+    checkpoint = _checkpoint(training, info, files, path, session)
+    done = checkpoint.resume(session.world)
     # Only now: of inputs that cannot be trained on there is one sentence, the error.
     session.tell(recipe.finetune.warm_up_doubt("finetune", len(train), session.limit_steps))
     with training_guarded(path.with_suffix(".diverged.json"), train, session.world):
-        last = _train(training, start, checkpoint, session, path)
+        last = _train(training, done, checkpoint, session, path)
     model, choice = training.kept.finish(training.model, training.schedule.epoch(last))
     if session.world.is_main:
         save_detector(
@@ -229,6 +243,7 @@ def run_finetune(
             copied_share=training.report.share if training.report else 0.0,
             lost_variance=training.report.lost_variance if training.report else {},
             provenance=dict(session.provenance),
+            **({"start_sha256": file_hash(start)} if start else {}),
             **({"written": choice} if choice else {}),
         )
         checkpoint.path.unlink(missing_ok=True)
@@ -272,14 +287,14 @@ def _draw(board: "SummaryWriter", entry: Entry) -> None:
 def _checkpoint(
     training: Finetuning,
     info: DetectorInfo,
-    splits: Sequence[CocoSplit],
+    files: Sequence[Path],
     path: Path,
     session: Session,
 ) -> Checkpoint:
-    recipe_hash, data = training.recipe.finetune_hash, [file_hash(s.annotations) for s in splits]
+    recipe_hash, inputs = training.recipe.finetune_hash, [file_hash(file) for file in files]
     built = replace(info, category_ids=None).to_dict()  # they are in the annotations' hash
     built["detector"] = identity(info.detector)
-    trained = [recipe_hash, session.limit_steps, built, *data]
+    trained = [recipe_hash, session.limit_steps, built, *inputs]
     file = path.with_suffix(".checkpoint.pt")
     return Checkpoint(
         file, "finetuning", training.parts, content_hash(trained), {}, frozenset({"losses"})

@@ -1,16 +1,20 @@
-"""Which pretrained backbone starts a search or a fine-tuning, and how does a detector get it?"""
+"""Which parameters start a search or a fine-tuning, and how does a detector get them?"""
 
 from pathlib import Path
 
 import torch
+from torchvision.models.detection import RetinaNet
 
 from adapt.data.coco import CocoSplit
+from adapt.detector.file import DetectorInfo, load_detector
 from adapt.detector.statistics import recalibrate_network
+from adapt.errors import AdaptError
 from adapt.mapping.activations import batched, unlabelled
 from adapt.mapping.lost import lost_variance
-from adapt.mapping.pretrained import MappingReport, map_backbone
-from adapt.mapping.principal import principal_source
+from adapt.mapping.pretrained import Mapper, MappingReport, map_backbone
+from adapt.mapping.principal import principal_detector, principal_source
 from adapt.mapping.refit import refit
+from adapt.mapping.trained import map_pyramid_and_heads
 from adapt.network.backbone import Backbone
 from adapt.network.weights import source_backbone
 from search.recipe.recipe import Recipe
@@ -46,8 +50,60 @@ def map_source(recipe: Recipe, target: Backbone, train: CocoSplit) -> MappingRep
     Raises:
         AdaptError: If weights are missing or do not fit, or an image cannot be read.
     """
-    settings, size = recipe.finetune, recipe.input
     source = mapped_source(recipe, target.architecture.source, train)
+    return _mapped(recipe, source, target, train)
+
+
+def map_trained(
+    recipe: Recipe, start: Path, target: RetinaNet, info: DetectorInfo, train: CocoSplit
+) -> MappingReport:
+    """Map a trained detector onto one around another backbone, in place.
+
+    Args:
+        recipe: Says how parameters are mapped.
+        start: File of the trained detector.
+        target: The detector.
+        info: Its description.
+        train: The whole training split.
+
+    Raises:
+        AdaptError: If the file cannot be read or has another pyramid, other heads or classes, or
+            an image cannot be read.
+    """
+    trained, of = load_detector(start)
+    check_start(start, of, info)
+    if recipe.finetune.principal:
+        trained = principal_detector(trained, unlabelled(train, recipe.input))
+    source, body = trained.backbone.body, target.backbone.body
+    assert isinstance(source, Backbone)
+    assert isinstance(body, Backbone)
+    report = _mapped(recipe, source, body, train)
+    noise = torch.Generator().manual_seed(recipe.seed)
+    map_pyramid_and_heads(trained, target, Mapper(recipe.finetune.mapping_noise, noise, report))
+    return report
+
+
+def check_start(start: Path, found: DetectorInfo, wanted: DetectorInfo) -> None:
+    """Check that a trained detector has the pyramid, heads and classes of the one to train.
+
+    Raises:
+        AdaptError: With the first difference.
+    """
+    names = ("num_classes", "fpn_width", "head_depth")
+    values = [
+        (name, getattr(found.detector, name), getattr(wanted.detector, name)) for name in names
+    ]
+    for name, has, needs in (*values, ("classes", list(found.classes), list(wanted.classes))):
+        if has != needs:
+            raise AdaptError(
+                f"detector {start} has {name} {has}, the one to train has {needs}; start from one "
+                "of the same pyramid, heads and classes"
+            )
+
+
+def _mapped(recipe: Recipe, source: Backbone, target: Backbone, train: CocoSplit) -> MappingReport:
+    """Map a backbone that is in its principal axes already, if the recipe maps so."""
+    settings, size = recipe.finetune, recipe.input
     images = list(unlabelled(train, size)) if settings.principal else []
     if settings.principal:
         recalibrate_network(source, batched(images))
