@@ -24,7 +24,7 @@ from bench.commands.networks import bench_command, eval_command
 from bench.commands.run import demo_command, run_command
 from bench.commands.study import study_command
 from export.commands import parity_command, predict_command
-from search.commands import finetune_command, search_command
+from search.commands import finetune_command, score_command, search_command
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 NARROW = 72  # characters of a terminal in which Rich would cut off the names of options
@@ -36,7 +36,7 @@ STAGES: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Everything at once": {"demo": demo_command, "run": run_command},
     "1. Prepare": {"doctor": doctor_command, "weights": weights_command, "data": data_app},
     "2. Measure operations": {"profile": profile_command, "costs": costs_app},
-    "3. Search": {"search": search_command, "derive": derive_command},
+    "3. Search": {"search": search_command, "score": score_command, "derive": derive_command},
     "4. Train": {"finetune": finetune_command},
     "5. Deploy": {
         "export": export_command,

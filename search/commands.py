@@ -298,3 +298,32 @@ def finetune_command(
         lost = {"lost_variance": content["lost_variance"]} if content["lost_variance"] else {}
         result = {"detector": str(path), **lost, **content.get("written", {})}
         show({**result, "next": f"adapt export {path}"}, as_json=as_json)
+
+
+@grouped
+def score_command(
+    recipe_options: RecipeOptions,
+    trained: Annotated[
+        Path, typer.Option("--from", help="Detector of the source that `adapt finetune` trained.")
+    ],
+    networks: Annotated[
+        int, typer.Option("--networks", min=10, help="Random networks that certify the scores.")
+    ] = 30,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Score what every choice of the space costs a trained detector in loss, one at a time.
+
+    One scores file serves any budget and any device: `adapt derive` sums them.
+
+    Example: `adapt score recipes/bccd-cpu.toml --from runs/bccd-cpu/source.safetensors`
+    """
+    from adapt.progress import console_stage
+    from search.derive.scores import check_tau
+    from search.score.run import run_score
+
+    recipe = recipe_options.load()
+    path = out or Path("runs") / recipe.name / "scores.json"
+    result = run_score(recipe, trained, path, networks=networks, stage=console_stage)
+    show({**result, "next": f"adapt derive {path} --budget 9.5ms --costs COSTS"}, as_json=as_json)
+    check_tau({"tau": result["tau"]}, path)

@@ -13,7 +13,7 @@ from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import AdaptError
-from bench.acceptance.meet import Met, closest_factor, noise_deriver
+from bench.acceptance.meet import Met, closest_factor
 from bench.acceptance.scaling import Sized, scaled
 from bench.costs.selection import Shard
 from bench.study.division import divided_anew
@@ -22,6 +22,7 @@ from bench.study.report import findings, write_study
 from bench.study.result import ArmResult, StudyResult
 from bench.study.run import StudyRun
 from bench.study.spec import STUDIES, Arm, Study, arms_named
+from search.derive.chance import noise_deriver
 from search.recipe.recipe import Recipe
 
 DETECTOR = RetinaNetConfig(fpn_width=64, head_depth=2)

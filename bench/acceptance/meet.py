@@ -20,6 +20,7 @@ from bench.costs.recipe_table import as_certified
 from bench.latency.subject import WholeDetector
 from bench.latency.timing import Latency
 from bench.latency.workers import Workers
+from search.derive.chance import noise_deriver
 from search.derive.exact import Derived, Deriver
 from search.recipe.recipe import Recipe
 
@@ -209,19 +210,3 @@ def _crossing(
     margin = 0.1 * (high - low)
     crossing = a + (budget_ms - a_ms) * (b - a) / (b_ms - a_ms) if a_ms != b_ms else 0.0
     return min(max(crossing, low + margin), high - margin)
-
-
-def noise_deriver(model: CostModel, space: SearchSpace, chance: np.random.Generator) -> Deriver:
-    """Return a deriver whose scores are Gumbel noise: its best network is a uniform draw.
-
-    Without a budget it is uniform; within one, the noise decides which choices give way.
-    """
-
-    def noise(number: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return chance.gumbel(size=number)
-
-    ops = [
-        [noise(len(block.candidates(position))) for position in range(block.num_ops)]
-        for block in space.blocks
-    ]
-    return Deriver(model, ops, [noise(len(block.widths)) for block in space.blocks])

@@ -195,7 +195,7 @@ class _Contest:
                 return value
 
             return evolve(
-                self.search.supernet.space,
+                self.search.space,
                 [Individual(n.choices, 0, loss(n.choices)) for n in front],
                 self.refinement.generations,
                 loss=loss,

@@ -70,7 +70,12 @@ class DeriveOptions:
 
 @grouped
 def derive_command(
-    supernet: Annotated[Path, typer.Argument(help="`supernet.pt` of a finished search.")],
+    searched: Annotated[
+        Path,
+        typer.Argument(
+            help="`supernet.pt` of a finished search, or `scores.json` of `adapt score`."
+        ),
+    ],
     networks: DeriveOptions,
     costs: CostsOptions,
     out: Annotated[
@@ -79,30 +84,33 @@ def derive_command(
     data: DataOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Derive architectures from a search: the arg max, or the most probable within a budget.
+    """Derive architectures: the arg max of a search, or the best within a budget.
+
+    The best is the most probable of a search, and the one that loses least of scores.
 
     Example: `adapt derive runs/bccd/search/supernet.pt --budget 9.5ms --costs runs/costs.sqlite`
     """
     from search.derive.decision import Decision
     from search.derive.finished import SearchFiles
 
-    files = SearchFiles(supernet, costs.costs, costs.uncertified)
+    files = SearchFiles(searched, costs.costs, costs.uncertified)
     match networks.kind(data):
         case "front":
-            result, title = _front(files, out or supernet.parent / "front", networks), ""
+            result, title = _front(files, out or searched.parent / "front", networks), ""
         case "refined":
-            result = _refined(files, out or supernet.parent / "refined", networks, data)
+            result = _refined(files, out or searched.parent / "refined", networks, data)
             title = "refined"
             costs.tell_certificate(networks.parsed_budget())
             _warn_of_chosen_split(result)
         case _:
-            result = _one(files, out or supernet.parent / "arch.json", networks)
+            result = _one(files, out or searched.parent / "arch.json", networks)
             title = "derived"
             costs.tell_certificate(None if networks.verify else networks.parsed_budget())
-    decision = Decision.stored(supernet)
-    if decision.doubt:
-        warn(decision.doubt)
-    result["decided"] = decision.to_dict()
+    if not files.by_scores:
+        decision = Decision.stored(searched)
+        if decision.doubt:
+            warn(decision.doubt)
+        result["decided"] = decision.to_dict()
     show(result if as_json else _readable(result), as_json=as_json, title=title)
 
 

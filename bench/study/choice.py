@@ -11,18 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from adapt.artifacts import content_hash, header, read_json, write_json
+from adapt.cost.expectation import CostModel
 from adapt.cost.table import CostTable
-from bench.acceptance.meet import TOLERANCE, BudgetMeter
+from adapt.space import SearchSpace
+from bench.acceptance.meet import TOLERANCE, BudgetMeter, Met
 from bench.acceptance.scaling import scaled
 from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable
 from bench.pipeline.pool import run_jobs
 from bench.study.chosen import Chosen, Networks
 from bench.study.execution import Execution
-from bench.study.preparation import CANDIDATES, SearchJob, candidate_trial, search
-from bench.study.spec import CHOSEN_ANEW, Arm, Study, file_name
+from bench.study.preparation import CANDIDATES, Preparation, candidate_trial, prepare
+from bench.study.spec import CHOSEN_ANEW, SEARCHED, Arm, Study, file_name
 from bench.study.trial import Trial, run_trial
+from search.derive.exact import Deriver
 from search.derive.finished import SearchFiles
+from search.derive.scores import Scores
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import check_certificate, latency_cost
 
@@ -71,8 +75,7 @@ class Chooser:
         self._measure_costs()
         with self._meter("networks without training") as meter:
             first = {place: self._before(*place, meter) for place in sized}
-        searches = [self._job(arm, seed) for arm, seed in sized if arm.network == "softmax"]
-        self._search(searches)
+        self._prepare([self._job(arm, seed) for arm, seed in sized if arm.network in SEARCHED])
         self._race(first)
         with self._meter("networks of searches") as meter:
             for (arm, seed), drawn in first.items():
@@ -110,7 +113,7 @@ class Chooser:
     def _before(self, arm: Arm, seed: int, meter: BudgetMeter) -> list[Chosen]:
         """Return the networks that can be chosen before anything is trained."""
         match arm.network:
-            case "softmax":
+            case "softmax" | "scores":
                 return []
             case "random" | "random-best-of-k":
                 numbers = range(DRAWN[arm.network])
@@ -133,27 +136,24 @@ class Chooser:
 
         def find() -> Chosen:
             chance = np.random.default_rng([seed, number])
-            with CostTable.open(self._costs) as costs:
-                check_certificate(costs)
-                model = latency_cost(recipe, recipe.num_classes(), costs)
             target = recipe.detector, space, self._budget_ms(meter)
-            met = meter.by_chance(model, *target, chance)
+            met = meter.by_chance(self._cost_model(recipe), *target, chance)
             return Chosen(met.sized, met.measured_ms, met.how)
 
         name = f"{arm.label} {number + 1}" if DRAWN[arm.network] > 1 else arm.label
         described = recipe.detector.to_dict(), space.hash, seed, number
         return self._once(f"{name} seed{seed}", find, arm.network, *described)
 
-    def _job(self, arm: Arm, seed: int) -> SearchJob:
+    def _job(self, arm: Arm, seed: int) -> Preparation:
         recipe, name = self.divided(arm, seed), file_name(f"{arm.label} seed{seed}")
         costs = self._costs if recipe.search.cost == "latency" else None
-        return SearchJob(name, recipe, self.out / "searches" / name, costs)
+        return Preparation(name, arm.network, recipe, self.out / "searches" / name, costs)
 
-    def _search(self, jobs: Sequence[SearchJob]) -> None:
+    def _prepare(self, jobs: Sequence[Preparation]) -> None:
         left = [job for job in jobs if job.seconds() is None]
         if left:
             with self.how.display(f"search {len(left)} of {len(jobs)}") as progress:
-                run_jobs(left, search, self.how.at_once, progress, self.how.warn)
+                run_jobs(left, prepare, self.how.at_once, progress, self.how.warn)
 
     def _candidates(self, arm: Arm, seed: int, drawn: Sequence[Chosen]) -> list[Trial]:
         trials = (self.trial(arm, seed, one) for one in drawn)
@@ -174,7 +174,7 @@ class Chooser:
 
     def _after(self, arm: Arm, seed: int, drawn: Sequence[Chosen], meter: BudgetMeter) -> Chosen:
         """Return the network of an arm, now that everything is trained that it takes."""
-        if arm.network == "softmax":
+        if arm.network in SEARCHED:
             return self._searched(self._job(arm, seed), meter)
         if len(drawn) == 1:
             return drawn[0]
@@ -184,15 +184,27 @@ class Chooser:
         how = f"candidate {best + 1} of {len(drawn)}; {drawn[best].how}"
         return replace(drawn[best], how=how, seconds=seconds)
 
-    def _searched(self, job: SearchJob, meter: BudgetMeter) -> Chosen:
+    def _searched(self, job: Preparation, meter: BudgetMeter) -> Chosen:
+        recipe, budget_ms = job.recipe, self._budget_ms(meter)
+
+        def met(deriver: Deriver, space: SearchSpace) -> Met:
+            return meter.by_scores(deriver, recipe.detector, space, budget_ms)
+
         def find() -> Chosen:
-            with SearchFiles(job.supernet, self._costs).open() as finished:
-                deriver, space = finished.deriver("ms"), finished.supernet.space
-                detector, budget_ms = job.recipe.detector, self._budget_ms(meter)
-                met = meter.by_scores(deriver, detector, space, budget_ms)
-            return Chosen(met.sized, met.measured_ms, met.how, job.seconds() or 0.0)
+            if job.rule == "scores":
+                deriver = Scores.load(job.scores)[0].deriver(self._cost_model(recipe))
+                best = met(deriver, recipe.space.load())
+            else:
+                with SearchFiles(job.supernet, self._costs).open() as finished:
+                    best = met(finished.deriver("ms"), finished.space)
+            return Chosen(best.sized, best.measured_ms, best.how, job.seconds() or 0.0)
 
         return self._once(job.name, find, job.key())
+
+    def _cost_model(self, recipe: Recipe) -> CostModel:
+        with CostTable.open(self._costs) as costs:
+            check_certificate(costs)
+            return latency_cost(recipe, recipe.num_classes(), costs)
 
     def _budget_ms(self, meter: BudgetMeter) -> float:
         """Return the budget; a share of the source stays what it was when first measured."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.pipeline.plan import plan_run
 from bench.pipeline.run import Costs
-from bench.study.spec import CHOSEN_ANEW, TRAINED, Study
+from bench.study.spec import CHOSEN_ANEW, TRAINED, Arm, Study
 from search.recipe.recipe import Recipe
 
 MEASURED = ("profile", "certify")  # once for all arms
@@ -44,8 +44,7 @@ def plan_study(
         if of_arm.finetune.epochs not in plans:
             plans[of_arm.finetune.epochs] = plan_run(of_arm, out, Costs(costs), None).seconds
         plan = plans[of_arm.finetune.epochs]
-        # The candidates of a race compute as much as a search.
-        stages = ["finetune source", *(["search"] if arm.network in TRAINED else [])]
+        stages = ["finetune source", *_prepared_as(arm)]
         hours += study.seeds * sum(seconds(stage, plan) for stage in stages) / 3600
     measured = any(arm.network in CHOSEN_ANEW for arm in study.arms) and not costs
     table = sum(seconds(stage, plan) for stage in MEASURED) / 3600 if measured else 0.0
@@ -58,3 +57,11 @@ def plan_study(
         **({"not_in_the_hours": sorted(unknown)} if unknown else {}),
         "method": f"one thread per training, {at_once} side by side, on a quiet machine",
     }
+
+
+def _prepared_as(arm: Arm) -> list[str]:
+    """Return the stages of a run that take as long as what an arm trains before it chooses."""
+    if arm.network == "scores":
+        return ["finetune source"]  # the teacher
+    # The candidates of a race compute as much as a search.
+    return ["search"] if arm.network in TRAINED else []

@@ -1,35 +1,48 @@
-"""What is trained before an arm's network is chosen? (a search, or each of some candidates)"""
+"""What is trained before an arm's network is chosen? (a search, a teacher, or some candidates)"""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapt.artifacts import check_header, content_hash, header, read_json, write_json
+from adapt.architecture import mobilenet_v2
+from adapt.artifacts import (
+    check_header,
+    content_hash,
+    file_hash,
+    header,
+    read_json,
+    write_json,
+)
 from adapt.errors import AdaptError
 from adapt.progress import Progress, ignore, silent
 from bench.study.trial import Trial
 from search.estimate import estimate_run
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import search_cost
+from search.score.replaced import Replacement
+from search.score.scoring import score
 from search.supernet.run import run_search
+from search.train.finetune import run_finetune
 from search.train.session import Session
 
 CANDIDATES = 4  # of random-best-of-k
 
 
 @dataclass(frozen=True)
-class SearchJob:
-    """The search of one seed.
+class Preparation:
+    """What one seed of an arm trains before a network is chosen.
 
     Attributes:
         name: Name in messages, and of its folder.
+        rule: ``softmax`` or ``scores``.
         recipe: How and on which images.
         folder: Folder of its files.
         costs: Cost table, of a search for latency.
     """
 
     name: str
+    rule: str
     recipe: Recipe
     folder: Path
     costs: Path | None
@@ -39,9 +52,18 @@ class SearchJob:
         """The finished search."""
         return self.folder / "supernet.pt"
 
+    @property
+    def scores(self) -> Path:
+        """What choices cost in loss, of a teacher."""
+        return self.folder / "scores.json"
+
     def key(self) -> str:
-        """Return the hash of everything that the search depends on."""
+        """Return the hash of everything that it depends on."""
         train = self.recipe.split(self.recipe.data.train)
+        if self.rule == "scores":
+            val = self.recipe.split(self.recipe.data.val)
+            images = [file_hash(split.annotations) for split in (train, val)]
+            return content_hash([self.recipe.finetune_hash, self.recipe.space.load().hash, *images])
         cost = search_cost(self.recipe, train, self.costs)
         return content_hash([self.recipe.search_hash, cost.provenance])
 
@@ -63,22 +85,40 @@ class SearchJob:
         return float(content["seconds"])
 
 
-def search(
-    job: SearchJob, progress: Progress = silent, warn: Callable[[str], object] = ignore
+def prepare(
+    job: Preparation, progress: Progress = silent, warn: Callable[[str], object] = ignore
 ) -> None:
-    """Search, and record the seconds; a stopped search continues.
+    """Search or score, and record the seconds; a stopped training continues.
 
     Raises:
         AdaptError: If the cost table does not fit, or the loss diverges.
     """
-    start, recipe = time.perf_counter(), job.recipe
-    train = recipe.split(recipe.data.train)
-    cost = search_cost(recipe, train, job.costs)
-    session = Session(progress=progress, warn=warn, provenance=cost.provenance)
-    run_search(recipe, train, cost.model, job.folder, session)
+    start = time.perf_counter()
+    work = _score if job.rule == "scores" else _search
+    work(job, Session(progress=progress, warn=warn))
     seconds = round(time.perf_counter() - start, 1)
     content = header("study-search", key=job.key(), seconds=seconds)
     write_json(job.folder / "search.json", content)
+
+
+def _search(job: Preparation, session: Session) -> None:
+    recipe = job.recipe
+    train = recipe.split(recipe.data.train)
+    cost = search_cost(recipe, train, job.costs)
+    session = replace(session, provenance=cost.provenance)
+    run_search(recipe, train, cost.model, job.folder, session)
+
+
+def _score(job: Preparation, session: Session) -> None:
+    """Train the source as all trials are trained, and score the choices of the space by it."""
+    recipe = job.recipe
+    train, val = recipe.split(recipe.data.train), recipe.split(recipe.data.val)
+    teacher = job.folder / "teacher.safetensors"
+    if not teacher.is_file():
+        run_finetune(recipe, mobilenet_v2(), train, teacher, session)
+    replacement = Replacement(recipe, teacher, train, val)
+    scores = score(replacement.loss, replacement.source, recipe.space.load(), session.progress)
+    scores.save(job.scores)
 
 
 def candidate_epochs(recipe: Recipe) -> int:

@@ -24,11 +24,12 @@ def derive(files: SearchFiles, out: Path, budget: Budget | None = None) -> dict[
             network fits the budget.
     """
     with files.open() as search:
-        architecture = search.supernet.argmax()
-        rule = "argmax"
         if budget:
             architecture = search.network(search.within(budget).choices)
             rule = f"budget {budget}"
+        else:
+            architecture = search.supernet.argmax()
+            rule = "argmax"
         costs = search.costs(architecture)
     architecture.save(out, rule=rule, search=search.identity, costs=costs)
     return {"architecture": str(out), "network": str(architecture), **costs}

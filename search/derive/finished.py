@@ -1,8 +1,8 @@
-"""What does a finished search hold, and what do its networks cost on a device?"""
+"""What does a finished search, or a file of scores, hold, and what do its networks cost?"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from adapt.errors import AdaptError
 from adapt.network.supernet import Supernet
 from adapt.space import SearchSpace
 from search.derive.exact import Derived, Deriver
+from search.derive.scores import Scores
 from search.recipe.budget import Budget, Unit
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import check_certificate, check_table, network_costs
@@ -48,23 +49,39 @@ def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class FinishedSearch:
-    """A finished search and what its networks cost.
+    """A finished search, or scores of a trained detector, and what its networks cost.
 
     Attributes:
-        supernet: The supernet with its alphas and betas.
+        found: The supernet with its alphas and betas, or scores of all choices.
+        space: The space.
         recipe: What was searched, and how; its device is the table's, if there is one.
         class_names: Object classes, in the order of their labels.
         identity: Hash of everything that defined the search.
-        states: State of the whole detector around the supernet.
+        states: State of the whole detector around a supernet.
         table: Open cost table; None to count multiply-adds only.
     """
 
-    supernet: Supernet
+    found: Supernet | Scores
+    space: SearchSpace
     recipe: Recipe
     class_names: tuple[str, ...]
     identity: Any
     states: dict[str, Tensor]
     table: CostTable | None
+
+    @property
+    def supernet(self) -> Supernet:
+        """The supernet.
+
+        Raises:
+            AdaptError: If networks are derived by scores.
+        """
+        if isinstance(self.found, Scores):
+            raise AdaptError(
+                "scores have no supernet to take an arg max or weights from; derive with --budget "
+                "or --pareto, and without --refine"
+            )
+        return self.found
 
     def deriver(self, unit: Unit) -> Deriver:
         """Return what finds the most probable networks within budgets of a unit.
@@ -72,7 +89,10 @@ class FinishedSearch:
         Raises:
             AdaptError: If latencies are asked for without a fitting table.
         """
-        return Deriver.of(self.supernet, self.cost_model(unit))
+        model = self.cost_model(unit)
+        if isinstance(self.found, Scores):
+            return self.found.deriver(model)
+        return Deriver.of(self.found, model)
 
     def within(self, budget: Budget) -> Derived:
         """Return the most probable network within a budget.
@@ -103,12 +123,12 @@ class FinishedSearch:
             check_table(self.recipe, self.table)
             cost, size = self.table.lookup, self.recipe.input.fixed()
             correction = self.table.correction
-        detectors = DetectorSpace(self.supernet.space, config, size)
+        detectors = DetectorSpace(self.space, config, size)
         return detectors.costs(cost).corrected(*correction)
 
     def network(self, choices: Choices) -> Architecture:
         """Return the network of choices of the space."""
-        return choices.architecture(self.supernet.space)
+        return choices.architecture(self.space)
 
     def costs(self, architecture: Architecture) -> dict[str, float]:
         """Return multiply-adds, and latency where there is a table."""
@@ -120,12 +140,12 @@ class SearchFiles:
     """The files that networks are derived from.
 
     Attributes:
-        supernet: ``supernet.pt`` of a finished search.
+        searched: ``supernet.pt`` of a finished search, or the file of ``adapt score``.
         costs: Cost table of any device; None to count multiply-adds only.
         uncertified: Whether a table without a certificate will do.
     """
 
-    supernet: Path
+    searched: Path
     costs: Path | None = None
     uncertified: bool = False
 
@@ -136,16 +156,31 @@ class SearchFiles:
         Raises:
             AdaptError: If the search is unfinished, or the table has no certificate.
         """
-        supernet, recipe, content = load_searched(self.supernet)
-        states = content["states"]["detector"]
-        names, identity = tuple(content["class_names"]), content["identity"]
+        search = self._opened()
         if self.costs is None:
-            yield FinishedSearch(supernet, recipe, names, identity, states, None)
+            yield search
             return
         with CostTable.open(self.costs) as table:
             if not self.uncertified:
                 check_certificate(table)
             # The network is derived for the device of the table, wherever the search was.
             options = table.conditions.device_options()
-            recipe = recipe.with_device(**options, name=table.conditions.device)
-            yield FinishedSearch(supernet, recipe, names, identity, states, table)
+            recipe = search.recipe.with_device(**options, name=table.conditions.device)
+            yield replace(search, recipe=recipe, table=table)
+
+    @property
+    def by_scores(self) -> bool:
+        """Whether networks are derived by scores."""
+        return self.searched.suffix == ".json"
+
+    def _opened(self) -> FinishedSearch:
+        found: Supernet | Scores
+        if self.by_scores:
+            found, content = Scores.load(self.searched, uncertified=self.uncertified)
+            recipe, states = Recipe.from_dict(content["recipe"]), dict[str, Tensor]()
+            space = SearchSpace.restore(content["space"])
+        else:
+            found, recipe, content = load_searched(self.searched)
+            states, space = content["states"]["detector"], found.space
+        names = tuple(content["class_names"])
+        return FinishedSearch(found, space, recipe, names, content["identity"], states, None)

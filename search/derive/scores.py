@@ -1,0 +1,98 @@
+"""What does each choice of a space cost in loss, and which network loses least in a budget?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.architecture import Choices
+from adapt.artifacts import check_header, header, read_json, write_json
+from adapt.cost.expectation import CostModel
+from adapt.errors import AdaptError
+from search.derive.exact import Deriver
+
+LEAST_TAU = 0.6  # below it, sums say too little of combinations
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rise of the loss by each choice of a space.
+
+    Attributes:
+        ops: By block and position, one for each candidate operation.
+        widths: By block, one for each candidate width.
+        loss: Loss of the teacher.
+    """
+
+    ops: tuple[tuple[tuple[float, ...], ...], ...]
+    widths: tuple[tuple[float, ...], ...]
+    loss: float
+
+    def rise(self, choices: Choices) -> float:
+        """Return the sum over the choices of a network."""
+        rise = sum(scores[k] for scores, k in zip(self.widths, choices.widths, strict=True))
+        for block, chosen in zip(self.ops, choices.ops, strict=True):
+            rise += sum(scores[index] for scores, index in zip(block, chosen, strict=True))
+        return rise
+
+    def deriver(self, model: CostModel) -> Deriver:
+        """Return what finds the network of the least rise within a budget, exactly."""
+        ops = [[-np.array(scores) for scores in block] for block in self.ops]
+        return Deriver(model, ops, [-np.array(scores) for scores in self.widths])
+
+    def save(self, path: Path, **content: Any) -> None:
+        """Write a scores file.
+
+        Args:
+            path: The file.
+            content: What else it is to say; ``recipe``, ``space``, ``class_names`` and ``identity``
+                for networks to be derived from it, and its certificate.
+        """
+        scores = {"ops": self.ops, "widths": self.widths, "loss": self.loss}
+        write_json(path, header("scores", **content, scores=scores))
+
+    @classmethod
+    def load(cls, path: Path, *, uncertified: bool = True) -> "tuple[Scores, dict[str, Any]]":
+        """Read a scores file.
+
+        Args:
+            path: The file.
+            uncertified: Whether it may rank combinations badly, or nobody knows how well.
+
+        Returns:
+            The scores, and the whole content.
+
+        Raises:
+            AdaptError: If it is missing, damaged or of another kind, or has no good certificate.
+        """
+        content = check_header(read_json(path, "scores"), "scores", path)
+        try:
+            scores = content["scores"]
+            ops = tuple(tuple(map(tuple, block)) for block in scores["ops"])
+            loaded = cls(ops, tuple(map(tuple, scores["widths"])), scores["loss"])
+        except (KeyError, TypeError) as error:
+            raise AdaptError(f"scores {path} are not valid: {error}; score again") from error
+        if not uncertified:
+            check_tau(content.get("certificate"), path)
+        return loaded, content
+
+
+def check_tau(certificate: Mapping[str, Any] | None, path: Path) -> None:
+    """Check that sums of scores rank combinations of choices.
+
+    Raises:
+        AdaptError: If they rank them badly, or nobody knows.
+    """
+    if certificate is None:
+        raise AdaptError(
+            f"{path} has no certificate, so nobody knows whether its sums rank networks; score "
+            "again, or pass --uncertified"
+        )
+    if not certificate["tau"] >= LEAST_TAU:
+        raise AdaptError(
+            f"sums of {path} rank random networks with a Kendall tau of {certificate['tau']:.2f} "
+            f"only, less than {LEAST_TAU}; train the detector that was scored for longer, score it "
+            "on more images, or pass --uncertified"
+        )

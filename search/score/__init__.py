@@ -1,0 +1,1 @@
+"""What do the choices of a space cost in loss, by replacing parts of a trained detector?"""

@@ -1,0 +1,59 @@
+"""Which steps does `adapt score` take, and what does it write?"""
+
+from pathlib import Path
+from typing import Any
+
+from adapt.artifacts import content_hash, file_hash, make_folder
+from adapt.cost.units import madds
+from adapt.progress import Stage, silent_stage
+from search.recipe.recipe import Recipe
+from search.score.certificate import NETWORKS, certify_scores
+from search.score.replaced import Replacement
+from search.score.scoring import score
+
+
+def run_score(
+    recipe: Recipe,
+    start: Path,
+    out: Path,
+    *,
+    networks: int = NETWORKS,
+    stage: Stage = silent_stage,
+) -> dict[str, Any]:
+    """Score the choices of a recipe's space by a trained detector, certify and write them.
+
+    Args:
+        recipe: Space, images and input.
+        start: File of the trained detector.
+        out: File to write.
+        networks: Random networks of the certificate.
+        stage: Opens the progress display of a step.
+
+    Returns:
+        The file, the teacher's loss, and the certificate's Kendall tau.
+
+    Raises:
+        AdaptError: If the detector or the images do not fit. The file is written even if sums rank
+            badly; reading it is refused then.
+    """
+    make_folder(out.parent)
+    train, val = recipe.split(recipe.data.train), recipe.split(recipe.data.val)
+    space, replacement = recipe.space.load(), Replacement(recipe, start, train, val)
+    with stage("score") as progress:
+        scores = score(replacement.loss, replacement.source, space, progress)
+    model = recipe.detectors(len(train.class_names)).costs(madds)
+    with stage("certify") as progress:
+        certificate = certify_scores(
+            scores, replacement.loss, space, model, number=networks, progress=progress
+        )
+    images = [file_hash(split.annotations) for split in (train, val)]
+    identity = content_hash([file_hash(start), space.hash, *images])
+    scores.save(
+        out,
+        recipe=recipe.to_dict(),
+        space=space.to_dict(),
+        class_names=list(train.class_names),
+        identity=identity,
+        certificate=certificate.to_dict(),
+    )
+    return {"scores": str(out), "loss": scores.loss, "tau": certificate.tau, "networks": networks}
