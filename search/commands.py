@@ -319,11 +319,13 @@ def score_command(
     Example: `adapt score recipes/bccd-cpu.toml --from runs/bccd-cpu/source.safetensors`
     """
     from adapt.progress import console_stage
-    from search.derive.scores import check_tau
+    from search.derive.scores import doubt
     from search.score.run import run_score
 
     recipe = recipe_options.load()
     path = out or Path("runs") / recipe.name / "scores.json"
-    result = run_score(recipe, trained, path, networks=networks, stage=console_stage)
+    with console_stage("score") as progress:
+        result = run_score(recipe, trained, path, networks=networks, progress=progress)
     show({**result, "next": f"adapt derive {path} --budget 9.5ms --costs COSTS"}, as_json=as_json)
-    check_tau({"tau": result["tau"]}, path)
+    if found := doubt({"tau": result["tau"]}, path):
+        warn(found)

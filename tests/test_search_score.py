@@ -138,10 +138,11 @@ def test_the_source_in_its_own_place_has_the_loss_of_the_teacher(
     tmp_path: Path, tiny_data: CocoSplit
 ) -> None:
     recipe = Recipe.load("demo").with_data(tiny_data.annotations.parents[1])
-    recipe = replace(recipe, input=replace(recipe.input, height=128, width=128))
+    recipe = replace(recipe, input=replace(recipe.input, height=256, width=256))
     train, val = recipe.split("train"), recipe.split("val")
     path, source = tmp_path / "teacher.safetensors", mobilenet_v2()
     info = DetectorInfo(source, recipe.detector_config(3), recipe.input, train.class_names)
+    torch.manual_seed(0)
     model = info.build()
     # As those of a trained one, its BatchNorms have the statistics of the images.
     recalibrate_network(model.backbone.body, batched(unlabelled(train, recipe.input)))

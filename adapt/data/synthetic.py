@@ -20,6 +20,7 @@ from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 
 CLASSES = ("disc", "square", "triangle")
+SPLITS = ("train", "val", "test")
 HUES = (0.58, 0.08, 0.33)  # blue, orange, green: colour hints at the class, shape decides it
 HUE_SPREAD = 0.07
 SIZES = (18.0, 120.0)  # pixels across an object
@@ -54,6 +55,7 @@ def generate(
     seed: int = 0,
     train: int = 240,
     val: int = 60,
+    test: int = 0,
     size: tuple[int, int] = (256, 320),
     progress: Progress = silent,
 ) -> Path:
@@ -66,6 +68,7 @@ def generate(
         seed: Seed of everything that is random.
         train: Number of images of the split ``train``.
         val: Number of images of the split ``val``.
+        test: Number of images of the split ``test``; there is none without.
         size: Height and width of the images in pixels, at least 128.
         progress: Called after every image.
 
@@ -81,6 +84,8 @@ def generate(
             f"train and {val} val images of {size[0]}x{size[1]}; ask for more"
         )
     parameters = {"seed": seed, "train": train, "val": val, "size": list(size), "draw": REVISION}
+    if test:
+        parameters["test"] = test
     if _is_complete(root, parameters):
         return root
     make_folder(root.parent)
@@ -103,7 +108,7 @@ def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
         return False
     marker = root / MARKER
     written = read_json(marker, "marker") if marker.is_file() else {}
-    images = parameters["train"] + parameters["val"]
+    images = sum(parameters.get(split, 0) for split in SPLITS)
     if written.get("parameters") == parameters and len(list(root.glob("images/*.jpg"))) == images:
         return True
     raise AdaptError(
@@ -114,8 +119,8 @@ def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
 
 def _write(root: Path, parameters: dict[str, Any], progress: Progress) -> None:
     (root / "images").mkdir(parents=True)
-    done, total = 0, parameters["train"] + parameters["val"]
-    for number, split in enumerate(("train", "val")):
+    done, total = 0, sum(parameters.get(split, 0) for split in SPLITS)
+    for number, split in enumerate(split for split in SPLITS if split in parameters):
         content: dict[str, Any] = {
             "images": [],
             "annotations": [],

@@ -90,7 +90,7 @@ def derive_command(
 
     Example: `adapt derive runs/bccd/search/supernet.pt --budget 9.5ms --costs runs/costs.sqlite`
     """
-    from search.derive.decision import Decision
+    from search.derive.decision import decided
     from search.derive.finished import SearchFiles
 
     files = SearchFiles(searched, costs.costs, costs.uncertified)
@@ -106,11 +106,10 @@ def derive_command(
             result = _one(files, out or searched.parent / "arch.json", networks)
             title = "derived"
             costs.tell_certificate(None if networks.verify else networks.parsed_budget())
-    if not files.by_scores:
-        decision = Decision.stored(searched)
-        if decision.doubt:
-            warn(decision.doubt)
-        result["decided"] = decision.to_dict()
+    found = decided(searched)
+    if doubt := found.pop("doubt"):
+        warn(doubt)
+    result["decided"] = found
     show(result if as_json else _readable(result), as_json=as_json, title=title)
 
 

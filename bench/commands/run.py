@@ -21,6 +21,7 @@ GridOpt = Annotated[
     int, typer.Option("--grid", min=1, help="As of `adapt profile --grid`: 2 measures an eighth.")
 ]
 # Of the demo: within what its space can reach, and one not far below the source.
+DEMO_TEST = 60  # images that no network is chosen on
 DEMO_BUDGETS = "85%,75%,65%"
 DEMO_GRID, DEMO_DETECTORS = 2, 12  # of its cost table: enough for three budgets that are verified
 
@@ -99,7 +100,7 @@ def demo_command(
     from bench.pipeline.run import Costs
 
     with console_stage("generate data") as progress:
-        generate(out / "data", progress=progress)
+        generate(out / "data", test=DEMO_TEST, progress=progress)
     demo = start.apply(RecipeOptions("demo", out / "data").load())
     front = FrontOptions(DEMO_BUDGETS, scaled=True, at_once=usable_cores())
     costs = Costs(grid=DEMO_GRID, detectors=DEMO_DETECTORS)

@@ -139,7 +139,7 @@ class Choice:
             else:
                 derive(self.files, path, budget)
 
-        key = content_hash(self.stages.made_from["search"])
+        key = content_hash(self._searched_from)
         return self.stages.once(Task("derive", key, path, self.folder), work)
 
     def _is_measured_here(self) -> bool:
@@ -161,7 +161,7 @@ class Choice:
         def work(progress: Progress) -> None:
             derive_verified(self.files, path, budget, progress=progress)
 
-        key = content_hash([self.stages.made_from["search"], budget.amount])
+        key = content_hash([self._searched_from, budget.amount])
         return self.stages.once(Task(f"derive {of}", key, path, self.folder), work)
 
     def _scale_to(self, of: str, budget_ms: float) -> Path:
@@ -197,6 +197,11 @@ class Choice:
             return float(content["min_ms"])
 
         return source_ms
+
+    @property
+    def _searched_from(self) -> str:
+        """Hash of everything that the search or the scores depend on."""
+        return self.stages.made_from["score" if self.files.by_scores else "search"]
 
     @property
     def _measured(self) -> list[object]:

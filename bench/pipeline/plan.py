@@ -38,6 +38,9 @@ from bench.pipeline.target import Target
 from search.estimate import RunEstimate, StepEstimate, estimate_run
 from search.recipe.budget import Budget
 from search.recipe.recipe import Recipe
+from search.score.certificate import NETWORKS
+from search.score.replaced import CALIBRATION, IMAGES
+from search.score.scoring import networks_to_measure
 from search.train.validation import validation_split
 from search.train.world import World
 
@@ -196,12 +199,15 @@ class _Stages:
         stages: dict[str, Callable[[], float]] = {}
         if self.recipe.search.cost == "latency" and not self.costs.table:
             stages |= {"profile": self._profile, "certify": self._certify}
+        stages |= self._shared(finetune)
+        if self.recipe.search.choice == "scores":
+            stages["score"] = self._score
+        else:
+            stages["search"] = lambda: self._training(search.weight, search.arch)
+        stages["derive"] = self._derive
         if self.front.scaled:
             stages["scale"] = lambda: len(self.front.budgets) * self._approach(SCALINGS)
         return stages | {
-            "search": lambda: self._training(search.weight, search.arch),
-            "derive": self._derive,
-            **self._shared(finetune),
             **self._finetunings(finetune),
             "export": self._export,
             "bench": self._bench,
@@ -266,6 +272,10 @@ class _Stages:
     def _certify(self) -> float:
         detectors = self.costs.detectors or certify.DETECTORS
         return self.timed.measured(detectors, certify.WHOLE_PROTOCOL)
+
+    def _score(self) -> float:
+        networks = networks_to_measure(mobilenet_v2(), self.recipe.space.load())
+        return (len(networks) + NETWORKS) * (CALIBRATION + IMAGES) * self.eager.call
 
     def _derive(self) -> float:
         if self.front.budgets:

@@ -7,7 +7,6 @@ from typing import Any
 
 from bench.networks.measure import BenchResult
 from bench.pipeline.choice import DERIVED, SCALED, SOURCE, Network
-from search.derive.decision import Decision
 
 TITLES = {DERIVED: "derived", SCALED: "source scaled in width", SOURCE: "source"}
 
@@ -19,7 +18,8 @@ class RunResult:
     Attributes:
         bench: Derived and source detector, measured together; None if this machine cannot run them.
         networks: What was compared, the source last.
-        decision: How far the search had decided that networks were derived from.
+        decided: How far what networks were derived from can be relied on, see
+            :func:`search.derive.decision.decided`.
         predicted_ms: Latency of every derived detector by the cost table, as its certificate
             corrects it, by the network's name; empty without a table.
         deployed: What is known of the deployed files, by the name of the detector.
@@ -30,7 +30,7 @@ class RunResult:
 
     bench: BenchResult | None
     networks: Sequence[Network]
-    decision: Decision
+    decided: Mapping[str, Any]
     predicted_ms: Mapping[str, float]
     deployed: Mapping[str, Mapping[str, Any]]
     report: Path | None
@@ -47,8 +47,8 @@ class RunResult:
     def findings(self) -> list[str]:
         """Return what the report's table does not say, as lines of text."""
         lines = [f"{n.name} by: {n.rule}" for n in self.networks if n.family != SOURCE]
-        if self.decision.doubt:
-            lines.append(f"doubt: {self.decision.doubt}")
+        if self.decided["doubt"]:
+            lines.append(f"doubt: {self.decided['doubt']}")
         lines += [self._prediction(name) for name in self.predicted_ms]
         for name, of in self.deployed.items():
             if "ap_gate" in of:
@@ -75,7 +75,7 @@ class RunResult:
         return {
             "bench": self.bench.to_dict() if self.bench else None,
             "networks": {network.name: self._described(network) for network in self.networks},
-            "decided": self.decision.to_dict(),
+            "decided": {k: v for k, v in self.decided.items() if k != "doubt"},
             "deployed": self.deployed,
             "report": str(self.report) if self.report else None,
             "not_measured": self.not_measured,

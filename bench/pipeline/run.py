@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapt.artifacts import check_header, content_hash, make_folder, read_json
+from adapt.artifacts import check_header, content_hash, file_hash, make_folder, read_json
 from adapt.cost.table import CostTable, predict_latency
 from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.errors import AdaptError
@@ -25,11 +25,12 @@ from bench.pipeline.choice import DERIVED, Choice, Front, Network
 from bench.pipeline.result import RunResult
 from bench.pipeline.stages import Stages, Task
 from bench.pipeline.target import Target, deployment_path
-from bench.pipeline.training import finetune_all
-from search.derive.decision import Decision
+from bench.pipeline.training import finetune_all, shared_start
+from search.derive.decision import decided
 from search.derive.finished import SearchFiles
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import search_cost
+from search.score.run import run_score
 from search.supernet.run import run_search
 from search.train.session import Session
 from search.train.validation import validation_split
@@ -98,13 +99,16 @@ class Run:
             AdaptError: If the folder holds results of another recipe, or a stage fails.
         """
         costs = self._costs()
-        searched = self._search(costs)
-        files = SearchFiles(searched, costs, self.costs.uncertified)
+        start = shared_start(self.recipe, self.out, self.stages, self.session)
+        searched = self._score(start) if self.by_scores else self._search(costs)
+        files = SearchFiles(searched, costs, self.costs.uncertified, doubtful=True)
         choice = Choice(self.front, self.recipe, files, self.searched_in, self.stages, self.session)
         networks = [*choice.networks(), choice.source(self.out)]
-        detectors = finetune_all(networks, self.recipe, self.stages, self.session, self.at_once)
+        detectors = finetune_all(
+            networks, self.recipe, start, self.stages, self.session, self.at_once
+        )
         artifacts = {name: self._export(name, detector) for name, detector in detectors.items()}
-        return self._finish(networks, Decision.stored(searched), costs, artifacts)
+        return self._finish(networks, searched, costs, artifacts)
 
     def check(self) -> None:
         """Find what would stop the run after hours.
@@ -122,7 +126,9 @@ class Run:
         if self.recipe.init == "imagenet" and not self.recipe.weights:
             find_weights(self.recipe.space.load().source)
         self.target.check()
-        self.validated_on = validation_split(self.recipe, self.train)
+        validation_split(self.recipe, self.train)
+        if self.by_scores:
+            self._check_scores()
         if self.target.gated:
             check_has_boxes(self._known(self.recipe.data.val))
         if self.costs.table and not self.for_latency:
@@ -131,6 +137,29 @@ class Run:
             self.target.check_measurable()
         if self.front.budgets:
             self._check_front()
+
+    def _check_scores(self) -> None:
+        """Check that there will be a detector to score, and a budget to derive for.
+
+        Raises:
+            AdaptError: If not.
+        """
+        if not self.recipe.finetune.shared_epochs:
+            raise AdaptError(
+                "search.choice = 'scores' scores the source that all networks start from; set "
+                "finetune.shared_epochs"
+            )
+        if not self.front.budgets and not self.recipe.search.target:
+            raise AdaptError(
+                "scores choose the network that loses least within a budget; set search.target, "
+                "or pass --budgets"
+            )
+        data = self.recipe.data
+        if data.benchmark == data.val:
+            self.session.warn(
+                f"networks are chosen on `{data.val}`, which the benchmark reports too: its AP "
+                "will be too good; set data.test to another split"
+            )
 
     def _check_front(self) -> None:
         """Check that networks can be measured on the way to a budget.
@@ -173,6 +202,23 @@ class Run:
         self.stages.once(Task("profile", key, path, self.deployed_in), profile)
         return self.stages.once(Task("certify", key, path, self.deployed_in), measure_others)
 
+    @property
+    def by_scores(self) -> bool:
+        """Whether networks are derived by scores, without a search."""
+        return self.recipe.search.choice == "scores"
+
+    def _score(self, start: Path | None) -> Path:
+        assert start is not None
+        recipe, file = self.recipe, self.out / "scores.json"
+        images = [recipe.split(name) for name in (recipe.data.train, recipe.data.val)]
+        inputs = [file_hash(start), *(file_hash(split.annotations) for split in images)]
+        key = content_hash([*inputs, recipe.space.load().hash, recipe.input.to_dict()])
+
+        def work(progress: Progress) -> None:
+            run_score(recipe, start, file, progress=progress)
+
+        return self.stages.once(Task("score", key, file, self.out), work)
+
     def _search(self, costs: Path | None) -> Path:
         recipe, folder = self.recipe, self.searched_in / "search"
         cost = search_cost(recipe, self.train, costs, uncertified=self.costs.uncertified)
@@ -213,7 +259,7 @@ class Run:
     def _finish(
         self,
         networks: Sequence[Network],
-        decision: Decision,
+        searched: Path,
         costs: Path | None,
         files: dict[str, Path],
     ) -> RunResult:
@@ -224,7 +270,7 @@ class Run:
         result = RunResult(
             bench=bench,
             networks=networks,
-            decision=decision,
+            decided=decided(searched),
             predicted_ms=self._predicted_ms(networks, costs) if costs else {},
             deployed=_deployments(files),
             report=report / "report.md" if bench else None,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from adapt.architecture import Architecture
+from adapt.architecture import Architecture, mobilenet_v2
 from adapt.artifacts import content_hash, file_hash
 from adapt.progress import Progress
 from bench.pipeline.choice import Network
@@ -62,13 +62,19 @@ def finetune(job: Finetuning, progress: Progress, warn: Callable[[str], object])
 
 
 def finetune_all(
-    networks: Sequence[Network], recipe: Recipe, stages: Stages, session: Session, at_once: int
+    networks: Sequence[Network],
+    recipe: Recipe,
+    start: Path | None,
+    stages: Stages,
+    session: Session,
+    at_once: int,
 ) -> dict[str, Path]:
     """Return the detector file of every network, by its name.
 
     Args:
         networks: What to train; each is a stage.
         recipe: How.
+        start: Trained detector that all start from; the pretrained source if None.
         stages: The stages of the run.
         session: How it is carried out.
         at_once: Trainings side by side, one thread each; 1 trains one after another, with all.
@@ -76,7 +82,6 @@ def finetune_all(
     Raises:
         AdaptError: If weights are missing or a loss diverges.
     """
-    start = _shared_start(networks, recipe, stages, session)
     tasks, jobs, limit = [], dict[str, Finetuning](), session.limit_steps
     for network in networks:
         path = network.folder / f"{network.name}.safetensors"
@@ -97,16 +102,17 @@ def finetune_all(
     return {network.name: file for network, file in zip(networks, files, strict=True)}
 
 
-def _shared_start(
-    networks: Sequence[Network], recipe: Recipe, stages: Stages, session: Session
-) -> Path | None:
-    """Train the source for the epochs that all networks share, if there are any."""
+def shared_start(recipe: Recipe, folder: Path, stages: Stages, session: Session) -> Path | None:
+    """Train the source for the epochs that all networks share; None if there are none.
+
+    Raises:
+        AdaptError: If weights are missing or the loss diverges.
+    """
     epochs = recipe.finetune.shared_epochs
     if not epochs:
         return None
-    source = networks[-1]
     recipe = recipe.changed({"finetune": {"epochs": epochs, "shared_epochs": 0}}, "shared_epochs")
-    path = source.folder / "start.safetensors"
-    job = Finetuning("start", recipe, source.architecture, path, session.limit_steps)
-    task = Task("finetune start", job.key(), path, source.folder)
+    path = folder / "start.safetensors"
+    job = Finetuning("start", recipe, mobilenet_v2(), path, session.limit_steps)
+    task = Task("finetune start", job.key(), path, folder)
     return stages.once(task, partial(finetune, job, warn=session.warn))

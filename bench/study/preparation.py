@@ -20,8 +20,7 @@ from bench.study.trial import Trial
 from search.estimate import estimate_run
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import search_cost
-from search.score.replaced import Replacement
-from search.score.scoring import score
+from search.score.run import run_score
 from search.supernet.run import run_search
 from search.train.finetune import run_finetune
 from search.train.session import Session
@@ -112,13 +111,11 @@ def _search(job: Preparation, session: Session) -> None:
 def _score(job: Preparation, session: Session) -> None:
     """Train the source as all trials are trained, and score the choices of the space by it."""
     recipe = job.recipe
-    train, val = recipe.split(recipe.data.train), recipe.split(recipe.data.val)
+    train = recipe.split(recipe.data.train)
     teacher = job.folder / "teacher.safetensors"
     if not teacher.is_file():
         run_finetune(recipe, mobilenet_v2(), train, teacher, session)
-    replacement = Replacement(recipe, teacher, train, val)
-    scores = score(replacement.loss, replacement.source, recipe.space.load(), session.progress)
-    scores.save(job.scores)
+    run_score(recipe, teacher, job.scores, progress=session.progress)
 
 
 def candidate_epochs(recipe: Recipe) -> int:

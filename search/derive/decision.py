@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from search.derive.scores import Scores, doubt
 from search.train.checkpoint import read_checkpoint
 
 UNDECIDED = 0.9  # mean entropy above which a search has not decided, of 1
@@ -82,6 +83,29 @@ class Decision:
         """Return plain JSON content."""
         entropies = {"op_entropy": self.op_entropy, "width_entropy": self.width_entropy}
         return {**entropies, "undecided": bool(self.doubt)}
+
+
+def decided(searched: Path) -> dict[str, Any]:
+    """Return how far networks that are derived from a file can be relied on, as JSON content.
+
+    Args:
+        searched: ``supernet.pt``, or scores.
+
+    Returns:
+        Entropies of a search, or the Kendall tau of scores; and ``doubt``, a sentence or empty.
+
+    Raises:
+        AdaptError: If the file is missing or damaged.
+    """
+    if searched.suffix != ".json":
+        decision = Decision.stored(searched)
+        return {**decision.to_dict(), "doubt": decision.doubt}
+    _, content = Scores.load(searched)
+    certificate = content.get("certificate")
+    return {
+        "tau": certificate["tau"] if certificate else None,
+        "doubt": doubt(certificate, searched),
+    }
 
 
 def undecided_entry(entry: Mapping[str, Any]) -> bool:

@@ -143,11 +143,13 @@ class SearchFiles:
         searched: ``supernet.pt`` of a finished search, or the file of ``adapt score``.
         costs: Cost table of any device; None to count multiply-adds only.
         uncertified: Whether a table without a certificate will do.
+        doubtful: Whether scores whose sums rank networks badly will do.
     """
 
     searched: Path
     costs: Path | None = None
     uncertified: bool = False
+    doubtful: bool = False
 
     @contextmanager
     def open(self) -> Iterator[FinishedSearch]:
@@ -176,7 +178,9 @@ class SearchFiles:
     def _opened(self) -> FinishedSearch:
         found: Supernet | Scores
         if self.by_scores:
-            found, content = Scores.load(self.searched, uncertified=self.uncertified)
+            found, content = Scores.load(
+                self.searched, uncertified=self.uncertified or self.doubtful
+            )
             recipe, states = Recipe.from_dict(content["recipe"]), dict[str, Tensor]()
             space = SearchSpace.restore(content["space"])
         else:

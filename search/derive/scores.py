@@ -74,25 +74,22 @@ class Scores:
             loaded = cls(ops, tuple(map(tuple, scores["widths"])), scores["loss"])
         except (KeyError, TypeError) as error:
             raise AdaptError(f"scores {path} are not valid: {error}; score again") from error
-        if not uncertified:
-            check_tau(content.get("certificate"), path)
+        if not uncertified and (found := doubt(content.get("certificate"), path)):
+            raise AdaptError(f"{found}, or pass --uncertified")
         return loaded, content
 
 
-def check_tau(certificate: Mapping[str, Any] | None, path: Path) -> None:
-    """Check that sums of scores rank combinations of choices.
-
-    Raises:
-        AdaptError: If they rank them badly, or nobody knows.
-    """
+def doubt(certificate: Mapping[str, Any] | None, path: Path) -> str:
+    """Return why sums of scores cannot be relied on, and what helps; empty if they can."""
     if certificate is None:
-        raise AdaptError(
+        return (
             f"{path} has no certificate, so nobody knows whether its sums rank networks; score "
-            "again, or pass --uncertified"
+            "again"
         )
-    if not certificate["tau"] >= LEAST_TAU:
-        raise AdaptError(
-            f"sums of {path} rank random networks with a Kendall tau of {certificate['tau']:.2f} "
-            f"only, less than {LEAST_TAU}; train the detector that was scored for longer, score it "
-            "on more images, or pass --uncertified"
-        )
+    if certificate["tau"] >= LEAST_TAU:
+        return ""
+    return (
+        f"sums of {path} rank random networks with a Kendall tau of {certificate['tau']:.2f} only, "
+        f"less than {LEAST_TAU}; train the detector that was scored for longer, score it on more "
+        "images"
+    )

@@ -161,6 +161,9 @@ class SearchRecipe:
         bi_sampling: Whether a weight step trains a second path too, drawn uniformly from the
             candidates the first one left out (TF-NAS), so that every candidate gets trained.
         mapping_noise: Standard deviation of the noise on parameters the source does not have.
+        choice: What ``adapt run`` derives networks by: the ``probability`` that a search gives
+            them, or ``scores`` of the trained source, which needs no search but
+            ``finetune.shared_epochs``.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -184,6 +187,7 @@ class SearchRecipe:
     arch_paths: PathCount = "all"
     bi_sampling: bool = False
     mapping_noise: float = 1e-3
+    choice: Literal["probability", "scores"] = field(default="probability", metadata=LATER)
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs <= self.weights.epochs:

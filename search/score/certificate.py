@@ -8,7 +8,6 @@ import numpy as np
 
 from adapt.architecture import Architecture
 from adapt.cost.expectation import CostModel
-from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
 from search.derive.chance import noise_deriver
 from search.derive.scores import Scores
@@ -46,7 +45,6 @@ def certify_scores(
     *,
     number: int = NETWORKS,
     seed: int = 0,
-    progress: Progress = silent,
 ) -> ScoresCertificate:
     """Compare sums with losses of random networks over the whole range of costs.
 
@@ -57,18 +55,16 @@ def certify_scores(
         model: Costs, by which networks are drawn.
         number: Networks.
         seed: Of the draw.
-        progress: Told after every network.
     """
     from scipy.stats import kendalltau
 
     chance = np.random.default_rng(seed)
     rises, losses = [], []
-    for done, share in enumerate(np.linspace(*SHARES, number), start=1):
+    for share in np.linspace(*SHARES, number):
         deriver = noise_deriver(model, space, chance)
         budget = deriver.cheapest + share * (deriver.dearest - deriver.cheapest)
         choices = deriver.best(float(budget)).choices
         rises.append(scores.rise(choices))
         losses.append(loss(choices.architecture(space)) - scores.loss)
-        progress(done, number, f"loss +{losses[-1]:.3g}")
     tau = float(kendalltau(rises, losses).statistic)
     return ScoresCertificate(tau, tuple(rises), tuple(losses), seed)

@@ -1,15 +1,17 @@
 """Which steps does `adapt score` take, and what does it write?"""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from adapt.architecture import Architecture
 from adapt.artifacts import content_hash, file_hash, make_folder
 from adapt.cost.units import madds
-from adapt.progress import Stage, silent_stage
+from adapt.progress import Progress, silent
 from search.recipe.recipe import Recipe
 from search.score.certificate import NETWORKS, certify_scores
 from search.score.replaced import Replacement
-from search.score.scoring import score
+from search.score.scoring import networks_to_measure, score
 
 
 def run_score(
@@ -18,7 +20,7 @@ def run_score(
     out: Path,
     *,
     networks: int = NETWORKS,
-    stage: Stage = silent_stage,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Score the choices of a recipe's space by a trained detector, certify and write them.
 
@@ -27,7 +29,7 @@ def run_score(
         start: File of the trained detector.
         out: File to write.
         networks: Random networks of the certificate.
-        stage: Opens the progress display of a step.
+        progress: Told after every measured network.
 
     Returns:
         The file, the teacher's loss, and the certificate's Kendall tau.
@@ -39,13 +41,17 @@ def run_score(
     make_folder(out.parent)
     train, val = recipe.split(recipe.data.train), recipe.split(recipe.data.val)
     space, replacement = recipe.space.load(), Replacement(recipe, start, train, val)
-    with stage("score") as progress:
-        scores = score(replacement.loss, replacement.source, space, progress)
+    total = len(networks_to_measure(replacement.source, space)) + networks
+    done = count(1)
+
+    def loss(architecture: Architecture) -> float:
+        measured = replacement.loss(architecture)
+        progress(next(done), total, f"loss {measured:.3g}")
+        return measured
+
+    scores = score(loss, replacement.source, space)
     model = recipe.detectors(len(train.class_names)).costs(madds)
-    with stage("certify") as progress:
-        certificate = certify_scores(
-            scores, replacement.loss, space, model, number=networks, progress=progress
-        )
+    certificate = certify_scores(scores, loss, space, model, number=networks)
     images = [file_hash(split.annotations) for split in (train, val)]
     identity = content_hash([file_hash(start), space.hash, *images])
     scores.save(

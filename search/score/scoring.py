@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 from adapt.architecture import Architecture
-from adapt.progress import Progress, silent
 from adapt.space import SKIP, Operation, SearchSpace
 from search.derive.scores import Scores
 
@@ -21,7 +20,6 @@ def score(
     loss: Callable[[Architecture], float],
     source: Architecture,
     space: SearchSpace,
-    progress: Progress = silent,
 ) -> Scores:
     """Score every choice of a space.
 
@@ -29,13 +27,8 @@ def score(
         loss: Returns the held-out loss of a network.
         source: The teacher's backbone, of as many blocks.
         space: The space.
-        progress: Told after every measured network.
     """
-    networks = list(dict.fromkeys([source, *_changes(source, space)]))
-    known: dict[Architecture, float] = {}
-    for done, network in enumerate(networks, start=1):
-        known[network] = loss(network)
-        progress(done, len(networks), f"loss {known[network]:.4g}")
+    known = {network: loss(network) for network in networks_to_measure(source, space)}
     base = known[source]
     ops, widths = [], []
     for number, block in enumerate(space.blocks):
@@ -55,6 +48,11 @@ def score(
             )
         )
     return Scores(tuple(ops), tuple(widths), base)
+
+
+def networks_to_measure(source: Architecture, space: SearchSpace) -> list[Architecture]:
+    """Return the source, and every network that differs from it in one choice and loses by it."""
+    return list(dict.fromkeys([source, *_changes(source, space)]))
 
 
 def _changes(source: Architecture, space: SearchSpace) -> Iterator[Architecture]:
