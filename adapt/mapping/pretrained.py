@@ -176,7 +176,7 @@ def map_backbone(
             _, from_op = sources[block][min(position, len(sources[block]) - 1)]
             mapper.mbconv(name, from_op, op)
             if mode == "identity" and position >= len(sources[block]):
-                _silence(op)
+                silence(op)
     return mapper.report
 
 
@@ -191,7 +191,7 @@ def operations_of(backbone: Backbone) -> list[list[tuple[str, MBConv]]]:
 
 
 @torch.no_grad()
-def _silence(op: MBConv) -> None:
+def silence(op: MBConv) -> None:
     """Make a residual operation contribute zero."""
     _, last = _norms(op)[-1]
     last.weight.zero_()

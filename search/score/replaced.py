@@ -14,7 +14,7 @@ from adapt.detector.file import load_detector
 from adapt.detector.retinanet import build_retinanet
 from adapt.detector.statistics import recalibrate_network
 from adapt.mapping.activations import batched, unlabelled
-from adapt.mapping.pretrained import Mapper, map_backbone
+from adapt.mapping.pretrained import Mapper, map_backbone, operations_of, silence
 from adapt.mapping.principal import principal_detector
 from adapt.mapping.trained import map_pyramid_and_heads
 from adapt.network.backbone import Backbone
@@ -23,7 +23,7 @@ from search.derive.held_out import held_out_loss
 from search.recipe.recipe import Recipe
 
 BATCH = 8
-DISTANCE = 0.5  # weight of the pyramid's distance beside the loss
+DISTANCE = 1.0  # weight of the pyramid's distance; of 0 to 2, sums ranked best with 1 or more
 CALIBRATION = 24  # unlabelled training images, for axes and statistics
 IMAGES = 32  # held-out images at most, evenly spaced; the same for all networks
 
@@ -104,6 +104,9 @@ class Replacement:
         noiseless = torch.Generator()
         source = self._body(self._trained)
         report = map_backbone(source, body, noise=0.0, generator=noiseless)
+        for of_source, of_body in zip(operations_of(source), operations_of(body), strict=True):
+            for _, added in of_body[len(of_source) :]:
+                silence(added)  # a copy of the source's last operation would add to the loss
         if architecture != self.source:
             recalibrate_network(body, self._calibration)
         map_pyramid_and_heads(self._trained, model, Mapper(0.0, noiseless, report))
