@@ -182,7 +182,7 @@ def test_a_certificate_is_part_of_the_prediction(simulated, tmp_path):
         zero = dict.fromkeys(("mape", "bias", "worst", "kendall_tau", "mape_corrected"), 0.0)
         opened.store("certificate", {"detectors": 30, **zero, "scale": 1.2, "offset_ms": 0.01})
     device = Biased(factor=1.2, offset_ms=0.01)
-    found = verified(SearchFiles(simulated.supernet, table), tmp_path / "a.json", 0.45, device)
+    found = verified(SearchFiles(simulated.searched, table), tmp_path / "a.json", 0.45, device)
     for row in found["rounds"]:
         assert row["measured_ms"] == pytest.approx(row["corrected_ms"])
 
@@ -202,7 +202,7 @@ def test_another_machine_than_the_tables_is_refused(simulated, tmp_path):
     ],
 )
 def test_what_cannot_be_verified_is_one_sentence(simulated, arguments, message):
-    found = CliRunner().invoke(app, ["derive", str(simulated.supernet), *map(str, arguments)])
+    found = CliRunner().invoke(app, ["derive", str(simulated.searched), *map(str, arguments)])
     assert (found.exit_code, found.stderr.count("\n")) == (1, 1)
     assert message in found.stderr
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from core_parts import random_architecture, tiny
 from onnx import numpy_helper
+from processor import skip_where_int8_saturates
 from torch import nn
 
 from adapt.architecture import mobilenet_v2
@@ -211,6 +212,8 @@ def test_in_int8_every_convolution_reads_dequantised_values(unit):
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("int8", 0.05)])
 @pytest.mark.parametrize("unit", CHAINS, ids=repr)
 def test_a_unit_computes_nearly_the_same_in_lower_precision(unit, precision, tolerance):
+    if precision == "int8":
+        skip_where_int8_saturates()
     inputs = {name: x.clip(0, 1) for name, x in random_inputs(unit_model(unit)).items()}
     (expected,) = run(unit_model(unit), inputs)
     (found,) = run(unit_model(unit, precision=precision), inputs)
@@ -221,6 +224,7 @@ def test_a_unit_computes_nearly_the_same_in_lower_precision(unit, precision, tol
 
 @pytest.mark.parametrize("unit", CHAINS, ids=repr)
 def test_int8_between_fp16_computes_what_int8_between_fp32_does(unit):
+    skip_where_int8_saturates()
     inputs = {name: x.clip(0, 1) for name, x in random_inputs(unit_model(unit)).items()}
     (expected,) = run(unit_model(unit, precision="int8"), inputs)
     model = unit_model(unit, precision="int8", rest="fp16")

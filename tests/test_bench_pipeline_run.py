@@ -129,6 +129,21 @@ def test_a_front_of_wrong_budgets_is_refused(
         Front(budgets, scaled)
 
 
+def test_scores_need_a_start_a_budget_and_images_that_are_not_reported(
+    for_latency: Recipe, tmp_path: Path
+) -> None:
+    by_scores = for_latency.with_search(choice="scores")
+    with pytest.raises(AdaptError, match=r"set finetune\.shared_epochs"):
+        run(by_scores, tmp_path / "out")
+    shared = {"finetune": {"shared_epochs": 1}}
+    with pytest.raises(AdaptError, match=r"set search\.target, or pass --budgets"):
+        run(by_scores.with_search(target="").changed(shared, "the test"), tmp_path / "out")
+    told: list[str] = []
+    session = Session(limit_steps=1, warn=told.append)
+    Run(by_scores.changed(shared, "the test"), tmp_path / "out", session, silent_stage)
+    assert any("chosen on `val`, which the benchmark reports too" in line for line in told)
+
+
 def test_budgets_need_a_search_for_latency_and_the_device(
     for_latency: Recipe, tmp_path: Path, rtx_table: Path
 ) -> None:
@@ -234,8 +249,11 @@ def test_a_file_that_loses_too_much_stops_the_run_and_is_left_for_study(
     """AP of a detector that was hardly trained says nothing, so it is made up."""
     aps = iter([50.0, 40.0])  # PyTorch, fp16
     monkeypatch.setattr("bench.acceptance.ap_gate.Gate.ap", lambda *_: next(aps))
-    recipe = for_latency.with_search(cost="madds", target="").with_device(precision="fp16")
-    recipe = recipe.changed({"finetune": {"shared_epochs": 1}}, "the test")
+    changes = {
+        "search": {"choice": "scores", "cost": "madds", "target": "1G"},
+        "finetune": {"shared_epochs": 1},
+    }
+    recipe = for_latency.with_device(precision="fp16").changed(changes, "the test")
     with pytest.raises(
         AdaptError, match=r"AP drops by 10.00 .* more than device.max_ap_drop = 0.5"
     ):
@@ -245,6 +263,8 @@ def test_a_file_that_loses_too_much_stops_the_run_and_is_left_for_study(
     for name in ("derived", "source"):  # both start from what all networks share
         _, described = read_detector_info(folder / f"madds/{name}.safetensors")
         assert described["start_sha256"] == file_hash(folder / "madds/start.safetensors")
+    assert not (folder / "madds/search").exists()  # scores of the start need none
+    assert read_json(folder / "madds/scores.json", "scores")["certificate"]["tau"] is not None
 
 
 def test_the_prediction_is_corrected_and_compared_with_the_minimum(

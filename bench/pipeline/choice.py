@@ -81,6 +81,11 @@ class Network:
     folder: Path
 
 
+def source_network(folder: Path) -> Network:
+    """Return the source, whose files lie in ``folder``."""
+    return Network(SOURCE, SOURCE, mobilenet_v2(), "left alone", folder)
+
+
 @dataclass(frozen=True)
 class Choice:
     """Chooses networks; whatever has to be measured for it is a stage of the run.
@@ -119,10 +124,6 @@ class Choice:
                 path = self._scale_to(of, budget_ms)
                 found.append(self._network(f"{SCALED}-{of}", SCALED, path))
         return found
-
-    def source(self, folder: Path) -> Network:
-        """Return the source, whose files lie in ``folder``."""
-        return Network(SOURCE, SOURCE, mobilenet_v2(), "left alone", folder)
 
     def _network(self, name: str, family: str, path: Path) -> Network:
         rule = read_json(path, "architecture").get("rule", "unknown")

@@ -21,7 +21,7 @@ from bench.costs.selection import EVERYTHING
 from bench.latency.backend import conditions
 from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, BenchResult, Timing, compare
 from bench.networks.report import write_report
-from bench.pipeline.choice import DERIVED, Choice, Front, Network
+from bench.pipeline.choice import DERIVED, Choice, Front, Network, source_network
 from bench.pipeline.result import RunResult
 from bench.pipeline.stages import Stages, Task
 from bench.pipeline.target import Target, deployment_path
@@ -98,12 +98,12 @@ class Run:
         Raises:
             AdaptError: If the folder holds results of another recipe, or a stage fails.
         """
-        costs = self._costs()
-        start = shared_start(self.recipe, self.out, self.stages, self.session)
+        costs, source = self._costs(), source_network(self.out)
+        start = shared_start(self.recipe, source, self.stages, self.session)
         searched = self._score(start) if self.by_scores else self._search(costs)
         files = SearchFiles(searched, costs, self.costs.uncertified, doubtful=True)
         choice = Choice(self.front, self.recipe, files, self.searched_in, self.stages, self.session)
-        networks = [*choice.networks(), choice.source(self.out)]
+        networks = [*choice.networks(), source]
         detectors = finetune_all(
             networks, self.recipe, start, self.stages, self.session, self.at_once
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from adapt.architecture import Architecture, mobilenet_v2
+from adapt.architecture import Architecture
 from adapt.artifacts import content_hash, file_hash
 from adapt.progress import Progress
 from bench.pipeline.choice import Network
@@ -102,7 +102,7 @@ def finetune_all(
     return {network.name: file for network, file in zip(networks, files, strict=True)}
 
 
-def shared_start(recipe: Recipe, folder: Path, stages: Stages, session: Session) -> Path | None:
+def shared_start(recipe: Recipe, source: Network, stages: Stages, session: Session) -> Path | None:
     """Train the source for the epochs that all networks share; None if there are none.
 
     Raises:
@@ -112,7 +112,7 @@ def shared_start(recipe: Recipe, folder: Path, stages: Stages, session: Session)
     if not epochs:
         return None
     recipe = recipe.changed({"finetune": {"epochs": epochs, "shared_epochs": 0}}, "shared_epochs")
-    path = folder / "start.safetensors"
-    job = Finetuning("start", recipe, mobilenet_v2(), path, session.limit_steps)
-    task = Task("finetune start", job.key(), path, folder)
+    path = source.folder / "start.safetensors"
+    job = Finetuning("start", recipe, source.architecture, path, session.limit_steps)
+    task = Task("finetune start", job.key(), path, source.folder)
     return stages.once(task, partial(finetune, job, warn=session.warn))
