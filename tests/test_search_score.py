@@ -1,5 +1,6 @@
 """Scores of choices are exact where losses add up, and start from the function of the teacher."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,22 @@ def test_skipping_an_earlier_operation_never_costs_less_than_a_later_one() -> No
     for block in score(flat, SOURCE, SPACE).ops:
         skips = [values[-1] for values in block[1:]]
         assert skips == sorted(skips, reverse=True)
+
+
+def test_a_space_that_is_shorter_than_the_source_counts_from_its_own_longest() -> None:
+    shorter = replace(SPACE.blocks[1], num_ops=2)
+    space = replace(SPACE, blocks=(SPACE.blocks[0], shorter, *SPACE.blocks[2:]))
+    skipped = score(additive, SOURCE, space).ops[1][1][-1]
+    two, one = (
+        additive(replace(SOURCE, blocks=tuple(cut(SOURCE.blocks, kept)))) for kept in (2, 1)
+    )
+    assert skipped == pytest.approx(one - two)
+
+
+def cut(blocks: tuple[Block, ...], kept: int) -> Iterator[Block]:
+    """The blocks, the second with so many operations."""
+    for number, block in enumerate(blocks):
+        yield replace(block, ops=block.ops[:kept]) if number == 1 else block
 
 
 def test_best_sum_within_a_budget_is_found(tiny_recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Which networks meet the latency of a study, by measurement? (scaled by one factor, or drawn)"""
+"""Which networks meet a latency, by measurement? (scaled by one factor, of scores, or drawn)"""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -47,7 +47,7 @@ class RunResult:
     def findings(self) -> list[str]:
         """Return what the report's table does not say, as lines of text."""
         lines = [f"{n.name} by: {n.rule}" for n in self.networks if n.family != SOURCE]
-        if tau := self.decided.get("tau"):
+        if (tau := self.decided.get("tau")) is not None:
             lines.append(f"sums of scores rank random networks with a Kendall tau of {tau:.2f}")
         if self.decided["doubt"]:
             lines.append(f"doubt: {self.decided['doubt']}")

@@ -103,11 +103,13 @@ class Stages:
         made = {task.name: self._made(task) for task in tasks}
         left = [task for task in tasks if made[task.name] is None]
         if left:
+            before = {task.name: _changed(task.file) for task in left}
             with self._display(f"{title} {len(left)} of {len(tasks)}") as progress:
                 try:
                     work(left, progress)
                 finally:
-                    self._record([task for task in left if task.file.is_file()])
+                    # A file that lay there already, of whatever inputs, was not made by this.
+                    self._record([t for t in left if _changed(t.file) != before[t.name]])
         return [made[task.name] or task.file for task in tasks]
 
     def _made(self, task: Task) -> Path | None:
@@ -140,3 +142,8 @@ class Stages:
     def _name(self, task: Task) -> str:
         folder = task.within.relative_to(self._folder)
         return str(folder.joinpath(task.name)) if folder.parts else task.name
+
+
+def _changed(file: Path) -> int:
+    """Return when a file was changed last, in nanoseconds; 0 if there is none."""
+    return file.stat().st_mtime_ns if file.is_file() else 0

@@ -18,7 +18,7 @@ from search.train.validation import validation_split
 
 
 @dataclass(frozen=True)
-class Finetuning:
+class FinetuneJob:
     """The fine-tuning of one network, which another process can do.
 
     Attributes:
@@ -47,7 +47,7 @@ class Finetuning:
         return content_hash([*content, file_hash(self.start)] if self.start else content)
 
 
-def finetune(job: Finetuning, progress: Progress, warn: Callable[[str], object]) -> None:
+def finetune(job: FinetuneJob, progress: Progress, warn: Callable[[str], object]) -> None:
     """Train, in this process; a stopped training continues.
 
     Raises:
@@ -82,10 +82,10 @@ def finetune_all(
     Raises:
         AdaptError: If weights are missing or a loss diverges.
     """
-    tasks, jobs, limit = [], dict[str, Finetuning](), session.limit_steps
+    tasks, jobs, limit = [], dict[str, FinetuneJob](), session.limit_steps
     for network in networks:
         path = network.folder / f"{network.name}.safetensors"
-        job = Finetuning(network.name, recipe, network.architecture, path, limit, start)
+        job = FinetuneJob(network.name, recipe, network.architecture, path, limit, start)
         tasks.append(Task(f"finetune {network.name}", job.key(), path, network.folder))
         jobs[tasks[-1].name] = job
 
@@ -113,6 +113,6 @@ def shared_start(recipe: Recipe, source: Network, stages: Stages, session: Sessi
         return None
     recipe = recipe.changed({"finetune": {"epochs": epochs, "shared_epochs": 0}}, "shared_epochs")
     path = source.folder / "start.safetensors"
-    job = Finetuning("start", recipe, source.architecture, path, session.limit_steps)
+    job = FinetuneJob("start", recipe, source.architecture, path, session.limit_steps)
     task = Task("finetune start", job.key(), path, source.folder)
     return stages.once(task, partial(finetune, job, warn=session.warn))

@@ -112,7 +112,7 @@ def _score(job: Preparation, session: Session) -> None:
     """Train the source as all trials are trained, and score the choices of the space by it."""
     recipe = job.recipe
     train = recipe.split(recipe.data.train)
-    teacher = job.folder / "teacher.safetensors"
+    teacher = job.folder / f"teacher-{job.key()}.safetensors"  # of another recipe is another one
     if not teacher.is_file():
         run_finetune(recipe, mobilenet_v2(), train, teacher, session)
     run_score(recipe, teacher, job.scores, progress=session.progress)

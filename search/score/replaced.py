@@ -23,7 +23,7 @@ from search.derive.held_out import held_out_loss
 from search.recipe.recipe import Recipe
 
 BATCH = 8
-DISTANCE = 1.0  # weight of the pyramid's distance; of 0 to 2, sums ranked best with 1 or more
+DISTANCE = 1.0  # weight of the pyramid's distance; on BCCD sums ranked better with 1 than below
 CALIBRATION = 24  # unlabelled training images, for axes and statistics
 IMAGES = 32  # held-out images at most, evenly spaced; the same for all networks
 

@@ -60,11 +60,11 @@ def _changes(source: Architecture, space: SearchSpace) -> Iterator[Architecture]
     for number, block in enumerate(space.blocks):
         for width in block.widths:
             yield _narrowed(source, number, width)
+        for kept in range(1, block.num_ops + 1):
+            yield _shortened(source, number, kept)
         for position in range(block.num_ops):
             for op in block.candidates(position):
-                if op == SKIP:
-                    yield _shortened(source, number, position)
-                else:
+                if op != SKIP:
                     yield _weakened(source, number, position, op)
 
 
@@ -77,8 +77,7 @@ def _removal_rises(
     first ones: it is always the last ones that are lost. No removal adds less than that of a later
     one, so that the best sum never skips an earlier one alone.
     """
-    losses = [known[_shortened(source, number, kept)] for kept in range(1, length)]
-    losses.append(known[source])
+    losses = [known[_shortened(source, number, kept)] for kept in range(1, length + 1)]
     rises = [0.0, *(before - after for before, after in pairwise(losses))]
     for position in range(length - 2, 0, -1):
         rises[position] = max(rises[position], rises[position + 1])
