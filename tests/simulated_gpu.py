@@ -56,6 +56,15 @@ class Simulation:
         if log is not None:
             self._record_in(Path(log))
         self._replaced: list[tuple[Any, str, Any]] = []
+        self._start, self._readings = time.perf_counter(), 0
+
+    def _clock(self) -> float:
+        """Return virtual seconds, so that no timing depends on how busy this machine is.
+
+        Every reading takes a microsecond: whoever waits for a moment gets there.
+        """
+        self._readings += 1
+        return self._start + self.cuda.now_ms / 1000 + self._readings * 1e-6
 
     def _record_in(self, folder: Path) -> None:
         files: dict[int, int] = {}  # by process: one may be a fork of the server of workers
@@ -90,8 +99,7 @@ class Simulation:
             self._replace(pynvml, name, member)
         self._replace(torch, "empty", empty_on(self.cuda, torch.empty))
         self._replace(torch.version, "cuda", "13.0")
-        clock = time.perf_counter
-        self._replace(time, "perf_counter", lambda: clock() + self.cuda.now_ms / 1000)
+        self._replace(time, "perf_counter", self._clock)
 
         def export(*arguments: Any, **options: Any) -> Any:
             with self.absent():

@@ -1,13 +1,15 @@
 """How fast are the deployed detectors of a study? (all of them in interleaved rounds)"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from adapt.artifacts import content_hash, file_hash, header, read_json, write_json
 from adapt.data.coco import CocoSplit
 from adapt.progress import Progress
+from bench.latency.provenance import device_description
 from bench.latency.timing import Latency
 from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, Timing, time_artifacts
 from bench.study.trial import Trial
@@ -24,11 +26,13 @@ class Latencies:
         min_ms: Minimum of each training's detector, by its name: what budgets are met by.
         p50_ms: Median of each.
         drift: Largest share by which a minimum differed when some were measured again.
+        device: The machine as it was when they were measured.
     """
 
     min_ms: dict[str, float]
     p50_ms: dict[str, float]
     drift: float
+    device: Mapping[str, Any]
 
 
 def measure_latencies(trials: Sequence[Trial], path: Path, progress: Progress) -> Latencies:
@@ -41,7 +45,7 @@ def measure_latencies(trials: Sequence[Trial], path: Path, progress: Progress) -
     """
     key = content_hash([[trial.name, file_hash(trial.artifact)] for trial in trials])
     if path.is_file() and (content := read_json(path, "latencies")).get("key") == key:
-        return Latencies(content["min_ms"], content["p50_ms"], content["drift"])
+        return Latencies(**{field.name: content[field.name] for field in fields(Latencies)})
     measured = _measured(trials, progress)
     write_json(path, header("study-latency", key=key, **vars(measured)))
     return measured
@@ -49,7 +53,7 @@ def measure_latencies(trials: Sequence[Trial], path: Path, progress: Progress) -
 
 def _measured(trials: Sequence[Trial], progress: Progress) -> Latencies:
     if not trials:
-        return Latencies({}, {}, 0.0)
+        return Latencies({}, {}, 0.0, device_description())
     recipe = trials[0].recipe
     device, split = recipe.device, recipe.split(recipe.data.test)
     protocol = replace(DETECTOR_PROTOCOL, rounds=device.rounds)
@@ -62,6 +66,7 @@ def _measured(trials: Sequence[Trial], progress: Progress) -> Latencies:
         {name: latency.min_ms for name, latency in first.items()},
         {name: latency.p50_ms for name, latency in first.items()},
         drift,
+        device_description(),
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from adapt.artifacts import header
 from adapt.cost.units import detector_units, madds
-from bench.latency.provenance import device_description
 from bench.study.chosen import Networks
 from bench.study.latency import Latencies
 from bench.study.spec import Study
@@ -68,7 +67,7 @@ class StudyResult:
         arms: The arms that have results.
         missing: Trainings without a result, which other shards do, or which were dropped.
         drift: Largest share by which a latency differed when it was measured again.
-        device: The machine.
+        device: The machine, as it was when latencies were measured.
     """
 
     study: Study
@@ -137,8 +136,8 @@ def collected(
                     dropped_after=dropped.get(arm.label),
                 )
             )
-    drift = latencies.drift
-    return StudyResult(study, recipe, tuple(arms), tuple(missing), drift, device_description())
+    drift, device = latencies.drift, latencies.device
+    return StudyResult(study, recipe, tuple(arms), tuple(missing), drift, device)
 
 
 def _madds(trial: Trial) -> float:
