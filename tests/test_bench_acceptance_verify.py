@@ -50,7 +50,7 @@ def simulated(searched, true_table):
 
 def verified(files, out, budget_ms, device, protocol=SHORT):
     how = Measurement(device, protocol)
-    return derive_verified(files, out, Budget("ms", budget_ms), how=how)
+    return derive_verified(files, {out: Budget("ms", budget_ms)}, how=how)[0]
 
 
 @functools.cache
@@ -126,6 +126,22 @@ def test_what_was_measured_is_not_measured_again(simulated, tmp_path):
 
     found = verified(simulated, tmp_path / "a.json", 0.4, Counting(factor=1.2))
     assert len(set(built)) == len(built) == len(found["rounds"]) + 1  # and the anchor
+
+
+def test_what_one_budget_measured_serves_the_next(simulated, tmp_path):
+    device = Biased(factor=1.2)
+    truth = {k: 1.2 * v for k, v in best_networks(simulated).items()}
+    least, most = min(truth.values()), max(truth.values())
+    shares = (0.8, 0.6, 0.4, 0.75)
+    budgets_ms = {tmp_path / f"{s}.json": least + s * (most - least) for s in shares}
+    budgets = {path: Budget("ms", budget_ms) for path, budget_ms in budgets_ms.items()}
+    together = derive_verified(simulated, budgets, how=Measurement(device, SHORT))
+    alone = [verified(simulated, tmp_path / "a.json", ms, device) for ms in budgets_ms.values()]
+    for found, (path, budget_ms) in zip(together, budgets_ms.items(), strict=True):
+        closest = max(ms for ms in truth.values() if ms <= budget_ms)
+        assert budget_ms >= found["measured_ms"] >= min(0.97 * budget_ms, closest * (1 - 1e-9))
+        assert found["measured_ms"] == pytest.approx(truth[Architecture.load(path).hash])
+    assert len(together[-1]["rounds"]) < sum(len(found["rounds"]) for found in alone)
 
 
 class Line:

@@ -131,6 +131,20 @@ def test_few_measurements_find_the_factor_of_a_budget(budget_ms: float, step: fl
     assert len(asked) <= (4 if step < 0.1 else 10)
 
 
+def test_factors_that_were_measured_are_not_asked_for_again() -> None:
+    asked, known = [], dict[float, Met]()
+
+    def met(factor: float) -> Met:
+        asked.append(factor)
+        known[factor] = Met(scaled("width", factor, DETECTOR), 2 + 4 * factor + factor**2, "")
+        return known[factor]
+
+    for budget_ms in (6.0, 5.0, 4.0, 5.02):
+        found = closest_factor(met, budget_ms, dict(known))
+        assert found.measured_ms == pytest.approx(budget_ms, rel=0.01)
+    assert len(set(asked)) == len(asked) <= 8
+
+
 def test_random_networks_fill_a_budget_and_differ(recipe: Recipe) -> None:
     space = recipe.space.load()
     model = recipe.detectors(3).costs(madds)

@@ -1,6 +1,7 @@
 """Which networks meet a latency, by measurement? (scaled by one factor, of scores, or drawn)"""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -8,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from adapt.cost.expectation import CostModel
-from adapt.detector.retinanet import RetinaNetConfig
+from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
@@ -59,9 +60,9 @@ class LatencyBudget:
             raise AdaptError(f"{option} must be like 75% (of the source) or 12ms, got {text!r}")
         return cls(amount, relative)
 
-    def in_ms(self, source_ms: Callable[[], float]) -> float:
-        """Return it in milliseconds; the source is measured only where it is a share."""
-        return self.amount / 100 * source_ms() if self.relative else self.amount
+    def in_ms(self, source_ms: float) -> float:
+        """Return it in milliseconds, of a source that takes ``source_ms``."""
+        return self.amount / 100 * source_ms if self.relative else self.amount
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,22 @@ class BudgetMeter:
         recipe: The recipe: input size, detector, device, space.
         classes: Object classes of its data.
         progress: Told after every measurement.
+        source_ms: Latency of the source's detector, if it was measured before.
     """
 
-    def __init__(self, recipe: Recipe, classes: int, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        classes: int,
+        progress: Progress = silent,
+        source_ms: float | None = None,
+    ) -> None:
         self._recipe, self._classes, self._progress = recipe, classes, progress
         self._stack, self._known = ExitStack(), dict[str, tuple[float, bool]]()
+        self._scaled = defaultdict[str, dict[float, Met]](dict)  # by factor
+        self._source = scaled("source", 0, recipe.detector)
+        if source_ms is not None:
+            self._known[self._key(self._source)] = source_ms, False
 
     def __enter__(self) -> Self:
         self._workers = self._stack.enter_context(Workers(as_certified(self._recipe, None)))
@@ -101,11 +113,11 @@ class BudgetMeter:
 
     def measure(self, sized: Sized) -> tuple[float, bool]:
         """Return the latency of a detector in ms, and whether the machine was slow meanwhile."""
-        config = replace(self._recipe, detector=sized.detector).detector_config(self._classes)
-        subject = WholeDetector(sized.architecture, config, self._recipe.input.fixed())
-        key = f"{sized.architecture.hash} {config}"
+        key = self._key(sized)
         if key not in self._known:
-            name, fix = "a detector of the study", "free memory"
+            config = self._config(sized)
+            subject = WholeDetector(sized.architecture, config, self._recipe.input.fixed())
+            name, fix = f"{sized.architecture}", "free memory"
 
             def measured() -> Latency:
                 return self._workers.latencies([subject], name=name, fix=fix)[0]
@@ -114,9 +126,15 @@ class BudgetMeter:
             self._progress(len(self._known), len(self._known), f"{self._known[key][0]:.4g} ms")
         return self._known[key]
 
+    def _config(self, sized: Sized) -> DetectorConfig:
+        return replace(self._recipe, detector=sized.detector).detector_config(self._classes)
+
+    def _key(self, sized: Sized) -> str:
+        return f"{sized.architecture.hash} {self._config(sized)}"
+
     def source_ms(self) -> float:
         """Return the latency of the source's detector in ms."""
-        return self.measure(scaled("source", 0, self._recipe.detector))[0]
+        return self.measure(self._source)[0]
 
     def budget_ms(self, text: str) -> float:
         """Return a budget in ms: ``12ms``, or ``75%`` of the source's measured latency.
@@ -124,16 +142,22 @@ class BudgetMeter:
         Raises:
             AdaptError: If the text has another form.
         """
-        return LatencyBudget.parse(text).in_ms(self.source_ms)
+        budget = LatencyBudget.parse(text)
+        return budget.in_ms(self.source_ms()) if budget.relative else budget.amount
 
     def by_factor(self, rule: str, detector: RetinaNetConfig, budget_ms: float) -> Met:
-        """Return the source scaled by the factor whose latency is closest to the budget."""
+        """Return the source scaled by the factor whose latency is closest to the budget.
+
+        What was measured on the way to another budget tells where to look for it.
+        """
+        known = self._scaled[f"{rule} {detector}"]
 
         def met(factor: float) -> Met:
             sized = scaled(rule, factor, detector)
-            return Met(sized, self.measure(sized)[0], f"factor {factor:.3f}")
+            known[factor] = Met(sized, self.measure(sized)[0], f"factor {factor:.3f}")
+            return known[factor]
 
-        return closest_factor(met, budget_ms)
+        return closest_factor(met, budget_ms, dict(known))
 
     def by_scores(
         self, deriver: Deriver, detector: RetinaNetConfig, space: SearchSpace, budget_ms: float
@@ -178,25 +202,36 @@ class BudgetMeter:
         return min(drawn, key=lambda met: abs(met.measured_ms - budget_ms))
 
 
-def closest_factor(met: Callable[[float], Met], budget_ms: float) -> Met:
+def closest_factor(
+    met: Callable[[float], Met], budget_ms: float, known: Mapping[float, Met] | None = None
+) -> Met:
     """Return the network whose latency is closest to a budget, by secants within a bracket.
 
     Args:
         met: Measures the network of a factor; slower for larger ones.
         budget_ms: The latency to meet.
+        known: Networks that were measured before, by factor.
     """
-    low, high = FACTORS
-    factor, tried = 1.0, [(0.0, 0.0)]  # the source may be measured already; nothing takes no time
-    found: list[Met] = []
+    found = dict(known or {})
     for _ in range(MEASUREMENTS):
-        found.append(met(factor))
-        measured_ms = found[-1].measured_ms
-        if abs(measured_ms / budget_ms - 1) <= CLOSE:
+        closest = min(
+            found.values(), key=lambda one: abs(one.measured_ms - budget_ms), default=None
+        )
+        if closest and abs(closest.measured_ms / budget_ms - 1) <= CLOSE:
             break
-        low, high = (low, factor) if measured_ms > budget_ms else (factor, high)
-        tried.append((factor, measured_ms))
-        factor = _crossing(tried, budget_ms, low, high)
-    return min(found, key=lambda one: abs(one.measured_ms - budget_ms))
+        factor = _next_factor({of: one.measured_ms for of, one in found.items()}, budget_ms)
+        found[factor] = met(factor)
+    return min(found.values(), key=lambda one: abs(one.measured_ms - budget_ms))
+
+
+def _next_factor(measured_ms: Mapping[float, float], budget_ms: float) -> float:
+    """Return the factor to try next."""
+    if not measured_ms:
+        return 1.0  # the source may be measured already
+    low = max((factor for factor, ms in measured_ms.items() if ms <= budget_ms), default=FACTORS[0])
+    above = [factor for factor, ms in measured_ms.items() if ms > budget_ms and factor > low]
+    points = [(0.0, 0.0), *measured_ms.items()]  # nothing takes no time
+    return _crossing(points, budget_ms, low, min(above, default=FACTORS[1]))
 
 
 def _crossing(

@@ -5,7 +5,7 @@ correct the prediction by the measurement, and repeat. The latency is the minimu
 rounds, as in the cost table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,12 +33,14 @@ class Round:
 
     Attributes:
         network: What was measured.
+        target_ms: The latency that was to be met, by this network or another.
         aimed_ms: Predicted latency that the network had to stay within.
         measured_ms: Minimum latency.
         drifted: Whether the machine was slow in most rounds, each time it was tried.
     """
 
     network: Derived
+    target_ms: float
     aimed_ms: float
     measured_ms: float
     drifted: bool = False
@@ -55,8 +57,8 @@ class Approach:
     Attributes:
         deriver: Finds the best network of a budget, in ms as the table's certificate corrects them.
         target_ms: The latency to meet.
-        rounds: What was measured so far. A network is measured twice if it did not fit and the
-            machine was slow.
+        rounds: What was measured so far, on the way to other targets too. A network is measured
+            twice if it did not fit and the machine was slow.
         outcome: How it ended, as a sentence.
     """
 
@@ -111,15 +113,17 @@ class Approach:
             measure: Returns latency in milliseconds, and whether the machine was slow meanwhile.
             limit: Most measurements.
         """
+        last = len(self.rounds) + limit
         while not self.met:
             network = self.next_network()
             if network is None:
                 self.outcome = self._why_no_closer()
                 return
-            if len(self.rounds) == limit:
+            if len(self.rounds) == last:
                 self.outcome = f"not closer after {limit} measurements"
                 return
-            self.rounds.append(Round(network, self.aimed_ms(), *measure(network)))
+            aimed_ms = self.aimed_ms()
+            self.rounds.append(Round(network, self.target_ms, aimed_ms, *measure(network)))
         self.outcome = f"within {TOLERANCE:.0%} below the target"
 
     def next_network(self) -> Derived | None:
@@ -172,56 +176,80 @@ class Approach:
 
 def derive_verified(
     files: SearchFiles,
-    out: Path,
-    budget: Budget | None,
+    budgets: Mapping[Path, Budget | None],
     *,
     limit: int = MEASUREMENTS,
     how: Measurement | None = None,
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Write the best network whose measured latency is within a budget to ``out``.
+) -> list[dict[str, Any]]:
+    """Write the best networks whose measured latencies are within budgets.
+
+    What was measured on the way to one budget tells where to look for the next.
 
     Args:
         files: The search, and the cost table of this machine.
-        out: Architecture file to write.
-        budget: The latency to meet, in milliseconds.
-        limit: Most networks to measure.
+        budgets: The latency to meet, in milliseconds, by the architecture file to write.
+        limit: Most networks to measure, of each budget.
         how: How to measure; as the table's certificate was if None.
         progress: Told after every measurement.
 
     Returns:
-        The network, its costs, how close it is, why no closer, and all measured rounds.
+        Of each budget the network, its costs, how close it is, why no closer, and all measured
+        rounds.
 
     Raises:
-        AdaptError: If the budget is not in milliseconds, the table was measured elsewhere, or no
-            network was measured to fit.
+        AdaptError: If a budget is not in milliseconds, the table was measured elsewhere, or no
+            network was measured to fit; networks of earlier budgets are written.
+    """
+    known: list[Round] = []
+    found = []
+    in_ms = {out: _in_ms(budget) for out, budget in budgets.items()}
+    for out in budgets:
+        make_folder(out.parent)  # before minutes of measurements, not after
+    with ExitStack() as stack:
+        search = stack.enter_context(files.open())
+        search.deriver("ms")  # raises an error that names a table that is missing
+        how = how or as_certified(search.recipe, files.costs)
+        stopwatch = stack.enter_context(Stopwatch(search, how))
+        for out, budget in in_ms.items():
+            approach = approached(search, budget, stopwatch, limit, progress, known)
+            found.append(_written(approach, budget, search, stopwatch, out))
+            known = approach.rounds
+    return found
+
+
+def _in_ms(budget: Budget | None) -> Budget:
+    """Return a budget that can be measured.
+
+    Raises:
+        AdaptError: If it is none.
     """
     if budget is None or budget.unit != "ms":
         raise AdaptError(
             "--verify measures latency and needs a budget in milliseconds, got "
             f"{budget or 'none'}; pass one such as --budget 4.0ms"
         )
-    make_folder(out.parent)  # before minutes of measurements, not after
-    with ExitStack() as stack:
-        search = stack.enter_context(files.open())
-        search.deriver("ms")  # raises an error that names a table that is missing
-        how = how or as_certified(search.recipe, files.costs)
-        stopwatch = stack.enter_context(Stopwatch(search, how))
-        approach = approached(search, budget, stopwatch, limit, progress)
-        best = approach.best
-        assert best is not None
-        architecture = search.network(best.network.choices)
-        costs = {**search.costs(architecture), "measured_ms": best.measured_ms}
-        rounds = _rows(approach, search)
-        architecture.save(
-            out,
-            rule=f"budget {budget}, verified",
-            budget=asdict(budget),
-            search=search.identity,
-            costs=costs,
-            measured_on=asdict(stopwatch.conditions),
-            rounds=rounds,
-        )
+    return budget
+
+
+def _written(
+    approach: Approach, budget: Budget, search: FinishedSearch, stopwatch: Stopwatch, out: Path
+) -> dict[str, Any]:
+    """Write the network that an approach ended with, and describe it."""
+    best = approach.best
+    assert best is not None
+    architecture = search.network(best.network.choices)
+    costs = {**search.costs(architecture), "measured_ms": best.measured_ms}
+    rounds = _rows(approach, search)
+    architecture.save(
+        out,
+        rule=f"budget {budget}, verified",
+        budget=asdict(budget),
+        search=search.identity,
+        costs=costs,
+        measured_on=asdict(stopwatch.conditions),
+        rounds=rounds,
+    )
     closeness = {"below_target": approach.below, "outcome": approach.outcome, "rounds": rounds}
     return {"architecture": str(out), "network": str(architecture), **costs, **closeness}
 
@@ -232,6 +260,7 @@ def approached(
     stopwatch: Stopwatch,
     limit: int = MEASUREMENTS,
     progress: Progress = silent,
+    known: Sequence[Round] = (),
 ) -> Approach:
     """Measure networks of a search on the way to a budget in milliseconds.
 
@@ -241,6 +270,7 @@ def approached(
         stopwatch: Measures networks.
         limit: Most measurements.
         progress: Told after every measurement.
+        known: What was measured on the way to other budgets.
 
     Returns:
         What was measured, with a best network.
@@ -248,11 +278,12 @@ def approached(
     Raises:
         AdaptError: If no network was measured to fit.
     """
-    approach = Approach(search.deriver("ms"), budget.amount)
+    approach = Approach(search.deriver("ms"), budget.amount, list(known))
 
     def measure(network: Derived) -> tuple[float, bool]:
         latency_ms, drifted = stopwatch.measure_one(search.network(network.choices))
-        progress(len(approach.rounds) + 1, limit, f"{latency_ms:.4g} ms")
+        done = len(approach.rounds) - len(known) + 1
+        progress(done, limit, f"{latency_ms:.4g} of {budget.amount:.4g} ms")
         return latency_ms, drifted
 
     approach.run(measure, limit)
@@ -277,7 +308,7 @@ def _rows(approach: Approach, search: FinishedSearch) -> list[dict[str, Any]]:
     return [
         {
             "network": search.network(r.network.choices).hash,
-            "target_ms": approach.target_ms,
+            "target_ms": r.target_ms,
             "aimed_ms": r.aimed_ms,
             "corrected_ms": r.network.cost,
             "measured_ms": r.measured_ms,

@@ -131,7 +131,7 @@ def _one(files: "SearchFiles", out: Path, networks: DeriveOptions) -> dict[str, 
     if not networks.verify:
         return derive(files, out, budget)
     with console_stage("verify") as progress:
-        return derive_verified(files, out, budget, progress=progress)
+        return derive_verified(files, {out: budget}, progress=progress)[0]
 
 
 def _front(files: "SearchFiles", out: Path, networks: DeriveOptions) -> dict[str, Any]:

@@ -99,9 +99,10 @@ def demo_command(
     from bench.latency.provenance import usable_cores
     from bench.pipeline.run import Costs
 
-    with console_stage("generate data") as progress:
-        generate(out / "data", test=DEMO_TEST, progress=progress)
     demo = start.apply(RecipeOptions("demo", out / "data").load())
+    size = demo.input.fixed()
+    with console_stage("generate data") as progress:
+        generate(out / "data", test=DEMO_TEST, size=(size.height, size.width), progress=progress)
     front = FrontOptions(DEMO_BUDGETS, scaled=True, at_once=usable_cores())
     costs = Costs(grid=DEMO_GRID, detectors=DEMO_DETECTORS)
     _show_run(_run(demo, out, None, costs, front), as_json=as_json)

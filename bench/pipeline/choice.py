@@ -1,6 +1,6 @@
 """Which networks does a run train? (derived ones, scaled ones beside them, and the source)"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from adapt.artifacts import check_header, content_hash, header, read_json, write
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
 from adapt.progress import Progress
-from bench.acceptance.meet import TOLERANCE, BudgetMeter, LatencyBudget
+from bench.acceptance.meet import TOLERANCE, BudgetMeter, LatencyBudget, Met
 from bench.acceptance.stopwatch import check_conditions
 from bench.acceptance.verify import derive_verified
 from bench.costs.recipe_table import recipe_backend
@@ -115,15 +115,17 @@ class Choice:
         if not self.front.budgets:
             return [self._network(DERIVED, DERIVED, self._derive())]
         source_ms = self._source_ms()
-        found = []
-        for text in self.front.budgets:
-            of, budget_ms = short(text), LatencyBudget.parse(text).in_ms(source_ms)
-            path = self._derive_within(of, Budget("ms", budget_ms))
-            found.append(self._network(f"{DERIVED}-{of}", DERIVED, path))
-            if self.front.scaled:
-                path = self._scale_to(of, budget_ms)
-                found.append(self._network(f"{SCALED}-{of}", SCALED, path))
-        return found
+        budgets_ms = {
+            short(text): LatencyBudget.parse(text).in_ms(source_ms) for text in self.front.budgets
+        }
+        families = {DERIVED: self._derive_within(budgets_ms)}
+        if self.front.scaled:
+            families[SCALED] = self._scale_to(budgets_ms, source_ms)
+        return [
+            self._network(f"{family}-{of}", family, paths[of])
+            for of in budgets_ms
+            for family, paths in families.items()
+        ]
 
     def _network(self, name: str, family: str, path: Path) -> Network:
         rule = read_json(path, "architecture").get("rule", "unknown")
@@ -136,7 +138,7 @@ class Choice:
 
         def work(progress: Progress) -> None:
             if budget and budget.unit == "ms" and self._is_measured_here():
-                derive_verified(self.files, path, budget, progress=progress)
+                derive_verified(self.files, {path: budget}, progress=progress)
             else:
                 derive(self.files, path, budget)
 
@@ -156,48 +158,71 @@ class Choice:
             return False
         return True
 
-    def _derive_within(self, of: str, budget: Budget) -> Path:
-        path = self.folder / f"arch-{of}.json"
+    def _derive_within(self, budgets_ms: Mapping[str, float]) -> dict[str, Path]:
+        budgets = {
+            self._task("derive", of, [self._searched_from, ms], f"arch-{of}"): Budget("ms", ms)
+            for of, ms in budgets_ms.items()
+        }
 
-        def work(progress: Progress) -> None:
-            derive_verified(self.files, path, budget, progress=progress)
+        def work(left: Sequence[Task], progress: Progress) -> None:
+            files = {task.file: budgets[task] for task in left}
+            derive_verified(self.files, files, progress=progress)
 
-        key = content_hash([self._searched_from, budget.amount])
-        return self.stages.once(Task(f"derive {of}", key, path, self.folder), work)
+        return self._together("derive", list(budgets), budgets_ms, work)
 
-    def _scale_to(self, of: str, budget_ms: float) -> Path:
-        path = self.folder / f"{SCALED}-{of}.json"
+    def _scale_to(self, budgets_ms: Mapping[str, float], source_ms: float) -> dict[str, Path]:
+        targets = {
+            self._task("scale", of, [self._measured, ms], f"{SCALED}-{of}"): ms
+            for of, ms in budgets_ms.items()
+        }
 
-        def work(progress: Progress) -> None:
-            with BudgetMeter(self.recipe, self.recipe.num_classes(), progress) as meter:
-                met = meter.by_factor("width", self.recipe.detector, budget_ms)
-            if abs(off := met.measured_ms / budget_ms - 1) > TOLERANCE:
-                self.session.warn(
-                    f"the closest scaled source takes {met.measured_ms:.4g} ms, {off:+.1%} of the "
-                    f"{budget_ms:.4g} ms to meet"
-                )
-            rule = f"width of all blocks, {met.how}"
-            costs = {"measured_ms": met.measured_ms}
-            met.sized.architecture.save(path, rule=rule, costs=costs)
+        def work(left: Sequence[Task], progress: Progress) -> None:
+            with self._meter(progress, source_ms) as meter:
+                for task in left:
+                    met = meter.by_factor("width", self.recipe.detector, targets[task])
+                    self._check_met(met, targets[task])
+                    rule = f"width of all blocks, {met.how}"
+                    costs = {"measured_ms": met.measured_ms}
+                    met.sized.architecture.save(task.file, rule=rule, costs=costs)
 
-        key = content_hash([self._measured, budget_ms])
-        return self.stages.once(Task(f"scale {of}", key, path, self.folder), work)
+        return self._together("scale", list(targets), budgets_ms, work)
 
-    def _source_ms(self) -> Callable[[], float]:
-        """Return what tells the latency of the source, which is measured once for all budgets."""
+    def _task(self, stage: str, of: str, inputs: list[object], file: str) -> Task:
+        path = self.folder / f"{file}.json"
+        return Task(f"{stage} {of}", content_hash(inputs), path, self.folder)
+
+    def _together(
+        self,
+        title: str,
+        tasks: Sequence[Task],
+        budgets_ms: Mapping[str, float],
+        work: Callable[[Sequence[Task], Progress], None],
+    ) -> dict[str, Path]:
+        """Return the file of every budget."""
+        return dict(zip(budgets_ms, self.stages.together(title, tasks, work), strict=True))
+
+    def _check_met(self, met: Met, budget_ms: float) -> None:
+        if abs(off := met.measured_ms / budget_ms - 1) > TOLERANCE:
+            self.session.warn(
+                f"the closest scaled source takes {met.measured_ms:.4g} ms, {off:+.1%} of the "
+                f"{budget_ms:.4g} ms to meet"
+            )
+
+    def _source_ms(self) -> float:
+        """Return the latency of the source, which is measured once for all budgets."""
         path = self.folder / "source.latency.json"
 
         def work(progress: Progress) -> None:
-            with BudgetMeter(self.recipe, self.recipe.num_classes(), progress) as meter:
+            with self._meter(progress) as meter:
                 write_json(path, header("source-latency", min_ms=meter.source_ms()))
 
-        def source_ms() -> float:
-            key = content_hash(self._measured)
-            self.stages.once(Task("measure source", key, path, self.folder), work)
-            content = check_header(read_json(path, "latency"), "source-latency", path)
-            return float(content["min_ms"])
+        task = Task("measure source", content_hash(self._measured), path, self.folder)
+        measured = self.stages.once(task, work)
+        content = check_header(read_json(measured, "latency"), "source-latency", measured)
+        return float(content["min_ms"])
 
-        return source_ms
+    def _meter(self, progress: Progress, source_ms: float | None = None) -> BudgetMeter:
+        return BudgetMeter(self.recipe, self.recipe.num_classes(), progress, source_ms)
 
     @property
     def _searched_from(self) -> str:
