@@ -264,9 +264,13 @@ def finetune_command(
     ],
     training: TrainingOptions,
     start: StartOptions,
-    trained: Annotated[
+    start_from: Annotated[
         Path | None,
         typer.Option("--from", help="Trained detector to start from: its pyramid and heads too."),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", help="Trained detector whose pyramid is imitated."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Detector file to write.")] = None,
     dry_run: DryRunOpt = False,
@@ -281,6 +285,7 @@ def finetune_command(
     """
     from adapt.detector.file import read_detector_info
     from search.train.finetune import resolve_architecture, run_finetune
+    from search.train.teacher import TrainedFiles
 
     recipe = training.apply(start.apply(recipe_options.load()), "finetune")
     architecture = resolve_architecture(arch, recipe)
@@ -292,6 +297,7 @@ def finetune_command(
     with training.session("finetune") as session:
         tell_doubts(recipe, train, heard=session.world.is_main)
         tell_untaught(recipe, train, heard=session.world.is_main)
+        trained = TrainedFiles(start_from, teacher)
         run_finetune(recipe, architecture, train, path, session, trained)
     if session.world.is_main:
         _, content = read_detector_info(path)

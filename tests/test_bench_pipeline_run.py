@@ -135,6 +135,9 @@ def test_scores_need_a_start_a_budget_and_images_that_are_not_reported(
     by_scores = for_latency.with_search(choice="scores")
     with pytest.raises(AdaptError, match=r"set finetune\.shared_epochs"):
         run(by_scores, tmp_path / "out")
+    taught = for_latency.changed({"finetune": {"teacher_weight": 6}}, "the test")
+    with pytest.raises(AdaptError, match=r"teacher_weight is 6, .*; set finetune\.shared_epochs"):
+        run(taught, tmp_path / "out")
     shared = {"finetune": {"shared_epochs": 1}}
     with pytest.raises(AdaptError, match=r"set search\.target, or pass --budgets"):
         run(by_scores.with_search(target="").changed(shared, "the test"), tmp_path / "out")
@@ -251,7 +254,7 @@ def test_a_file_that_loses_too_much_stops_the_run_and_is_left_for_study(
     monkeypatch.setattr("bench.acceptance.ap_gate.Gate.ap", lambda *_: next(aps))
     changes = {
         "search": {"choice": "scores", "cost": "madds", "target": "1G"},
-        "finetune": {"shared_epochs": 1},
+        "finetune": {"shared_epochs": 1, "teacher_weight": 6},
     }
     recipe = for_latency.with_device(precision="fp16").changed(changes, "the test")
     with pytest.raises(
@@ -262,7 +265,8 @@ def test_a_file_that_loses_too_much_stops_the_run_and_is_left_for_study(
     assert not (folder / "madds/ort-cpu-fp16-1/derived.onnx").exists()
     for name in ("derived", "source"):  # both start from what all networks share
         _, described = read_detector_info(folder / f"madds/{name}.safetensors")
-        assert described["start_sha256"] == file_hash(folder / "madds/start.safetensors")
+        start = file_hash(folder / "madds/start.safetensors")
+        assert (described["start_sha256"], described["teacher_sha256"]) == (start, start)
     assert not (folder / "madds/search").exists()  # scores of the start need none
     assert read_json(folder / "madds/scores.json", "scores")["certificate"]["tau"] is not None
 

@@ -11,6 +11,7 @@ from conftest import recipe_of
 from adapt.architecture import mobilenet_v2
 from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
+from adapt.detector.file import read_detector_info
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import AdaptError
 from bench.acceptance.meet import Met, closest_factor
@@ -247,3 +248,24 @@ def test_a_study_trains_reports_and_repeats_nothing(recipe: Recipe, tmp_path: Pa
     files = write_study(tmp_path, result)
     assert all(file.stat().st_size for file in files)
     assert files[1].read_text().count("\n") == 1 + 2
+
+
+def test_arms_share_a_teacher_whose_seconds_count(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, device=replace(recipe.device, rounds=1))
+    arms = [
+        Arm(
+            "width",
+            name=f"weight {weight}",
+            factor=0.1,
+            recipe={"finetune": {"teacher_weight": weight}},
+        )
+        for weight in (0, 2, 6)
+    ]
+    result = StudyRun(Study(tuple(arms), seeds=1), recipe, tmp_path).execute()
+    alone, *both = (arm.search_seconds[0] for arm in result.arms)
+    assert alone == 0
+    assert both[0] == both[1] > 0
+    (teacher,) = (tmp_path / "searches").glob("*/teacher-*.safetensors")
+    assert read_detector_info(teacher)[0].architecture == mobilenet_v2()
+    again = StudyRun(Study(tuple(arms), seeds=1), recipe, tmp_path).execute()
+    assert again.to_dict() == result.to_dict()

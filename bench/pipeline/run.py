@@ -129,6 +129,12 @@ class Run:
         validation_split(self.recipe, self.train)
         if self.by_scores:
             self._check_scores()
+        if self.recipe.finetune.teacher_weight and not self.recipe.finetune.shared_epochs:
+            raise AdaptError(
+                f"finetune.teacher_weight is {self.recipe.finetune.teacher_weight:g}, and the "
+                "teacher of a run is the source that all networks start from; set "
+                "finetune.shared_epochs"
+            )
         if self.target.gated:
             check_has_boxes(self._known(self.recipe.data.val))
         if self.costs.table and not self.for_latency:

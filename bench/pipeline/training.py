@@ -14,6 +14,7 @@ from bench.pipeline.stages import Stages, Task
 from search.recipe.recipe import Recipe
 from search.train.finetune import run_finetune
 from search.train.session import Session
+from search.train.teacher import TrainedFiles
 from search.train.validation import validation_split
 
 
@@ -37,6 +38,12 @@ class FinetuneJob:
     limit_steps: int | None
     start: Path | None = None
 
+    @property
+    def trained(self) -> TrainedFiles:
+        """What it starts from, which is its teacher too if the recipe asks for one."""
+        taught = self.recipe.finetune.teacher_weight > 0
+        return TrainedFiles(self.start, self.start if taught else None)
+
     def key(self) -> str:
         """Return the hash of everything that the detector depends on."""
         recipe, train = self.recipe, self.recipe.split(self.recipe.data.train)
@@ -58,7 +65,7 @@ def finetune(job: FinetuneJob, progress: Progress, warn: Callable[[str], object]
     session = Session(
         progress=progress, warn=warn, limit_steps=job.limit_steps, provenance=provenance
     )
-    run_finetune(job.recipe, job.architecture, train, job.path, session, job.start)
+    run_finetune(job.recipe, job.architecture, train, job.path, session, job.trained)
 
 
 def finetune_all(
@@ -111,7 +118,9 @@ def shared_start(recipe: Recipe, source: Network, stages: Stages, session: Sessi
     epochs = recipe.finetune.shared_epochs
     if not epochs:
         return None
-    recipe = recipe.changed({"finetune": {"epochs": epochs, "shared_epochs": 0}}, "shared_epochs")
+    recipe = recipe.changed(
+        {"finetune": {"epochs": epochs, "shared_epochs": 0, "teacher_weight": 0}}, "shared_epochs"
+    )
     path = source.folder / "start.safetensors"
     job = FinetuneJob("start", recipe, source.architecture, path, session.limit_steps)
     task = Task("finetune start", job.key(), path, source.folder)

@@ -128,7 +128,9 @@ class Chooser:
             met = meter.by_factor(arm.network, detector, self._budget_ms(meter))
             return Chosen(met.sized, met.measured_ms, met.how)
 
-        return self._once(arm.label, find, arm.network, detector.to_dict())  # for all seeds
+        # One for all seeds, and for all arms that scale the same detector.
+        name = arm.network if detector == self.base.detector else arm.label
+        return self._once(name, find, arm.network, detector.to_dict())
 
     def _drawn(self, arm: Arm, seed: int, number: int, meter: BudgetMeter) -> Chosen:
         recipe = self.divided(arm, seed)

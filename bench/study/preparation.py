@@ -26,6 +26,7 @@ from search.train.finetune import run_finetune
 from search.train.session import Session
 
 CANDIDATES = 4  # of random-best-of-k
+TEACHING = ("scores", "teacher")  # rules that train the source
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Preparation:
 
     Attributes:
         name: Name in messages, and of its folder.
-        rule: ``softmax`` or ``scores``.
+        rule: ``softmax``, ``scores``, or ``teacher``, which is the source alone, trained as the
+            recipe says.
         recipe: How and on which images.
         folder: Folder of its files.
         costs: Cost table, of a search for latency.
@@ -56,13 +58,24 @@ class Preparation:
         """What choices cost in loss, of a teacher."""
         return self.folder / "scores.json"
 
+    @property
+    def teacher(self) -> Path:
+        """The trained source; that of another recipe has another name."""
+        return self.folder / f"teacher-{self.key()}.safetensors"
+
+    @property
+    def teaching(self) -> Recipe:
+        """How the source is trained: without a teacher of its own."""
+        return self.recipe.changed({"finetune": {"teacher_weight": 0}}, "teacher")
+
     def key(self) -> str:
         """Return the hash of everything that it depends on."""
         train = self.recipe.split(self.recipe.data.train)
-        if self.rule == "scores":
+        if self.rule in TEACHING:
             val = self.recipe.split(self.recipe.data.val)
             images = [file_hash(split.annotations) for split in (train, val)]
-            return content_hash([self.recipe.finetune_hash, self.recipe.space.load().hash, *images])
+            scored = [self.recipe.space.load().hash] if self.rule == "scores" else []
+            return content_hash([self.teaching.finetune_hash, *scored, *images])
         cost = search_cost(self.recipe, train, self.costs)
         return content_hash([self.recipe.search_hash, cost.provenance])
 
@@ -87,14 +100,19 @@ class Preparation:
 def prepare(
     job: Preparation, progress: Progress = silent, warn: Callable[[str], object] = ignore
 ) -> None:
-    """Search or score, and record the seconds; a stopped training continues.
+    """Search, score or train a teacher, and record the seconds; a stopped training continues.
 
     Raises:
         AdaptError: If the cost table does not fit, or the loss diverges.
     """
     start = time.perf_counter()
-    work = _score if job.rule == "scores" else _search
-    work(job, Session(progress=progress, warn=warn))
+    session = Session(progress=progress, warn=warn)
+    if job.rule in TEACHING:
+        _teach(job, session)
+    if job.rule == "softmax":
+        _search(job, session)
+    elif job.rule == "scores":
+        run_score(job.recipe, job.teacher, job.scores, progress=progress)
     seconds = round(time.perf_counter() - start, 1)
     content = header("study-search", key=job.key(), seconds=seconds)
     write_json(job.folder / "search.json", content)
@@ -108,14 +126,11 @@ def _search(job: Preparation, session: Session) -> None:
     run_search(recipe, train, cost.model, job.folder, session)
 
 
-def _score(job: Preparation, session: Session) -> None:
-    """Train the source as all trials are trained, and score the choices of the space by it."""
-    recipe = job.recipe
-    train = recipe.split(recipe.data.train)
-    teacher = job.folder / f"teacher-{job.key()}.safetensors"  # of another recipe is another one
-    if not teacher.is_file():
-        run_finetune(recipe, mobilenet_v2(), train, teacher, session)
-    run_score(recipe, teacher, job.scores, progress=session.progress)
+def _teach(job: Preparation, session: Session) -> None:
+    """Train the source as all trials are trained."""
+    if not job.teacher.is_file():
+        train = job.recipe.split(job.recipe.data.train)
+        run_finetune(job.teaching, mobilenet_v2(), train, job.teacher, session)
 
 
 def candidate_epochs(recipe: Recipe) -> int:
@@ -137,4 +152,4 @@ def candidate_trial(trial: Trial, number: int) -> Trial:
         trial.arm,
     )
     name = f"{trial.arm} candidate {number}"
-    return Trial(name, trial.seed, recipe, trial.architecture, trial.folder)
+    return replace(trial, arm=name, recipe=recipe)

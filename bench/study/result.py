@@ -26,7 +26,8 @@ class ArmResult:
         latency_ms: Latency by seed; empty if it was not measured.
         madds: Multiply-adds by seed, of the whole detector.
         seconds: Seconds of training by seed, on a machine that trains others beside.
-        search_seconds: Seconds of training by seed until its network was chosen.
+        search_seconds: Seconds of training by seed until its network was chosen, and of its
+            teacher's training.
         off_budget: Largest share, with its sign, by which a latency differs from what it had to be;
             0 without a budget or latencies.
         dropped_after: Seeds after which it was dropped by the rule of the study; None if not.

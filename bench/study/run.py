@@ -5,7 +5,7 @@ after the trainings.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adapt.artifacts import make_folder
@@ -17,6 +17,7 @@ from bench.study.chosen import Chosen, Networks
 from bench.study.division import divided_anew
 from bench.study.execution import Execution
 from bench.study.latency import Latencies, measure_latencies
+from bench.study.preparation import Preparation, prepare
 from bench.study.result import StudyResult, collected
 from bench.study.spec import Arm, Study
 from bench.study.trial import Trial, run_trial
@@ -55,6 +56,7 @@ class StudyRun:
             )
         if why_not := Target(self._base).why_not_here():
             raise AdaptError(f"a study measures and evaluates deployed detectors: {why_not}")
+        self._teach()
         chosen = Chooser(
             self.study, self._base, self.out, self.how, self.seeds, self.trial, self.divided
         ).all()
@@ -66,6 +68,7 @@ class StudyRun:
                 dropped[arm.label] = seeds[-1] + 1
         trials = [self._trial(arm, seed, chosen) for arm in self.study.arms for seed in self.seeds]
         latencies = self._latencies(trials)
+        chosen = {place: self._with_teaching(*place, one) for place, one in chosen.items()}
         return collected(self.study, self.recipe, trials, chosen, latencies, dropped)
 
     @property
@@ -94,7 +97,33 @@ class StudyRun:
         """Return the training of an arm's network."""
         changes = network.sized.changes()
         recipe = self.divided(arm, seed).changed(changes, f"arm {arm.label!r}")
-        return Trial(arm.label, seed, recipe, network.sized.architecture, self.out / "trials")
+        job, folder = self._teaching(arm, seed), self.out / "trials"
+        teacher = job.teacher if job else None
+        return Trial(arm.label, seed, recipe, network.sized.architecture, folder, teacher)
+
+    def _teaching(self, arm: Arm, seed: int) -> Preparation | None:
+        """Return the training of an arm's teacher, if it has one; equal arms share it."""
+        recipe = self.divided(arm, seed)
+        if not recipe.finetune.teacher_weight:
+            return None
+        job = Preparation(f"teacher seed{seed}", "teacher", recipe, self.out, None)
+        return replace(job, folder=self.out / "searches" / f"teacher-seed{seed}-{job.key()}")
+
+    def _teach(self) -> None:
+        """Train the teachers of all arms and seeds."""
+        jobs = [self._teaching(arm, seed) for seed in self.seeds for arm in self.study.arms]
+        left = {job.folder: job for job in jobs if job and job.seconds() is None}
+        if left:
+            with self.how.display(f"teach {len(left)}") as progress:
+                run_jobs(list(left.values()), prepare, self.how.at_once, progress, self.how.warn)
+
+    def _with_teaching(self, label: str, seed: int, network: Chosen) -> Chosen:
+        """Return what was chosen for an arm; the seconds of its teacher count as its own."""
+        (arm,) = (arm for arm in self.study.arms if arm.label == label)
+        job = self._teaching(arm, seed)
+        return (
+            replace(network, seconds=network.seconds + (job.seconds() or 0.0)) if job else network
+        )
 
     def _trial(self, arm: Arm, seed: int, chosen: Networks) -> Trial:
         return self.trial(arm, seed, chosen[arm.label, seed])

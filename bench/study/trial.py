@@ -16,6 +16,7 @@ from bench.study.spec import file_name
 from search.recipe.recipe import Recipe
 from search.train.finetune import run_finetune
 from search.train.session import Session
+from search.train.teacher import TrainedFiles
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Trial:
         recipe: How it is trained, on which images, and where it is deployed.
         architecture: The backbone.
         folder: Folder of its files.
+        teacher: The trained detector that it imitates, if it has a teacher.
     """
 
     arm: str
@@ -35,6 +37,7 @@ class Trial:
     recipe: Recipe
     architecture: Architecture
     folder: Path
+    teacher: Path | None = None
 
     @property
     def name(self) -> str:
@@ -63,7 +66,9 @@ class Trial:
         images = [file_hash(split.annotations) for split in splits]
         device = self.recipe.device
         deployed = [device.runtime, device.precision, device.batch]
-        return content_hash([self.recipe.finetune_hash, self.architecture.hash, *images, *deployed])
+        taught = [self.teacher.stem] if self.teacher else []  # which says what it was made from
+        of_network = [self.recipe.finetune_hash, self.architecture.hash]
+        return content_hash([*of_network, *images, *deployed, *taught])
 
     def result(self) -> dict[str, Any] | None:
         """Return the result; None if there is none yet.
@@ -100,7 +105,8 @@ def run_trial(
     recipe = trial.recipe
     train, start = recipe.split(recipe.data.train), time.perf_counter()
     session = Session(progress=progress, warn=warn)
-    run_finetune(recipe, trial.architecture, train, trial.detector, session)
+    trained = TrainedFiles(teacher=trial.teacher)
+    run_finetune(recipe, trial.architecture, train, trial.detector, session, trained)
     seconds = time.perf_counter() - start
     if trial.artifact != trial.detector:
         Target(recipe).deploy(

@@ -267,6 +267,10 @@ class FinetuneRecipe(Optimisation):
             all epochs.
         recalibrate: Training images, in whole batches, over which the BatchNorms of the weights
             that are written take their statistics anew; 0 keeps those of the training.
+        shared_epochs: Epochs of the source, of whose detector all networks of a run start; 0 starts
+            each from the pretrained backbone.
+        teacher_weight: Weight of the distance of the pyramid from a teacher's, which is one minus
+            the correlation; 0 has no teacher. In a run the teacher is what all networks start from.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -278,10 +282,12 @@ class FinetuneRecipe(Optimisation):
     patience: int = field(default=0, metadata=LATER)
     recalibrate: int = field(default=0, metadata=LATER)
     shared_epochs: int = field(default=0, metadata=LATER)
+    teacher_weight: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("val_epochs", "patience", "recalibrate", "shared_epochs"):
+        counts = ("val_epochs", "patience", "recalibrate", "shared_epochs")
+        for name in (*counts, "teacher_weight"):
             check_not_negative(name, getattr(self, name))
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")

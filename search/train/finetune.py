@@ -38,12 +38,14 @@ from search.train.plot import plot_training
 from search.train.session import Session
 from search.train.source import map_source, map_trained
 from search.train.step import Stepper, detection_losses
+from search.train.teacher import Teacher, TrainedFiles, check_teacher
 from search.train.validation import validation_split
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOSSES = ("classification", "bbox_regression")  # of torchvision's RetinaNet
+WITHOUT = TrainedFiles()
 PLOT_MINUTES = 1.0  # a long training can be watched; a short one is drawn at its end
 
 
@@ -95,11 +97,13 @@ class Finetuning:
         train: Training images.
         session: The processes that train together, and a limit of their steps.
         val: Images to validate on, if the recipe asks for it.
-        start: Trained detector to start from; the pretrained source if None.
+        trained: Trained detectors to start from and to imitate.
 
     Attributes:
         model: The detector.
         kept: What of it will be written.
+        teacher: What is imitated, if anything is.
+        summands: What the loss is the sum of.
         losses: Means of the epoch so far; of ``loss`` over all processes, else of this one.
         report: What was copied from the source; None if the recipe asks for scratch.
         schedule: How many steps there are.
@@ -115,13 +119,13 @@ class Finetuning:
         train: CocoSplit,
         session: Session,
         val: CocoSplit | None = None,
-        start: Path | None = None,
+        trained: TrainedFiles = WITHOUT,
     ) -> None:
         check_has_boxes(train)
         optimisation = recipe.finetune
         self.recipe, self.world = recipe, session.world
         self.schedule = Schedule.of_finetuning(optimisation, len(train), session.limit_steps)
-        model, self.report = initial_detector(recipe, info, train, start)
+        model, self.report = initial_detector(recipe, info, train, trained.start)
         self.model = place(model, recipe.compute, self.world).train()
         self.images = training_dataset(recipe, train)
         check_shares(optimisation, len(train), self.world)
@@ -131,7 +135,11 @@ class Finetuning:
         self.lr_schedule = build_scheduler(optimizer, optimisation, steps_per_epoch)
         clip_norm, amp = optimisation.clip_norm, recipe.compute.amp
         self.stepper = Stepper(optimizer, weights, clip_norm, amp, self.world)
-        self.losses = EpochMeans("loss", *LOSSES)
+        self.teacher = None
+        if trained.teacher:
+            self.teacher = Teacher(trained.teacher, info, recipe.compute, self.world)
+        self.summands = (*LOSSES, "teacher") if self.teacher else LOSSES
+        self.losses = EpochMeans("loss", *self.summands)
         self.kept = Kept(recipe, info, self.images, val, self.world)
 
     @property
@@ -168,10 +176,19 @@ class Finetuning:
             yield loss
 
     def _loss(self, share: float, part: Batch) -> Tensor:
-        losses = detection_losses(self.model, part, self.world.device)
-        total = torch.stack([losses[name] for name in LOSSES])
-        self.losses.add(share, **dict(zip(LOSSES, total.detach().tolist(), strict=True)))
+        losses = self._losses(part)
+        total = torch.stack([losses[name] for name in self.summands])
+        self.losses.add(share, **dict(zip(self.summands, total.detach().tolist(), strict=True)))
         return total.sum()
+
+    def _losses(self, part: Batch) -> dict[str, Tensor]:
+        """Return what is summed, each times its weight."""
+        if self.teacher is None:
+            return detection_losses(self.model, part, self.world.device)
+        with self.teacher.compared(self.model) as found:
+            losses = detection_losses(self.model, part, self.world.device)
+        (distance,) = found
+        return {**losses, "teacher": self.recipe.finetune.teacher_weight * distance}
 
     def entry(self, step: int) -> Entry:
         """Return what is worth knowing after ``step`` steps, and start the next epoch's means.
@@ -198,7 +215,7 @@ def run_finetune(
     train: CocoSplit,
     path: Path,
     session: Session | None = None,
-    start: Path | None = None,
+    trained: TrainedFiles = WITHOUT,
 ) -> Path:
     """Map the pretrained parameters, train, and write the detector to ``path``.
 
@@ -212,12 +229,11 @@ def run_finetune(
         train: Training images.
         path: The detector file to write.
         session: How it is carried out; its provenance says where the architecture comes from.
-        start: Detector file whose parameters are mapped, pyramid and heads too, instead of the
-            pretrained source's.
+        trained: Trained detectors to start from and to imitate.
 
     Raises:
-        AdaptError: If weights are missing, the loss diverges, ``start`` has other heads or classes,
-            or ``path`` has another run's checkpoint.
+        AdaptError: If weights are missing, the loss diverges, a trained detector does not fit, or
+            ``path`` has another run's checkpoint.
     """
     make_place(path)  # before hours of work, not after
     session = session or Session()
@@ -225,8 +241,9 @@ def run_finetune(
     ids = tuple(number for number in train.category_ids if number is not None)
     info = DetectorInfo(architecture, config, recipe.input, train.class_names, ids)
     val = validation_split(recipe, train)
-    training = Finetuning(recipe, info, train, session, val, start)
-    files = [split.annotations for split in (train, val) if split] + ([start] if start else [])
+    check_teacher(recipe, trained)
+    training = Finetuning(recipe, info, train, session, val, trained)
+    files = [split.annotations for split in (train, val) if split] + trained.files
     checkpoint = _checkpoint(training, info, files, path, session)
     done = checkpoint.resume(session.world)
     # Only now: of inputs that cannot be trained on there is one sentence, the error.
@@ -243,7 +260,7 @@ def run_finetune(
             copied_share=training.report.share if training.report else 0.0,
             lost_variance=training.report.lost_variance if training.report else {},
             provenance=dict(session.provenance),
-            **({"start_sha256": file_hash(start)} if start else {}),
+            **trained.hashes,
             **({"written": choice} if choice else {}),
         )
         checkpoint.path.unlink(missing_ok=True)
@@ -280,7 +297,7 @@ def _train(
 
 
 def _draw(board: "SummaryWriter", entry: Entry) -> None:
-    names = ("loss", *LOSSES, "lr", "val_ap")
+    names = ("loss", *LOSSES, "teacher", "lr", "val_ap")
     draw_scalars(board, {name: entry.get(name) for name in names}, entry["step"])
 
 

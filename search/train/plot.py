@@ -9,6 +9,13 @@ from search.train.log import read_log
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LABELS = {  # of the losses
+    "loss": "sum",
+    "classification": "classes",
+    "bbox_regression": "boxes",
+    "teacher": "teacher",
+}
+
 
 def plot_training(log: Path, path: Path) -> None:
     """Draw losses, learning rate, and the AP on held-out images where it was measured.
@@ -30,10 +37,10 @@ def plot_training(log: Path, path: Path) -> None:
     loss, *others, rate = figure.subplots(
         1, 3 if aps else 2, width_ratios=(2, *(2,) * bool(aps), 1)
     )
-    labels = {"loss": "sum", "classification": "classes", "bbox_regression": "boxes"}
-    for name, label in labels.items():
-        values = [entry[name] for entry in entries]
-        loss.plot(epochs, values, label=label, marker=marker, markersize=3)
+    for name, label in LABELS.items():
+        if name in entries[0]:
+            values = [entry[name] for entry in entries]
+            loss.plot(epochs, values, label=label, marker=marker, markersize=3)
     loss.set_title("Loss, mean of an epoch")
     loss.set_yscale("log")
     loss.legend()
