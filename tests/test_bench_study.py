@@ -9,12 +9,13 @@ import pytest
 from conftest import recipe_of
 
 from adapt.architecture import mobilenet_v2
-from adapt.cost.units import madds
+from adapt.cost.units import detector_units, madds
 from adapt.data.coco import CocoSplit
+from adapt.data.images import InputSize
 from adapt.detector.file import read_detector_info
-from adapt.detector.retinanet import RetinaNetConfig
+from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
 from adapt.errors import AdaptError
-from bench.acceptance.meet import Met, closest_factor
+from bench.acceptance.meet import TOLERANCE, BudgetMeter, Met, closest_factor
 from bench.acceptance.scaling import Sized, scaled
 from bench.costs.selection import Shard
 from bench.study.division import divided_anew
@@ -144,6 +145,28 @@ def test_factors_that_were_measured_are_not_asked_for_again() -> None:
         found = closest_factor(met, budget_ms, dict(known))
         assert found.measured_ms == pytest.approx(budget_ms, rel=0.01)
     assert len(set(asked)) == len(asked) <= 8
+
+
+class Counted(BudgetMeter):
+    """A meter on a device where a millisecond is so many multiply-adds."""
+
+    def measure(self, sized: Sized) -> tuple[float, bool]:
+        config = DetectorConfig(**sized.detector.to_dict(), num_classes=3)
+        units = detector_units(sized.architecture, config, InputSize(256, 320))
+        return sum(map(madds, units)) / 1e8, False
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.7, 0.75, 0.8, 0.9])
+@pytest.mark.parametrize("rule", ["width", "compound"])
+def test_scaled_detectors_meet_a_budget_though_heads_lose_whole_layers(
+    rule: str, share: float, recipe: Recipe
+) -> None:
+    meter = Counted(recipe, 3)
+    budget_ms = share * meter.measure(Sized(mobilenet_v2(), DETECTOR))[0]
+    met = meter.by_factor(rule, DETECTOR, budget_ms)
+    assert met.measured_ms == meter.measure(met.sized)[0]
+    if (rule, share) != ("width", 0.5):  # narrow blocks leave pyramid and heads
+        assert met.measured_ms == pytest.approx(budget_ms, rel=TOLERANCE)
 
 
 def test_random_networks_fill_a_budget_and_differ(recipe: Recipe) -> None:

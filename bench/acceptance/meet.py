@@ -148,8 +148,19 @@ class BudgetMeter:
     def by_factor(self, rule: str, detector: RetinaNetConfig, budget_ms: float) -> Met:
         """Return the source scaled by the factor whose latency is closest to the budget.
 
-        What was measured on the way to another budget tells where to look for it.
+        Head depth and pyramid change in steps: where these pass over the budget, ``compound`` keeps
+        those of the closest network, and blocks alone are scaled on.
         """
+        met = self._closest(rule, detector, budget_ms)
+        if rule != "compound" or _off(met, budget_ms) <= CLOSE:
+            return met
+        kept = met.sized.detector
+        blocks = self._closest("width", kept, budget_ms)
+        how = f"{blocks.how} with fpn_width {kept.fpn_width} and head_depth {kept.head_depth}"
+        return min(met, replace(blocks, how=how), key=lambda one: _off(one, budget_ms))
+
+    def _closest(self, rule: str, detector: RetinaNetConfig, budget_ms: float) -> Met:
+        """Return the closest network; what another budget measured tells where to look for it."""
         known = self._scaled[f"{rule} {detector}"]
 
         def met(factor: float) -> Met:
@@ -197,9 +208,9 @@ class BudgetMeter:
         for _ in range(DRAWS):
             deriver = noise_deriver(model, space, chance)
             drawn.append(self.by_scores(deriver, detector, space, budget_ms))
-            if abs(drawn[-1].measured_ms / budget_ms - 1) <= TOLERANCE:
+            if _off(drawn[-1], budget_ms) <= TOLERANCE:
                 break
-        return min(drawn, key=lambda met: abs(met.measured_ms - budget_ms))
+        return min(drawn, key=lambda met: _off(met, budget_ms))
 
 
 def closest_factor(
@@ -214,14 +225,16 @@ def closest_factor(
     """
     found = dict(known or {})
     for _ in range(MEASUREMENTS):
-        closest = min(
-            found.values(), key=lambda one: abs(one.measured_ms - budget_ms), default=None
-        )
-        if closest and abs(closest.measured_ms / budget_ms - 1) <= CLOSE:
+        if any(_off(one, budget_ms) <= CLOSE for one in found.values()):
             break
         factor = _next_factor({of: one.measured_ms for of, one in found.items()}, budget_ms)
         found[factor] = met(factor)
-    return min(found.values(), key=lambda one: abs(one.measured_ms - budget_ms))
+    return min(found.values(), key=lambda one: _off(one, budget_ms))
+
+
+def _off(met: Met, budget_ms: float) -> float:
+    """Return by which share of a budget a network is slower or faster."""
+    return abs(met.measured_ms / budget_ms - 1)
 
 
 def _next_factor(measured_ms: Mapping[float, float], budget_ms: float) -> float:

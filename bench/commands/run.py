@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 GridOpt = Annotated[
     int, typer.Option("--grid", min=1, help="As of `adapt profile --grid`: 2 measures an eighth.")
 ]
-# Of the demo: the cheapest network of its space takes about 55 % of the source.
-DEMO_TEST = 60  # images that no network is chosen on
-DEMO_BUDGETS = "90%,80%,70%"
+DEMO_TEST = 60  # images of the demo that no network is chosen on
+DEMO_BUDGETS = "90%,80%,70%"  # the cheapest network of its space takes about 55 % of the source
 DEMO_GRID, DEMO_DETECTORS = 2, 12  # of its cost table: enough for three budgets that are verified
 
 

@@ -43,9 +43,10 @@ def measure_latencies(trials: Sequence[Trial], path: Path, progress: Progress) -
         path: Where the latencies are stored.
         progress: Told after every sample.
     """
-    key = content_hash([[trial.name, file_hash(trial.artifact)] for trial in trials])
+    told = [field.name for field in fields(Latencies)]  # files of earlier versions tell less
+    key = content_hash([told, *([trial.name, file_hash(trial.artifact)] for trial in trials)])
     if path.is_file() and (content := read_json(path, "latencies")).get("key") == key:
-        return Latencies(**{field.name: content[field.name] for field in fields(Latencies)})
+        return Latencies(**{name: content[name] for name in told})
     measured = _measured(trials, progress)
     write_json(path, header("study-latency", key=key, **vars(measured)))
     return measured
