@@ -288,7 +288,7 @@ def finetune_command(
     from search.train.teacher import TrainedFiles
 
     recipe = training.apply(start.apply(recipe_options.load()), "finetune")
-    architecture = resolve_architecture(arch, recipe)
+    architecture, recipe = resolve_architecture(arch, recipe)
     if dry_run:
         show_estimate(recipe, training.limit_steps, "finetune", as_json=as_json)
         return

@@ -147,6 +147,55 @@ def test_scores_need_a_start_a_budget_and_images_that_are_not_reported(
     assert any("chosen on `val`, which the benchmark reports too" in line for line in told)
 
 
+JOINT = {
+    "search": {"choice": "joint"},
+    "finetune": {"shared_epochs": 1},
+    "joint": {"head_depth": [0, 1], "input": [[32, 64], [64, 64]], "epochs": 1},
+}
+
+
+def test_pyramid_heads_and_input_are_chosen_with_the_backbone(
+    for_latency: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.acceptance.meet.MEASUREMENTS", 2)
+    jointly = for_latency.changed(JOINT, "the test")
+    result = run(jointly, tmp_path / "out")
+    derived, source = result.networks
+    raced = read_json(tmp_path / "out" / "arch.json", "architecture")
+    assert [len(of_round) for of_round in raced["race"]] == [4, 2]
+    assert derived.setting in jointly.settings
+    assert source.setting == jointly.setting
+    assert str(derived.setting) in derived.rule
+    info, _ = read_detector_info(tmp_path / "out" / "derived.safetensors")
+    assert info.input == derived.setting.input
+    assert info.detector.head_depth == derived.setting.detector.head_depth
+    assert (tmp_path / "out" / "report" / "report.md").is_file()
+    again = run(jointly, tmp_path / "out")
+    assert {name for name, state in again.stages.items() if state == "ran"} == {"bench"}
+    more = run(jointly, tmp_path / "out", front=Front(("1000ms", "999ms")))
+    assert {name for name, state in more.stages.items() if state == "ran"} >= {
+        "finalists 1000ms",
+        "race 999ms",
+        "finetune derived-999ms",
+    }
+
+
+def test_a_joint_choice_needs_a_latency_the_device_and_a_pyramid_that_can_be_taught(
+    for_latency: Recipe, tmp_path: Path, rtx_table: Path
+) -> None:
+    jointly = for_latency.changed(JOINT, "the test")
+    with pytest.raises(AdaptError, match=r"set search\.cost to 'latency' and search\.target"):
+        run(jointly.with_search(cost="madds", target="1G"), tmp_path / "out")
+    elsewhere = jointly.with_device(runtime="tensorrt-rtx")
+    with pytest.raises(AdaptError, match=r"needs an NVIDIA GPU.*set search\.choice to 'scores'"):
+        run(elsewhere, tmp_path / "out", Costs(rtx_table))
+    taught = {"finetune": {"teacher_weight": 6}, "joint": {"fpn_width": [4, 8]}}
+    with pytest.raises(AdaptError, match=r"leave out joint\.fpn_width, which is \[4, 8\]"):
+        run(jointly.changed(taught, "the test"), tmp_path / "out")
+    with pytest.raises(AdaptError, match="multiple of 32 pixels"):
+        run(jointly.changed({"joint": {"input": [[33, 64]]}}, "the test"), tmp_path / "out")
+
+
 def test_budgets_need_a_search_for_latency_and_the_device(
     for_latency: Recipe, tmp_path: Path, rtx_table: Path
 ) -> None:

@@ -25,9 +25,11 @@ from bench.study.result import ArmResult, StudyResult
 from bench.study.run import StudyRun
 from bench.study.spec import STUDIES, Arm, Study, arms_named
 from search.derive.chance import noise_deriver
+from search.recipe.joint import Setting
 from search.recipe.recipe import Recipe
 
 DETECTOR = RetinaNetConfig(fpn_width=64, head_depth=2)
+SETTING = Setting(DETECTOR, InputSize(256, 320))
 
 
 @pytest.fixture(scope="module")
@@ -98,19 +100,19 @@ def test_a_study_needs_images_that_nothing_is_chosen_on(recipe: Recipe, tmp_path
     [(1.0, [24, 32, 64, 96, 160, 320]), (0.75, [16, 24, 48, 72, 120, 240])],
 )
 def test_width_scaling_keeps_multiples_of_eight(factor: float, widths: list[int]) -> None:
-    sized = scaled("width", factor, DETECTOR)
+    sized = scaled("width", factor, SETTING)
     assert [block.width for block in sized.architecture.blocks] == widths
-    assert sized.detector == DETECTOR
+    assert sized.setting == SETTING
 
 
 def test_compound_scaling_takes_pyramid_and_heads_along() -> None:
-    sized = scaled("compound", 0.5, DETECTOR)
+    sized = scaled("compound", 0.5, SETTING)
     assert (sized.detector.fpn_width, sized.detector.head_depth) == (32, 1)
-    assert scaled("compound", 1.0, DETECTOR) == Sized(mobilenet_v2(), DETECTOR)
+    assert scaled("compound", 1.0, SETTING) == Sized(mobilenet_v2(), SETTING)
 
 
 def test_expansion_changes_operations_alone() -> None:
-    blocks = scaled("expansion", 3, DETECTOR).architecture.blocks
+    blocks = scaled("expansion", 3, SETTING).architecture.blocks
     assert {op.expansion for block in blocks for op in block.ops} == {3}
     assert [b.width for b in blocks] == [b.width for b in mobilenet_v2().blocks]
 
@@ -125,7 +127,7 @@ def test_few_measurements_find_the_factor_of_a_budget(budget_ms: float, step: fl
 
     def met(factor: float) -> Met:
         asked.append(factor)
-        return Met(scaled("width", factor, DETECTOR), latency(factor), "")
+        return Met(scaled("width", factor, SETTING), latency(factor), "")
 
     found = closest_factor(met, budget_ms)
     closest = min((latency(f) for f in np.linspace(0.1, 2, 2000)), key=lambda x: abs(x - budget_ms))
@@ -138,7 +140,7 @@ def test_factors_that_were_measured_are_not_asked_for_again() -> None:
 
     def met(factor: float) -> Met:
         asked.append(factor)
-        known[factor] = Met(scaled("width", factor, DETECTOR), 2 + 4 * factor + factor**2, "")
+        known[factor] = Met(scaled("width", factor, SETTING), 2 + 4 * factor + factor**2, "")
         return known[factor]
 
     for budget_ms in (6.0, 5.0, 4.0, 5.02):
@@ -162,8 +164,8 @@ def test_scaled_detectors_meet_a_budget_though_heads_lose_whole_layers(
     rule: str, share: float, recipe: Recipe
 ) -> None:
     meter = Counted(recipe, 3)
-    budget_ms = share * meter.measure(Sized(mobilenet_v2(), DETECTOR))[0]
-    met = meter.by_factor(rule, DETECTOR, budget_ms)
+    budget_ms = share * meter.measure(Sized(mobilenet_v2(), SETTING))[0]
+    met = meter.by_factor(rule, SETTING, budget_ms)
     assert met.measured_ms == meter.measure(met.sized)[0]
     if (rule, share) != ("width", 0.5):  # narrow blocks leave pyramid and heads
         assert met.measured_ms == pytest.approx(budget_ms, rel=TOLERANCE)

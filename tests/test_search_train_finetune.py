@@ -14,9 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from adapt.architecture import mobilenet_v2
 from adapt.data.coco import CocoSplit
+from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo, load_detector, read_detector_info
 from adapt.errors import AdaptError
 from adapt.network.weights import PUBLISHED
+from search.recipe.joint import Setting
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule
 from search.train.finetune import initial_detector, resolve_architecture, run_finetune
@@ -190,12 +192,29 @@ def test_diverging_training_stops_and_writes_no_detector(
 def test_sources_own_architecture_has_a_name_and_others_a_file(
     tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    assert resolve_architecture("mobilenet_v2", tiny_recipe) == mobilenet_v2()
+    assert resolve_architecture("mobilenet_v2", tiny_recipe) == (mobilenet_v2(), tiny_recipe)
     architecture = random_architecture(tiny_recipe.space.load(), seed=1)
     architecture.save(tmp_path / "a.json")
-    assert resolve_architecture(str(tmp_path / "a.json"), tiny_recipe) == architecture
+    assert resolve_architecture(str(tmp_path / "a.json"), tiny_recipe) == (
+        architecture,
+        tiny_recipe,
+    )
     with pytest.raises(AdaptError, match="of another search space than 'mobilenet_v2'"):
         resolve_architecture(str(tmp_path / "a.json"), Recipe())
+
+
+def test_a_network_is_trained_in_the_setting_that_it_was_chosen_with(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    architecture = random_architecture(tiny_recipe.space.load(), seed=1)
+    setting = Setting(replace(tiny_recipe.detector, head_depth=3), InputSize(96, 32))
+    architecture.save(tmp_path / "a.json", setting=setting.changes())
+    _, recipe = resolve_architecture(str(tmp_path / "a.json"), tiny_recipe)
+    assert recipe.setting == setting
+    assert replace(recipe, detector=tiny_recipe.detector, input=tiny_recipe.input) == tiny_recipe
+    architecture.save(tmp_path / "half.json", setting={"input": {"height": 64, "width": 64}})
+    with pytest.raises(AdaptError, match=r"half\.json has a setting that is not valid: 'detector'"):
+        resolve_architecture(str(tmp_path / "half.json"), tiny_recipe)
 
 
 def test_detector_starts_from_the_published_weights(

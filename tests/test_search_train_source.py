@@ -135,20 +135,33 @@ def test_a_narrower_detector_starts_with_the_first_axes_of_a_trained_one(
     assert lost["principal"] < lost["paper"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"fpn_width": 16},
-            r"has fpn_width \d+, the one to train has 16; start from one of the same",
-        ),
-        ({"num_classes": 4}, "has num_classes 3, the one to train has 4"),
-    ],
-)
-def test_a_trained_detector_of_other_heads_is_no_start(
-    changes: dict[str, int], message: str, recipe: Recipe, tiny_data: CocoSplit, trained_file: Path
+def test_a_detector_of_other_classes_is_no_start(
+    recipe: Recipe, tiny_data: CocoSplit, trained_file: Path
 ) -> None:
     _, info = load_detector(trained_file)
-    other = replace(info, detector=replace(info.detector, **changes))
-    with pytest.raises(AdaptError, match=message):
+    other = replace(info, classes=("a", "b", "c"))
+    with pytest.raises(AdaptError, match=r"has classes .*, the one to train has \['a', 'b', 'c'\]"):
         initial_detector(recipe, other, tiny_data, trained_file)
+
+
+@pytest.mark.parametrize(("depth", "width"), [(0, 8), (3, 8), (1, 4), (2, 16)])
+def test_other_heads_start_with_what_both_have(
+    depth: int, width: int, recipe: Recipe, tiny_data: CocoSplit, trained_file: Path
+) -> None:
+    trained, info = load_detector(trained_file)
+    config = replace(info.detector, head_depth=depth, fpn_width=width)
+    few = tiny_data.subset([image.id for image in tiny_data.images[:4]])
+    started, report = initial_detector(recipe, replace(info, detector=config), few, trained_file)
+    assert report
+    common = min(width, info.detector.fpn_width)
+    for name in ("classification_head", "regression_head"):
+        had, has = (getattr(model.head, name).conv for model in (trained, started))
+        for one, other in zip(had[:depth].parameters(), has.parameters(), strict=False):
+            part = tuple(slice(min(common, n)) for n in one.shape[:2])
+            assert torch.equal(other[part], one[part])
+    new = {name for name, (copied, _) in report.copied.items() if not copied}
+    added = range(info.detector.head_depth, depth)
+    assert {int(name.split("conv.")[1][0]) for name in new} == set(added)
+    logits = started.head.classification_head.cls_logits.weight
+    wanted = trained.head.classification_head.cls_logits.weight
+    assert torch.equal(logits[:, :common], wanted[:, :common])

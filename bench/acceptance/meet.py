@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from adapt.cost.expectation import CostModel
-from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
+from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
@@ -23,6 +23,7 @@ from bench.latency.timing import Latency
 from bench.latency.workers import Workers
 from search.derive.chance import noise_deriver
 from search.derive.exact import Derived, Deriver
+from search.recipe.joint import Setting
 from search.recipe.recipe import Recipe
 
 TOLERANCE = 0.02  # share of the budget by which a network may be slower or faster
@@ -100,7 +101,7 @@ class BudgetMeter:
         self._recipe, self._classes, self._progress = recipe, classes, progress
         self._stack, self._known = ExitStack(), dict[str, tuple[float, bool]]()
         self._scaled = defaultdict[str, dict[float, Met]](dict)  # by factor
-        self._source = scaled("source", 0, recipe.detector)
+        self._source = scaled("source", 0, recipe.setting)
         if source_ms is not None:
             self._known[self._key(self._source)] = source_ms, False
 
@@ -116,7 +117,7 @@ class BudgetMeter:
         key = self._key(sized)
         if key not in self._known:
             config = self._config(sized)
-            subject = WholeDetector(sized.architecture, config, self._recipe.input.fixed())
+            subject = WholeDetector(sized.architecture, config, sized.setting.input.fixed())
             name, fix = f"{sized.architecture}", "free memory"
 
             def measured() -> Latency:
@@ -130,7 +131,7 @@ class BudgetMeter:
         return replace(self._recipe, detector=sized.detector).detector_config(self._classes)
 
     def _key(self, sized: Sized) -> str:
-        return f"{sized.architecture.hash} {self._config(sized)}"
+        return f"{sized.architecture.hash} {self._config(sized)} {sized.setting.input.fixed()}"
 
     def source_ms(self) -> float:
         """Return the latency of the source's detector in ms."""
@@ -145,33 +146,33 @@ class BudgetMeter:
         budget = LatencyBudget.parse(text)
         return budget.in_ms(self.source_ms()) if budget.relative else budget.amount
 
-    def by_factor(self, rule: str, detector: RetinaNetConfig, budget_ms: float) -> Met:
+    def by_factor(self, rule: str, setting: Setting, budget_ms: float) -> Met:
         """Return the source scaled by the factor whose latency is closest to the budget.
 
         Head depth and pyramid change in steps: where these pass over the budget, ``compound`` keeps
         those of the closest network, and blocks alone are scaled on.
         """
-        met = self._closest(rule, detector, budget_ms)
+        met = self._closest(rule, setting, budget_ms)
         if rule != "compound" or _off(met, budget_ms) <= CLOSE:
             return met
         kept = met.sized.detector
-        blocks = self._closest("width", kept, budget_ms)
+        blocks = self._closest("width", met.sized.setting, budget_ms)
         how = f"{blocks.how} with fpn_width {kept.fpn_width} and head_depth {kept.head_depth}"
         return min(met, replace(blocks, how=how), key=lambda one: _off(one, budget_ms))
 
-    def _closest(self, rule: str, detector: RetinaNetConfig, budget_ms: float) -> Met:
+    def _closest(self, rule: str, setting: Setting, budget_ms: float) -> Met:
         """Return the closest network; what another budget measured tells where to look for it."""
-        known = self._scaled[f"{rule} {detector}"]
+        known = self._scaled[f"{rule} {setting!r}"]
 
         def met(factor: float) -> Met:
-            sized = scaled(rule, factor, detector)
+            sized = scaled(rule, factor, setting)
             known[factor] = Met(sized, self.measure(sized)[0], f"factor {factor:.3f}")
             return known[factor]
 
         return closest_factor(met, budget_ms, dict(known))
 
     def by_scores(
-        self, deriver: Deriver, detector: RetinaNetConfig, space: SearchSpace, budget_ms: float
+        self, deriver: Deriver, setting: Setting, space: SearchSpace, budget_ms: float
     ) -> Met:
         """Return the network of the highest score that takes at most 1.5 % more than the budget.
 
@@ -184,7 +185,7 @@ class BudgetMeter:
         approach = Approach(deriver, budget_ms * (1 + BELOW_TARGET / 2))
 
         def measure(network: Derived) -> tuple[float, bool]:
-            return self.measure(Sized(network.choices.architecture(space), detector))
+            return self.measure(Sized(network.choices.architecture(space), setting))
 
         approach.run(measure, MEASUREMENTS)
         if approach.best is None:
@@ -192,13 +193,13 @@ class BudgetMeter:
                 f"no network of the space was measured within {budget_ms:.4g} ms; raise the budget"
             )
         best = approach.best
-        sized = Sized(best.network.choices.architecture(space), detector)
+        sized = Sized(best.network.choices.architecture(space), setting)
         return Met(sized, best.measured_ms, approach.outcome)
 
     def by_chance(
         self,
         model: CostModel,
-        detector: RetinaNetConfig,
+        setting: Setting,
         space: SearchSpace,
         budget_ms: float,
         chance: np.random.Generator,
@@ -207,7 +208,7 @@ class BudgetMeter:
         drawn: list[Met] = []
         for _ in range(DRAWS):
             deriver = noise_deriver(model, space, chance)
-            drawn.append(self.by_scores(deriver, detector, space, budget_ms))
+            drawn.append(self.by_scores(deriver, setting, space, budget_ms))
             if _off(drawn[-1], budget_ms) <= TOLERANCE:
                 break
         return min(drawn, key=lambda met: _off(met, budget_ms))

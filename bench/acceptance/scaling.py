@@ -6,6 +6,7 @@ from typing import Any
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.space import Operation
+from search.recipe.joint import Setting
 
 MULTIPLE = 8  # of channels: what runtimes compute without filling up
 
@@ -16,38 +17,43 @@ class Sized:
 
     Attributes:
         architecture: The backbone.
-        detector: Pyramid and heads.
+        setting: Pyramid, heads and input.
     """
 
     architecture: Architecture
-    detector: RetinaNetConfig
+    setting: Setting
+
+    @property
+    def detector(self) -> RetinaNetConfig:
+        """Pyramid and heads."""
+        return self.setting.detector
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of a recipe that give this detector."""
-        return {"detector": self.detector.to_dict()}
+        return self.setting.changes()
 
 
-def scaled(rule: str, factor: float, detector: RetinaNetConfig) -> Sized:
+def scaled(rule: str, factor: float, setting: Setting) -> Sized:
     """Return the source scaled by a rule.
 
     Args:
         rule: ``source``, ``width``, ``compound`` or ``expansion``.
         factor: Of the widths; of ``expansion`` the expansion of every operation.
-        detector: Pyramid and heads of the recipe.
+        setting: Pyramid, heads and input of the recipe.
     """
-    source = mobilenet_v2()
+    source, detector = mobilenet_v2(), setting.detector
     match rule:
         case "source":
-            return Sized(source, detector)
+            return Sized(source, setting)
         case "expansion":
-            return Sized(_expanded(source, int(factor)), detector)
+            return Sized(_expanded(source, int(factor)), setting)
         case "width":
-            return Sized(_narrowed(source, factor), detector)
+            return Sized(_narrowed(source, factor), setting)
         case "compound":
             width = multiple(detector.fpn_width * factor)
             depth = max(1, round(detector.head_depth * factor))
             config = replace(detector, fpn_width=width, head_depth=depth)
-            return Sized(_narrowed(source, factor), config)
+            return Sized(_narrowed(source, factor), replace(setting, detector=config))
         case _:
             raise AssertionError(rule)
 

@@ -14,10 +14,12 @@ from bench.acceptance.stopwatch import check_conditions
 from bench.acceptance.verify import derive_verified
 from bench.costs.recipe_table import recipe_backend
 from bench.latency.backend import conditions
+from bench.pipeline.joint import JointChoice
 from bench.pipeline.stages import Stages, Task
 from search.derive.derive import derive
 from search.derive.finished import SearchFiles
 from search.recipe.budget import Budget
+from search.recipe.joint import Setting, setting_of
 from search.recipe.recipe import Recipe
 from search.train.session import Session
 
@@ -70,6 +72,7 @@ class Network:
         name: Name of its files, such as ``derived-75``.
         family: ``derived``, ``scaled`` or ``source``.
         architecture: Its backbone.
+        setting: Pyramid, heads and input around it.
         rule: By which rule it was found, in words.
         folder: Folder of its files.
     """
@@ -77,13 +80,14 @@ class Network:
     name: str
     family: str
     architecture: Architecture
+    setting: Setting
     rule: str
     folder: Path
 
 
-def source_network(folder: Path) -> Network:
-    """Return the source, whose files lie in ``folder``."""
-    return Network(SOURCE, SOURCE, mobilenet_v2(), "left alone", folder)
+def source_network(setting: Setting, folder: Path) -> Network:
+    """Return the source, whose files lie in ``folder``, in the recipe's setting."""
+    return Network(SOURCE, SOURCE, mobilenet_v2(), setting, "left alone", folder)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,9 @@ class Choice:
         files: Its search, and the cost table that networks are derived by.
         folder: Where architectures are written.
         stages: The stages of the run; those before it are done.
-        session: Told of what cannot be measured here.
+        session: How trainings are carried out; told of what cannot be measured here.
+        start: Trained detector that all networks start from; the pretrained source if None.
+        at_once: Trainings side by side, one thread each; 1 trains one after another, with all.
     """
 
     front: Front
@@ -105,6 +111,8 @@ class Choice:
     folder: Path
     stages: Stages
     session: Session
+    start: Path | None = None
+    at_once: int = 1
 
     def networks(self) -> list[Network]:
         """Return the derived networks, each with the scaled one beside it.
@@ -113,12 +121,14 @@ class Choice:
             AdaptError: If no network was measured within a budget.
         """
         if not self.front.budgets:
-            return [self._network(DERIVED, DERIVED, self._derive())]
+            path = self._choose_jointly() if self.jointly else self._derive()
+            return [self._network(DERIVED, DERIVED, path)]
         source_ms = self._source_ms()
         budgets_ms = {
             short(text): LatencyBudget.parse(text).in_ms(source_ms) for text in self.front.budgets
         }
-        families = {DERIVED: self._derive_within(budgets_ms)}
+        derived = self._joint.paths if self.jointly else self._derive_within
+        families = {DERIVED: derived(budgets_ms)}
         if self.front.scaled:
             families[SCALED] = self._scale_to(budgets_ms, source_ms)
         return [
@@ -129,7 +139,23 @@ class Choice:
 
     def _network(self, name: str, family: str, path: Path) -> Network:
         rule = read_json(path, "architecture").get("rule", "unknown")
-        return Network(name, family, Architecture.load(path), rule, self.folder)
+        setting = setting_of(path, self.recipe.setting)
+        return Network(name, family, Architecture.load(path), setting, rule, self.folder)
+
+    @property
+    def jointly(self) -> bool:
+        """Whether pyramid, heads and input are chosen too."""
+        return self.recipe.search.choice == "joint"
+
+    @property
+    def _joint(self) -> JointChoice:
+        of_run = self.folder, self.stages, self.session, self.start, self.at_once
+        return JointChoice(self.recipe, self.files, *of_run)
+
+    def _choose_jointly(self) -> Path:
+        """Choose a detector for the target of the search."""
+        target = LatencyBudget.parse(self.recipe.search.target, "search.target")
+        return self._joint.paths({"": target.amount})[""]
 
     def _derive(self) -> Path:
         """Derive one network, for the target of the search or by arg max."""
@@ -179,7 +205,7 @@ class Choice:
         def work(left: Sequence[Task], progress: Progress) -> None:
             with self._meter(progress, source_ms) as meter:
                 for task in left:
-                    met = meter.by_factor("width", self.recipe.detector, targets[task])
+                    met = meter.by_factor("width", self.recipe.setting, targets[task])
                     self._check_met(met, targets[task])
                     rule = f"width of all blocks, {met.how}"
                     costs = {"measured_ms": met.measured_ms}

@@ -48,6 +48,7 @@ ONCE = Protocol(rounds=1, round_ms=1.0, retries=0, warm_up_ms=0.0)
 PIXELS = 320 * 320  # of the largest input that is timed
 EXPORT_SECONDS = 10.0  # of one ONNX file
 TRAINED = 2  # images of the passes that are timed
+FINALIST = 4  # networks that are measured for one finalist, about
 PASSES = 3  # a backward pass counts as two forward passes, as in the estimate of a training
 
 
@@ -200,11 +201,14 @@ class _Stages:
         if self.recipe.search.cost == "latency" and not self.costs.table:
             stages |= {"profile": self._profile, "certify": self._certify}
         stages |= self._shared(finetune)
-        if self.recipe.search.choice == "scores":
+        if self.recipe.search.choice in ("scores", "joint"):
             stages["score"] = self._score
         else:
             stages["search"] = lambda: self._training(search.weight, search.arch)
-        stages["derive"] = self._derive
+        if self.recipe.search.choice == "joint":
+            stages |= {"finalists": self._finalists, "race": lambda: self._race(finetune)}
+        else:
+            stages["derive"] = self._derive
         if self.front.scaled:
             stages["scale"] = lambda: len(self.front.budgets) * self._approach(SCALINGS)
         return stages | {
@@ -277,6 +281,15 @@ class _Stages:
         networks = networks_to_measure(mobilenet_v2(), self.recipe.space.load())
         return (len(networks) + NETWORKS) * (CALIBRATION + IMAGES) * self.eager.call
 
+    def _finalists(self) -> float:
+        networks = self.recipe.joint.candidates * FINALIST
+        return max(1, len(self.front.budgets)) * self._approach(networks)
+
+    def _race(self, finetune: StepEstimate) -> float:
+        share = self.recipe.joint.raced_epochs / self.recipe.finetune.epochs
+        each = self._training(finetune) if self.at_once == 1 else self._alone_on_one(finetune)
+        return max(1, len(self.front.budgets)) * share * each / self.at_once
+
     def _derive(self) -> float:
         if self.front.budgets:
             return len(self.front.budgets) * self._approach(MEASUREMENTS)
@@ -304,17 +317,21 @@ class _Stages:
             return self._training(finetune) + self._validation()
 
         def side_by_side() -> float:
-            usual = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                each = finetune.steps * finetune.tflops * 1e12 / self._flops()
-            finally:
-                torch.set_num_threads(usual)
-            return math.ceil(self.detectors / self.at_once) * (each + self._validation())
+            each = self._alone_on_one(finetune) + self._validation()
+            return math.ceil(self.detectors / self.at_once) * each
 
         if self.at_once > 1:
             return {"finetune": side_by_side}
         return {f"finetune {name}": alone for name in self.front.names}
+
+    def _alone_on_one(self, finetune: StepEstimate) -> float:
+        """Return the seconds of a fine-tuning on one thread."""
+        usual = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return finetune.steps * finetune.tflops * 1e12 / self._flops()
+        finally:
+            torch.set_num_threads(usual)
 
     def _training(self, *steps: StepEstimate) -> float:
         tflops = sum(step.steps * step.tflops for step in steps)

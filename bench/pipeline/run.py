@@ -98,11 +98,12 @@ class Run:
         Raises:
             AdaptError: If the folder holds results of another recipe, or a stage fails.
         """
-        costs, source = self._costs(), source_network(self.out)
+        costs, source = self._costs(), source_network(self.recipe.setting, self.out)
         start = shared_start(self.recipe, source, self.stages, self.session)
         searched = self._score(start) if self.by_scores else self._search(costs)
         files = SearchFiles(searched, costs, self.costs.uncertified, doubtful=True)
-        choice = Choice(self.front, self.recipe, files, self.searched_in, self.stages, self.session)
+        of_run = self.searched_in, self.stages, self.session, start, self.at_once
+        choice = Choice(self.front, self.recipe, files, *of_run)
         networks = [*choice.networks(), source]
         detectors = finetune_all(
             networks, self.recipe, start, self.stages, self.session, self.at_once
@@ -129,6 +130,8 @@ class Run:
         validation_split(self.recipe, self.train)
         if self.by_scores:
             self._check_scores()
+        if self.recipe.search.choice == "joint":
+            self._check_joint()
         if self.recipe.finetune.teacher_weight and not self.recipe.finetune.shared_epochs:
             raise AdaptError(
                 f"finetune.teacher_weight is {self.recipe.finetune.teacher_weight:g}, and the "
@@ -165,6 +168,31 @@ class Run:
             self.session.warn(
                 f"networks are chosen on `{data.val}`, which the benchmark reports too: its AP "
                 "will be too good; set data.test to another split"
+            )
+
+    def _check_joint(self) -> None:
+        """Check that finalists can be measured and taught.
+
+        Raises:
+            AdaptError: If not, or a candidate is wrong.
+        """
+        settings, target = self.recipe.settings, self.recipe.search.target
+        if not self.for_latency or (not self.front.budgets and not target.endswith("ms")):
+            raise AdaptError(
+                "search.choice = 'joint' measures detectors of several settings; set search.cost "
+                f"to 'latency' and search.target to milliseconds, not {target!r}, or pass --budgets"
+            )
+        if why_not := self.target.why_not_here():
+            raise AdaptError(
+                f"search.choice = 'joint' measures detectors until they meet a latency: {why_not}; "
+                "run it where the device is, or set search.choice to 'scores'"
+            )
+        widths = {setting.detector.fpn_width for setting in settings}
+        if self.recipe.finetune.teacher_weight and widths != {self.config.fpn_width}:
+            raise AdaptError(
+                f"finetune.teacher_weight is {self.recipe.finetune.teacher_weight:g}, and a "
+                "teacher has the same pyramid; leave out joint.fpn_width, which is "
+                f"{list(self.recipe.joint.fpn_width)}, or set it to 0"
             )
 
     def _check_front(self) -> None:
@@ -211,7 +239,7 @@ class Run:
     @property
     def by_scores(self) -> bool:
         """Whether networks are derived by scores, without a search."""
-        return self.recipe.search.choice == "scores"
+        return self.recipe.search.choice in ("scores", "joint")
 
     def _score(self, start: Path | None) -> Path:
         assert start is not None
@@ -301,7 +329,7 @@ class Run:
             rows_ms = {
                 network.name: predict_latency(table, network.architecture, self.config, self.size)
                 for network in networks
-                if network.family == DERIVED
+                if network.family == DERIVED and network.setting == self.recipe.setting
             }
             if not table.certificate:
                 return rows_ms

@@ -18,17 +18,19 @@ from bench.acceptance.meet import TOLERANCE, BudgetMeter, Met
 from bench.acceptance.scaling import scaled
 from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable
-from bench.pipeline.pool import run_jobs
+from bench.joint.finalists import finalists, load_finalists, save_finalists
+from bench.joint.race import Race, Racer, run_racer, run_races
 from bench.study.chosen import Chosen, Networks
 from bench.study.execution import Execution
 from bench.study.preparation import CANDIDATES, Preparation, candidate_trial, prepare
-from bench.study.spec import CHOSEN_ANEW, SEARCHED, Arm, Study, file_name
+from bench.study.spec import CHOSEN_ANEW, SCORED, SEARCHED, Arm, Study, file_name
 from bench.study.trial import Trial, run_trial
 from search.derive.exact import Deriver
 from search.derive.finished import SearchFiles
 from search.derive.scores import Scores
 from search.recipe.recipe import Recipe
 from search.recipe.search_cost import check_certificate, latency_cost
+from search.train.pool import run_jobs
 
 DRAWN = {"random": 1, "random-best-of-k": CANDIDATES}  # networks per seed
 
@@ -68,7 +70,7 @@ class Chooser:
             if not arm.meets_budget:
                 how = f"{arm.network} {arm.factor:g}" if arm.factor else arm.network
                 recipe = self.divided(arm, seed)
-                sized_so = scaled(arm.network, arm.factor, recipe.detector)
+                sized_so = scaled(arm.network, arm.factor, recipe.setting)
                 networks[arm.label, seed] = Chosen(sized_so, how=how)
         if not sized:
             return networks
@@ -77,12 +79,13 @@ class Chooser:
             first = {place: self._before(*place, meter) for place in sized}
         self._prepare([self._job(arm, seed) for arm, seed in sized if arm.network in SEARCHED])
         self._race(first)
+        self._race_jointly([place for place in sized if place[0].network == "joint"])
         with self._meter("networks of searches") as meter:
             for (arm, seed), drawn in first.items():
                 network = self._after(arm, seed, drawn, meter)
                 budget_ms = self._budget_ms(meter)
                 networks[arm.label, seed] = replace(network, budget_ms=budget_ms)
-                self._check_met(arm.label, seed, networks[arm.label, seed])
+                self._check_met(arm, seed, networks[arm.label, seed])
         return networks
 
     @contextmanager
@@ -113,7 +116,7 @@ class Chooser:
     def _before(self, arm: Arm, seed: int, meter: BudgetMeter) -> list[Chosen]:
         """Return the networks that can be chosen before anything is trained."""
         match arm.network:
-            case "softmax" | "scores":
+            case "softmax" | "scores" | "joint":
                 return []
             case "random" | "random-best-of-k":
                 numbers = range(DRAWN[arm.network])
@@ -122,15 +125,15 @@ class Chooser:
                 return [self._scaled(arm, seed, meter)]
 
     def _scaled(self, arm: Arm, seed: int, meter: BudgetMeter) -> Chosen:
-        detector = self.divided(arm, seed).detector
+        setting = self.divided(arm, seed).setting
 
         def find() -> Chosen:
-            met = meter.by_factor(arm.network, detector, self._budget_ms(meter))
+            met = meter.by_factor(arm.network, setting, self._budget_ms(meter))
             return Chosen(met.sized, met.measured_ms, met.how)
 
         # One for all seeds, and for all arms that scale the same detector.
-        name = arm.network if detector == self.base.detector else arm.label
-        return self._once(name, find, arm.network, detector.to_dict())
+        name = arm.network if setting == self.base.setting else arm.label
+        return self._once(name, find, arm.network, setting.changes())
 
     def _drawn(self, arm: Arm, seed: int, number: int, meter: BudgetMeter) -> Chosen:
         recipe = self.divided(arm, seed)
@@ -138,21 +141,25 @@ class Chooser:
 
         def find() -> Chosen:
             chance = np.random.default_rng([seed, number])
-            target = recipe.detector, space, self._budget_ms(meter)
+            target = recipe.setting, space, self._budget_ms(meter)
             met = meter.by_chance(self._cost_model(recipe), *target, chance)
             return Chosen(met.sized, met.measured_ms, met.how)
 
         name = f"{arm.label} {number + 1}" if DRAWN[arm.network] > 1 else arm.label
-        described = recipe.detector.to_dict(), space.hash, seed, number
+        described = recipe.setting.changes(), space.hash, seed, number
         return self._once(f"{name} seed{seed}", find, arm.network, *described)
 
     def _job(self, arm: Arm, seed: int) -> Preparation:
         recipe, name = self.divided(arm, seed), file_name(f"{arm.label} seed{seed}")
         costs = self._costs if recipe.search.cost == "latency" else None
-        return Preparation(name, arm.network, recipe, self.out / "searches" / name, costs)
+        folder = self.out / "searches"
+        if arm.network not in SCORED:
+            return Preparation(name, arm.network, recipe, folder / name, costs)
+        job = Preparation(name, "scores", recipe, folder, costs)
+        return replace(job, folder=folder / f"scores-seed{seed}-{job.key()}")  # equal arms share it
 
     def _prepare(self, jobs: Sequence[Preparation]) -> None:
-        left = [job for job in jobs if job.seconds() is None]
+        left = list({job.folder: job for job in jobs if job.seconds() is None}.values())
         if left:
             with self.how.display(f"search {len(left)} of {len(jobs)}") as progress:
                 run_jobs(left, prepare, self.how.at_once, progress, self.how.warn)
@@ -174,8 +181,40 @@ class Chooser:
             with self.how.display(f"race {len(left)} of {len(trials)}") as progress:
                 run_jobs(left, run_trial, self.how.at_once, progress, self.how.warn)
 
+    def _race_jointly(self, places: Sequence[tuple[Arm, int]]) -> None:
+        """Measure the finalists of arms that choose everything together, and let them race."""
+        if not places:
+            return
+        with self._meter("finalists") as meter:
+            races = [self._joint_race(arm, seed, meter)[0] for arm, seed in places]
+
+        def train(racers: Sequence[Racer]) -> None:
+            with self.how.display(f"race {len(racers)}") as progress:
+                run_jobs(racers, run_racer, self.how.at_once, progress, self.how.warn)
+
+        run_races(races, train)
+
+    def _joint_race(self, arm: Arm, seed: int, meter: BudgetMeter) -> tuple[Race, list[Met]]:
+        """Return the race of an arm and its finalists, which are measured once."""
+        recipe, job = self.divided(arm, seed), self._job(arm, seed)
+        space, settings = recipe.space.load(), recipe.settings
+        budget_ms, label = self._budget_ms(meter), file_name(f"{arm.label} seed{seed}")
+        path = self.out / "networks" / f"{label}.finalists.json"
+        described = [setting.changes() for setting in settings]
+        key = content_hash([budget_ms, self._measured, job.key(), space.hash, described])
+        if path.is_file() and load_finalists(path)[1]["key"] == key:
+            found = load_finalists(path)[0]
+        else:
+            scores, model = Scores.load(job.scores)[0], self._cost_model(recipe)
+            found = finalists(meter, scores.deriver, model, space, settings, budget_ms)
+            save_finalists(found, path, key=key)
+        sized = tuple(met.sized for met in found)
+        return Race(label, recipe, sized, self.out / "races" / f"{label}-{key}"), found
+
     def _after(self, arm: Arm, seed: int, drawn: Sequence[Chosen], meter: BudgetMeter) -> Chosen:
         """Return the network of an arm, now that everything is trained that it takes."""
+        if arm.network == "joint":
+            return self._won(arm, seed, meter)
         if arm.network in SEARCHED:
             return self._searched(self._job(arm, seed), meter)
         if len(drawn) == 1:
@@ -186,11 +225,18 @@ class Chooser:
         how = f"candidate {best + 1} of {len(drawn)}; {drawn[best].how}"
         return replace(drawn[best], how=how, seconds=seconds)
 
+    def _won(self, arm: Arm, seed: int, meter: BudgetMeter) -> Chosen:
+        race, found = self._joint_race(arm, seed, meter)
+        best = found[race.winner]
+        seconds = (self._job(arm, seed).seconds() or 0.0) + race.seconds
+        how = f"{best.sized.setting}, finalist {race.winner + 1} of {len(found)}; {best.how}"
+        return Chosen(best.sized, best.measured_ms, how, seconds)
+
     def _searched(self, job: Preparation, meter: BudgetMeter) -> Chosen:
         recipe, budget_ms = job.recipe, self._budget_ms(meter)
 
         def met(deriver: Deriver, space: SearchSpace) -> Met:
-            return meter.by_scores(deriver, recipe.detector, space, budget_ms)
+            return meter.by_scores(deriver, recipe.setting, space, budget_ms)
 
         def find() -> Chosen:
             if job.rule == "scores":
@@ -233,13 +279,18 @@ class Chooser:
             known.save(path, key)
         return known
 
-    def _check_met(self, name: str, seed: int, network: Chosen) -> None:
+    def _check_met(self, arm: Arm, seed: int, network: Chosen) -> None:
         assert network.measured_ms
-        if abs(network.off_budget(network.measured_ms)) > TOLERANCE:
+        off = network.off_budget(network.measured_ms)
+        if (
+            arm.network == "joint"
+        ):  # another setting may be best below the budget, with the whole source
+            off = max(off, 0.0)
+        if abs(off) > TOLERANCE:
             self.how.warn(
-                f"{name}, seed {seed}: the closest network takes {network.measured_ms:.4g} ms, "
-                f"{network.off_budget(network.measured_ms):+.1%} of the {network.budget_ms:.4g} ms "
-                "to meet"
+                f"{arm.label}, seed {seed}: the closest network takes "
+                f"{network.measured_ms:.4g} ms, {off:+.1%} of the {network.budget_ms:.4g} ms to "
+                "meet"
             )
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from adapt.architecture import Architecture
 from adapt.artifacts import check_header, header, read_json, write_json
-from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import AdaptError
 from bench.acceptance.scaling import Sized
+from search.recipe.joint import Setting
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Chosen:
         """Write it."""
         content = {
             "architecture": self.sized.architecture.to_dict(),
-            "detector": self.sized.detector.to_dict(),
+            **self.sized.changes(),
             "measured_ms": self.measured_ms,
             "how": self.how,
             "seconds": self.seconds,
@@ -59,7 +59,7 @@ class Chosen:
                 "--out, or delete it"
             )
         architecture = Architecture.from_dict(content["architecture"])
-        sized = Sized(architecture, RetinaNetConfig(**content["detector"]))
+        sized = Sized(architecture, Setting.from_dict(content))
         return cls(sized, content["measured_ms"], content["how"], content["seconds"])
 
 

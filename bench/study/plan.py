@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.pipeline.plan import plan_run
 from bench.pipeline.run import Costs
-from bench.study.spec import CHOSEN_ANEW, TRAINED, Arm, Study
+from bench.study.spec import CHOSEN_ANEW, SCORED, TRAINED, Arm, Study
 from search.recipe.recipe import Recipe
 
 MEASURED = ("profile", "certify")  # once for all arms
@@ -45,7 +45,10 @@ def plan_study(
             plans[of_arm.finetune.epochs] = plan_run(of_arm, out, Costs(costs), None).seconds
         plan = plans[of_arm.finetune.epochs]
         stages = ["finetune source", *_prepared_as(arm)]
-        hours += study.seeds * sum(seconds(stage, plan) for stage in stages) / 3600
+        each = sum(seconds(stage, plan) for stage in stages)
+        if arm.network == "joint":
+            each += of_arm.joint.raced_epochs / of_arm.finetune.epochs * seconds(stages[0], plan)
+        hours += study.seeds * each / 3600
     measured = any(arm.network in CHOSEN_ANEW for arm in study.arms) and not costs
     table = sum(seconds(stage, plan) for stage in MEASURED) / 3600 if measured else 0.0
     return {
@@ -61,7 +64,7 @@ def plan_study(
 
 def _prepared_as(arm: Arm) -> list[str]:
     """Return the stages of a run that take as long as what an arm trains before it chooses."""
-    if arm.network == "scores":
+    if arm.network in SCORED:
         return ["finetune source"]  # the teacher
     # The candidates of a race compute as much as a search.
     return ["search"] if arm.network in TRAINED else []

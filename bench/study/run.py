@@ -10,7 +10,6 @@ from pathlib import Path
 
 from adapt.artifacts import make_folder
 from adapt.errors import AdaptError
-from bench.pipeline.pool import run_jobs
 from bench.pipeline.target import Target
 from bench.study.choice import Chooser
 from bench.study.chosen import Chosen, Networks
@@ -23,6 +22,7 @@ from bench.study.spec import Arm, Study
 from bench.study.trial import Trial, run_trial
 from bench.study.verdict import compare_paired
 from search.recipe.recipe import Recipe
+from search.train.pool import run_jobs
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,19 @@ from search.recipe.recipe import Recipe, merged, validated
 
 STUDIES = Path(__file__).parent / "studies"
 Rule = Literal[
-    "source", "width", "compound", "expansion", "random", "random-best-of-k", "softmax", "scores"
+    "source",
+    "width",
+    "compound",
+    "expansion",
+    "random",
+    "random-best-of-k",
+    "softmax",
+    "scores",
+    "joint",
 ]
 FACTOR = ("width", "compound", "expansion")  # rules that have one; it may be fixed
-SEARCHED = ("softmax", "scores")  # rules that a space's choices are scored for
+SCORED = ("scores", "joint")  # rules that sum scores of a trained source
+SEARCHED = ("softmax", *SCORED)  # rules that a space's choices are scored for
 TRAINED = ("random-best-of-k", *SEARCHED)  # rules that train before they choose
 CHOSEN_ANEW = ("random", *TRAINED)  # rules with another network per seed
 DEFAULT_ARMS = ("scores", "softmax", "random", "random-best-of-k", "width", "compound", "source")
@@ -33,7 +42,8 @@ class Arm:
             ``expansion`` gives all operations the expansion ``factor``. ``random`` draws a network
             that fills the budget, ``random-best-of-k`` is the best of several drawn ones after a
             training for which they get as much computation as a search, ``softmax`` is the
-            recipe's search, ``scores`` sums what each choice costs a trained source in loss.
+            recipe's search, ``scores`` sums what each choice costs a trained source in loss, and
+            ``joint`` chooses pyramid, heads and input too, by these sums and a race.
         factor: Of width, compound or expansion; 0 finds the one that meets the budget.
         recipe: Fields of the recipe that this arm has otherwise, by section.
     """

@@ -163,7 +163,8 @@ class SearchRecipe:
         mapping_noise: Standard deviation of the noise on parameters the source does not have.
         choice: What ``adapt run`` derives networks by: the ``probability`` that a search gives
             them, or ``scores`` of the trained source, which needs no search but
-            ``finetune.shared_epochs``.
+            ``finetune.shared_epochs``. ``joint`` chooses pyramid, heads and input too (see
+            :class:`~search.recipe.joint.JointRecipe`), by scores and a race.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -187,7 +188,7 @@ class SearchRecipe:
     arch_paths: PathCount = "all"
     bi_sampling: bool = False
     mapping_noise: float = 1e-3
-    choice: Literal["probability", "scores"] = field(default="probability", metadata=LATER)
+    choice: Literal["probability", "scores", "joint"] = field(default="probability", metadata=LATER)
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs <= self.weights.epochs:

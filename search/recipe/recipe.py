@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from adapt.architecture import with_source_widths
-from adapt.artifacts import content_hash, file_hash, identity, named_toml, read_text
+from adapt.artifacts import LATER, content_hash, file_hash, identity, named_toml, read_text
 from adapt.cost.detector_space import DetectorSpace
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
@@ -22,6 +22,7 @@ from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.runtime import Precision, Runtime
 from adapt.space import SearchSpace
+from search.recipe.joint import JointRecipe, Setting
 from search.recipe.optimisation import (
     ComputeRecipe,
     FinetuneRecipe,
@@ -153,6 +154,7 @@ class Recipe:
     finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
     device: DeviceRecipe = field(default_factory=DeviceRecipe)
     compute: ComputeRecipe = field(default_factory=ComputeRecipe)
+    joint: JointRecipe = field(default_factory=JointRecipe, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_not_negative("seed", self.seed)
@@ -190,7 +192,7 @@ class Recipe:
     @property
     def search_hash(self) -> str:
         """16 hex digits of everything that a search depends on."""
-        settings = self._hash(without=("name", "finetune", "device", "space"))
+        settings = self._hash(without=("name", "finetune", "device", "space", "joint"))
         # The space's content, not its file's name: users edit the file.
         content = [settings, self.space.load().hash]
         # The one field of the fine-tuning that a search reads too.
@@ -199,7 +201,7 @@ class Recipe:
     @property
     def finetune_hash(self) -> str:
         """16 hex digits of everything that a fine-tuning depends on, but the architecture."""
-        return self._hash(without=("name", "space", "search", "device", "cost_size"))
+        return self._hash(without=("name", "space", "search", "device", "cost_size", "joint"))
 
     def _hash(self, without: tuple[str, ...]) -> str:
         content = {k: v for k, v in identity(self).items() if k not in without}
@@ -305,6 +307,20 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         return asdict(self)
+
+    @property
+    def setting(self) -> Setting:
+        """Everything of its detectors but backbone and classes."""
+        return Setting(self.detector, self.input)
+
+    @property
+    def settings(self) -> list[Setting]:
+        """All settings that are searched together with the backbone; its own if none are.
+
+        Raises:
+            AdaptError: If a candidate is wrong.
+        """
+        return self.joint.settings(self.setting)
 
     def detector_config(self, num_classes: int) -> DetectorConfig:
         """Return the detector for a data set's number of classes."""

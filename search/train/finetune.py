@@ -19,6 +19,7 @@ from adapt.data.dataset import Batch, training_batches
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.mapping.pretrained import MappingReport
 from adapt.network.backbone import Backbone
+from search.recipe.joint import setting_of
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule
 from search.train.batches import check_shares, divided, training_dataset, training_loading
@@ -49,18 +50,22 @@ WITHOUT = TrainedFiles()
 PLOT_MINUTES = 1.0  # a long training can be watched; a short one is drawn at its end
 
 
-def resolve_architecture(name_or_path: str, recipe: Recipe) -> Architecture:
+def resolve_architecture(name_or_path: str, recipe: Recipe) -> tuple[Architecture, Recipe]:
     """Return the source's own architecture by name, or read one of the recipe's space.
+
+    Returns:
+        The architecture, and the recipe in the setting that it was chosen together with, if any.
 
     Raises:
         AdaptError: If the file is missing, malformed or of another search space.
     """
     if name_or_path == "mobilenet_v2":
-        return mobilenet_v2()
+        return mobilenet_v2(), recipe
     path = Path(name_or_path)
     architecture = Architecture.load(path)
     architecture.check_fits(recipe.space.load(), path)
-    return architecture
+    setting = setting_of(path, recipe.setting)
+    return architecture, recipe.changed(setting.changes(), f"architecture {path}")
 
 
 def initial_detector(

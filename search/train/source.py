@@ -67,8 +67,7 @@ def map_trained(
         train: The whole training split.
 
     Raises:
-        AdaptError: If the file cannot be read or has another pyramid, other heads or classes, or
-            an image cannot be read.
+        AdaptError: If the file cannot be read or has other classes, or an image cannot be read.
     """
     trained, of = load_detector(start)
     check_start(start, of, info)
@@ -84,21 +83,17 @@ def map_trained(
 
 
 def check_start(start: Path, found: DetectorInfo, wanted: DetectorInfo) -> None:
-    """Check that a trained detector has the pyramid, heads and classes of the one to train.
+    """Check that a trained detector detects the classes of the one to train.
 
     Raises:
-        AdaptError: With the first difference.
+        AdaptError: If it does not.
     """
-    names = ("num_classes", "fpn_width", "head_depth")
-    values = [
-        (name, getattr(found.detector, name), getattr(wanted.detector, name)) for name in names
-    ]
-    for name, has, needs in (*values, ("classes", list(found.classes), list(wanted.classes))):
-        if has != needs:
-            raise AdaptError(
-                f"detector {start} has {name} {has}, the one to train has {needs}; start from one "
-                "of the same pyramid, heads and classes"
-            )
+    has, needs = list(found.classes), list(wanted.classes)
+    if has != needs:
+        raise AdaptError(
+            f"detector {start} has classes {has}, the one to train has {needs}; start from one of "
+            "the same classes"
+        )
 
 
 def _mapped(recipe: Recipe, source: Backbone, target: Backbone, train: CocoSplit) -> MappingReport:

@@ -1,0 +1,1 @@
+"""Which backbone, pyramid, heads and input are best together, at one latency?"""

@@ -1,0 +1,123 @@
+"""Which network of each setting of pyramid, heads and input meets a latency with the best scores?
+
+A cost table is of one setting. Two whole detectors of another one carry it over: with the cheapest
+backbone of the space, and with that of the best scores. A line through both corrects predictions,
+as that of a certificate does. Networks are measured on the way to the budget besides, so that what
+is left of an error only costs measurements.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapt.architecture import Architecture
+from adapt.artifacts import check_header, header, read_json, write_json
+from adapt.cost.expectation import CostModel
+from adapt.errors import AdaptError
+from adapt.progress import Progress, silent
+from adapt.space import SearchSpace
+from bench.acceptance.meet import BudgetMeter, Met
+from bench.acceptance.scaling import Sized
+from search.derive.exact import Derived, Deriver
+from search.recipe.joint import Setting
+
+Derive = Callable[[CostModel], Deriver]  # of the scores of a space
+
+
+def finalists(
+    meter: BudgetMeter,
+    derive: Derive,
+    model: CostModel,
+    space: SearchSpace,
+    settings: Sequence[Setting],
+    budget_ms: float,
+    progress: Progress = silent,
+) -> list[Met]:
+    """Return the network of the best scores for every setting in which one meets the budget.
+
+    Args:
+        meter: Measures detectors.
+        derive: Returns what derives networks, for costs.
+        model: Costs in the recipe's own setting, in ms.
+        space: Space of the backbone.
+        settings: Pyramids, heads and inputs.
+        budget_ms: The latency to meet; a network of the best scores may take less.
+        progress: Told after every setting.
+
+    Raises:
+        AdaptError: If no setting has a network within the budget.
+    """
+    found, least = [], dict[str, float]()
+    for done, setting in enumerate(settings, start=1):
+        deriver, cheapest_ms = carried(meter, derive, model, space, setting)
+        least[str(setting)] = cheapest_ms
+        if cheapest_ms <= budget_ms:
+            found.append(meter.by_scores(deriver, setting, space, budget_ms))
+        progress(done, len(settings), str(setting))
+    if not found:
+        cheapest = min(least, key=lambda name: least[name])
+        raise AdaptError(
+            f"no detector of {len(settings)} settings takes {budget_ms:.4g} ms or less, the "
+            f"cheapest {least[cheapest]:.4g} ms ({cheapest}); raise the budget, or add smaller "
+            "candidates to [joint]"
+        )
+    return found
+
+
+def carried(
+    meter: BudgetMeter, derive: Derive, model: CostModel, space: SearchSpace, setting: Setting
+) -> tuple[Deriver, float]:
+    """Return what derives networks in another setting, and the least latency there in ms.
+
+    Args:
+        meter: Measures detectors.
+        derive: Returns what derives networks, for costs.
+        model: Costs in the recipe's own setting.
+        space: Space of the backbone.
+        setting: The other setting.
+    """
+    own = derive(model)
+    ends = own.best(own.cheapest), own.best(own.dearest)
+
+    def measured(network: Derived) -> float:
+        return meter.measure(Sized(network.choices.architecture(space), setting))[0]
+
+    (low, high), (low_ms, high_ms) = [end.cost for end in ends], [measured(end) for end in ends]
+    if high <= low or high_ms <= low_ms:  # one network, or no latency depends on it
+        return derive(model.corrected(low_ms / low, 0.0)), low_ms
+    scale = (high_ms - low_ms) / (high - low)
+    return derive(model.corrected(scale, low_ms - scale * low)), low_ms
+
+
+def save_finalists(found: Sequence[Met], path: Path, **content: Any) -> None:
+    """Write finalists.
+
+    Args:
+        found: The finalists.
+        path: The file.
+        content: What else it is to say.
+    """
+    rows = [
+        {
+            "architecture": met.sized.architecture.to_dict(),
+            **met.sized.changes(),
+            "measured_ms": met.measured_ms,
+            "how": met.how,
+        }
+        for met in found
+    ]
+    write_json(path, header("finalists", **content, finalists=rows))
+
+
+def load_finalists(path: Path) -> tuple[list[Met], Mapping[str, Any]]:
+    """Read finalists, and what else their file says.
+
+    Raises:
+        AdaptError: If the file is missing, damaged or of another kind.
+    """
+    content = check_header(read_json(path, "finalists"), "finalists", path)
+    found = []
+    for row in content["finalists"]:
+        sized = Sized(Architecture.from_dict(row["architecture"]), Setting.from_dict(row))
+        found.append(Met(sized, row["measured_ms"], row["how"]))
+    return found, content

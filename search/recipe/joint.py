@@ -1,0 +1,143 @@
+"""Which pyramids, heads and inputs are searched together with the backbone?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from adapt.artifacts import read_json
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import RetinaNetConfig
+from adapt.errors import FORBID_UNKNOWN, AdaptError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything of a detector but its backbone and its classes.
+
+    Attributes:
+        detector: Pyramid and heads.
+        input: The size of its input.
+    """
+
+    detector: RetinaNetConfig
+    input: InputSize
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of a recipe that give this setting."""
+        return {"detector": self.detector.to_dict(), "input": self.input.to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Setting":
+        """Read what :meth:`changes` returned, which may be among other content."""
+        return cls(RetinaNetConfig(**content["detector"]), InputSize(**content["input"]))
+
+    def __str__(self) -> str:
+        config, size = self.detector, self.input
+        return (
+            f"head_depth {config.head_depth}, fpn_width {config.fpn_width}, "
+            f"input {size.height}x{size.width}"
+        )
+
+
+def setting_of(path: Path, own: Setting) -> Setting:
+    """Return the setting that the network of an architecture file was chosen together with.
+
+    Args:
+        path: The file.
+        own: The recipe's own setting, which is meant if the file names none.
+
+    Raises:
+        AdaptError: If the file is not JSON, or the setting is not complete.
+    """
+    content = read_json(path, "architecture")
+    try:
+        return Setting.from_dict(content["setting"]) if "setting" in content else own
+    except (KeyError, TypeError) as error:
+        raise AdaptError(f"architecture {path} has a setting that is not valid: {error}") from error
+
+
+@dataclass(frozen=True)
+class JointRecipe:
+    """What ``search.choice = "joint"`` chooses from, and how the choice is made.
+
+    For every setting the network of the best scores within the budget is derived. These finalists
+    race: all train for a few epochs, those of the highest AP on ``data.val`` for twice as many, and
+    so on until one is left.
+
+    Attributes:
+        head_depth: Candidates of ``detector.head_depth``; none leaves the recipe's own.
+        fpn_width: Candidates of ``detector.fpn_width``; none leaves the recipe's own.
+        input: Candidates (height, width) of the letterbox; none leaves the recipe's own. Anchors
+            are scaled with the height, so that they keep their size on the objects.
+        epochs: Epochs of the first round of the race.
+        survivors: One in how many finalists trains on in the next round.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    head_depth: tuple[int, ...] = ()
+    fpn_width: tuple[int, ...] = ()
+    input: tuple[tuple[int, int], ...] = ()
+    epochs: int = 2
+    survivors: int = 3
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"joint.epochs must be at least 1, got {self.epochs}")
+        if self.survivors < 2:
+            raise ValueError(f"joint.survivors must be at least 2, got {self.survivors}")
+        for name in ("head_depth", "fpn_width", "input"):
+            candidates = getattr(self, name)
+            if len(set(candidates)) < len(candidates):
+                raise ValueError(f"joint.{name} has a candidate twice, got {list(candidates)}")
+
+    @property
+    def candidates(self) -> int:
+        """Number of settings."""
+        numbers = (len(self.head_depth), len(self.fpn_width), len(self.input))
+        count = 1
+        for number in numbers:
+            count *= max(1, number)
+        return count
+
+    def settings(self, own: Setting) -> list[Setting]:
+        """Return all settings.
+
+        Args:
+            own: The recipe's own, from which come all fields without candidates.
+
+        Raises:
+            AdaptError: If a candidate is wrong, or inputs are searched and the recipe's own is not
+                a letterbox.
+        """
+        if self.input and own.input.resize != "letterbox":
+            raise AdaptError(
+                f"joint.input needs an input that is a letterbox, got {own.input.resize!r}; set "
+                "input.resize to 'letterbox'"
+            )
+        sizes = [InputSize(*size) for size in self.input] or [own.input]
+        depths = self.head_depth or (own.detector.head_depth,)
+        widths = self.fpn_width or (own.detector.fpn_width,)
+        return [
+            Setting(_with_anchors(own, size, fpn_width=width, head_depth=depth), size)
+            for size, width, depth in product(sizes, widths, depths)
+        ]
+
+    @property
+    def raced_epochs(self) -> int:
+        """Epochs of all trainings of a race, if every setting has a finalist."""
+        return sum(count * epochs for count, epochs in self.rounds(self.candidates))
+
+    def rounds(self, finalists: int) -> list[tuple[int, int]]:
+        """Return of each round of the race how many train, and for how many epochs."""
+        rounds, epochs = [], self.epochs
+        while finalists > 1:
+            rounds.append((finalists, epochs))
+            finalists, epochs = -(-finalists // self.survivors), 2 * epochs
+        return rounds
+
+
+def _with_anchors(own: Setting, size: InputSize, **changes: Any) -> RetinaNetConfig:
+    anchor = max(1, round(own.detector.anchor_size * size.height / own.input.height))
+    return replace(own.detector, anchor_size=anchor, **changes)
