@@ -20,6 +20,7 @@ from bench.commands.costs import costs_app, profile_command
 from bench.commands.derive import derive_command
 from bench.commands.doctor import doctor_command
 from bench.commands.export import export_command
+from bench.commands.init import init_command
 from bench.commands.networks import bench_command, eval_command
 from bench.commands.run import demo_command, run_command
 from bench.commands.study import study_command
@@ -34,7 +35,12 @@ INTERRUPTED = 128 + 2  # as of programs that SIGINT ends
 # In the order of the workflow, as `adapt --help` shows them.
 STAGES: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Everything at once": {"demo": demo_command, "run": run_command},
-    "1. Prepare": {"doctor": doctor_command, "weights": weights_command, "data": data_app},
+    "1. Prepare": {
+        "doctor": doctor_command,
+        "data": data_app,
+        "init": init_command,
+        "weights": weights_command,
+    },
     "2. Measure operations": {"profile": profile_command, "costs": costs_app},
     "3. Search": {"search": search_command, "score": score_command, "derive": derive_command},
     "4. Train": {"finetune": finetune_command},

@@ -192,6 +192,26 @@ class Choices:
         """Return the choices that any sequences of indices stand for."""
         return cls(tuple(map(tuple, ops)), tuple(widths))
 
+    @classmethod
+    def found(cls, architecture: Architecture, space: SearchSpace) -> "Choices | None":
+        """Return the indices of a network's choices; operations that it lacks are the last ones.
+
+        Returns:
+            The indices, or None if the network has something that is no candidate of ``space``.
+        """
+        ops, widths = [], []
+        if len(architecture.blocks) != len(space.blocks):
+            return None
+        for block, allowed in zip(architecture.blocks, space.blocks, strict=True):
+            missing = (SKIP,) * (allowed.num_ops - len(block.ops))
+            candidates = [allowed.candidates(position) for position in range(allowed.num_ops)]
+            named = list(zip((*block.ops, *missing), candidates, strict=False))
+            if _misfit(block, allowed) or any(op not in known for op, known in named):
+                return None
+            ops.append([known.index(op) for op, known in named])
+            widths.append(allowed.widths.index(block.width))
+        return cls.of(ops, widths)
+
     def architecture(self, space: SearchSpace) -> Architecture:
         """Return the network that these indices pick from ``space``."""
         blocks = []

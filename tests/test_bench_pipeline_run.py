@@ -166,6 +166,10 @@ def test_pyramid_heads_and_input_are_chosen_with_the_backbone(
     assert derived.setting in jointly.settings
     assert source.setting == jointly.setting
     assert str(derived.setting) in derived.rule
+    assert len(derived.race) == 4
+    assert derived.race[0].startswith(str(derived.setting))
+    assert sum(", then " in line for line in derived.race) == 2
+    assert f"derived raced: {derived.race[0]}" in (tmp_path / "out/report/report.md").read_text()
     info, _ = read_detector_info(tmp_path / "out" / "derived.safetensors")
     assert info.input == derived.setting.input
     assert info.detector.head_depth == derived.setting.detector.head_depth
@@ -184,7 +188,7 @@ def test_a_joint_choice_needs_a_latency_the_device_and_a_pyramid_that_can_be_tau
     for_latency: Recipe, tmp_path: Path, rtx_table: Path
 ) -> None:
     jointly = for_latency.changed(JOINT, "the test")
-    with pytest.raises(AdaptError, match=r"set search\.cost to 'latency' and search\.target"):
+    with pytest.raises(AdaptError, match=r"'joint' measures .*; set search\.cost to 'latency'"):
         run(jointly.with_search(cost="madds", target="1G"), tmp_path / "out")
     elsewhere = jointly.with_device(runtime="tensorrt-rtx")
     with pytest.raises(AdaptError, match=r"needs an NVIDIA GPU.*set search\.choice to 'scores'"):

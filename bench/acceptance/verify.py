@@ -17,6 +17,7 @@ from adapt.progress import Progress, silent
 from bench.acceptance.stopwatch import Stopwatch
 from bench.costs.recipe_table import as_certified
 from bench.latency.workers import Measurement
+from search.derive.derive import draw_ledger
 from search.derive.exact import Derived, Deriver
 from search.derive.finished import FinishedSearch, SearchFiles
 from search.recipe.budget import Budget
@@ -240,7 +241,7 @@ def _written(
     assert best is not None
     architecture = search.network(best.network.choices)
     costs = {**search.costs(architecture), "measured_ms": best.measured_ms}
-    rounds = _rows(approach, search)
+    rounds, why = _rows(approach, search), search.explained(architecture)
     architecture.save(
         out,
         rule=f"budget {budget}, verified",
@@ -249,9 +250,11 @@ def _written(
         costs=costs,
         measured_on=asdict(stopwatch.conditions),
         rounds=rounds,
+        **why,
     )
     closeness = {"below_target": approach.below, "outcome": approach.outcome, "rounds": rounds}
-    return {"architecture": str(out), "network": str(architecture), **costs, **closeness}
+    found = {"architecture": str(out), "network": str(architecture), **costs, **closeness}
+    return {**found, **draw_ledger(why, out)}
 
 
 def approached(

@@ -49,6 +49,7 @@ def write_report(
     result: BenchResult,
     findings: Sequence[str] = (),
     families: Mapping[str, Sequence[str]] | None = None,
+    details: Sequence[str] = (),
 ) -> list[Path]:
     """Write ``report.md``, ``.csv``, ``.json`` and ``.png`` into a folder, each atomically.
 
@@ -57,6 +58,7 @@ def write_report(
         result: What was measured.
         findings: What else is to be said of it, as lines of ``report.md``.
         families: Names of models that the plot joins by a line, by the name of the line.
+        details: Lines of Markdown that stand below the plot.
 
     Returns:
         The four files.
@@ -68,7 +70,7 @@ def write_report(
     as_json, as_csv, as_markdown, as_plot = files
     write_json(as_json, header("bench-report", **result.to_dict()))
     write_text(as_csv, csv_text(result))
-    write_text(as_markdown, markdown(result, findings))
+    write_text(as_markdown, markdown(result, findings, details))
     write_plot(as_plot, result, families)
     return files
 
@@ -117,7 +119,7 @@ def _batches(result: BenchResult) -> str:
     return " and ".join(map(str, sorted({entry.batch for entry in result.entries})))
 
 
-def markdown(result: BenchResult, findings: Sequence[str] = ()) -> str:
+def markdown(result: BenchResult, findings: Sequence[str] = (), details: Sequence[str] = ()) -> str:
     """Return the report as Markdown: the table, findings, and how its numbers came about."""
     titles = [title for title, _ in COLUMNS]
     rows = [[cell(entry).replace("|", "\\|") for _, cell in COLUMNS] for entry in result.entries]
@@ -125,9 +127,10 @@ def markdown(result: BenchResult, findings: Sequence[str] = ()) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in (titles, ruler, *rows))
     how = "\n".join(f"- {line}" for line in _how_measured(result))
     found = "".join(f"- {line}\n" for line in findings) + "\n" * bool(findings)
+    below = "".join(f"{line}\n" for line in details)
     return (
         f"# Benchmark\n\n{conditions(result)}.\n\n{table}\n\n"
-        f"{found}![mAP against latency](report.png)\n\n## How it was measured\n\n{how}\n"
+        f"{found}![mAP against latency](report.png)\n{below}\n## How it was measured\n\n{how}\n"
     )
 
 

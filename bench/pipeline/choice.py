@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from adapt.architecture import Architecture, mobilenet_v2
 from adapt.artifacts import check_header, content_hash, header, read_json, write_json
@@ -14,7 +15,7 @@ from bench.acceptance.stopwatch import check_conditions
 from bench.acceptance.verify import derive_verified
 from bench.costs.recipe_table import recipe_backend
 from bench.latency.backend import conditions
-from bench.pipeline.joint import JointChoice
+from bench.pipeline.joint import JointChoice, told_race
 from bench.pipeline.stages import Stages, Task
 from search.derive.derive import derive
 from search.derive.finished import SearchFiles
@@ -73,21 +74,31 @@ class Network:
         family: ``derived``, ``scaled`` or ``source``.
         architecture: Its backbone.
         setting: Pyramid, heads and input around it.
-        rule: By which rule it was found, in words.
         folder: Folder of its files.
+        content: What its architecture file holds: by which rule it was found, and why.
     """
 
     name: str
     family: str
     architecture: Architecture
     setting: Setting
-    rule: str
     folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def rule(self) -> str:
+        """By which rule it was found, in words."""
+        return str(self.content.get("rule", "unknown"))
+
+    @property
+    def race(self) -> tuple[str, ...]:
+        """How each finalist did that it raced with, in words; empty without a race."""
+        return told_race(self.content)
 
 
 def source_network(setting: Setting, folder: Path) -> Network:
     """Return the source, whose files lie in ``folder``, in the recipe's setting."""
-    return Network(SOURCE, SOURCE, mobilenet_v2(), setting, "left alone", folder)
+    return Network(SOURCE, SOURCE, mobilenet_v2(), setting, folder, {"rule": "left alone"})
 
 
 @dataclass(frozen=True)
@@ -138,9 +149,9 @@ class Choice:
         ]
 
     def _network(self, name: str, family: str, path: Path) -> Network:
-        rule = read_json(path, "architecture").get("rule", "unknown")
-        setting = setting_of(path, self.recipe.setting)
-        return Network(name, family, Architecture.load(path), setting, rule, self.folder)
+        content = read_json(path, "architecture")
+        architecture, setting = Architecture.load(path), setting_of(path, self.recipe.setting)
+        return Network(name, family, architecture, setting, self.folder, content)
 
     @property
     def jointly(self) -> bool:
@@ -153,9 +164,9 @@ class Choice:
         return JointChoice(self.recipe, self.files, *of_run)
 
     def _choose_jointly(self) -> Path:
-        """Choose a detector for the target of the search."""
-        target = LatencyBudget.parse(self.recipe.search.target, "search.target")
-        return self._joint.paths({"": target.amount})[""]
+        """Choose a detector for the target of the search, or for the latency of the source."""
+        target = self.recipe.search.parsed_target()
+        return self._joint.paths({"": target.amount if target else self._source_ms()})[""]
 
     def _derive(self) -> Path:
         """Derive one network, for the target of the search or by arg max."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from adapt.artifacts import content_hash
 from adapt.progress import Progress
@@ -13,6 +14,7 @@ from bench.joint.finalists import finalists, load_finalists, save_finalists
 from bench.joint.race import Race, Racer, run_racer, run_races
 from bench.latency.backend import conditions
 from bench.pipeline.stages import Stages, Task
+from search.derive.derive import draw_ledger
 from search.derive.finished import FinishedSearch, SearchFiles
 from search.derive.scores import Scores
 from search.recipe.recipe import Recipe
@@ -57,8 +59,9 @@ class JointChoice:
 
         def work(left: Sequence[Task], progress: Progress) -> None:
             run_races([races[tasks[task]] for task in left], self._train(progress))
-            for task in left:
-                self._save(task.file, races[tasks[task]], measured[tasks[task]])
+            with self.files.open() as scored:
+                for task in left:
+                    self._save(task.file, races[tasks[task]], measured[tasks[task]], scored)
 
         paths = self.stages.together("race", list(tasks), work)
         return dict(zip(races, paths, strict=True))
@@ -113,10 +116,11 @@ class JointChoice:
 
         return train
 
-    def _save(self, path: Path, race: Race, measured: Path) -> None:
-        """Write the winner, and how the others did."""
+    def _save(self, path: Path, race: Race, measured: Path, scored: FinishedSearch) -> None:
+        """Write the winner, how the others did, and what its blocks save in the own setting."""
         found, content = load_finalists(measured)
         won = found[race.winner]
+        why = scored.explained(won.sized.architecture)
         rows = [
             {
                 "setting": str(met.sized.setting),
@@ -133,7 +137,9 @@ class JointChoice:
             budget_ms=content["budget_ms"],
             finalists=rows,
             race=race.results(),
+            **why,
         )
+        draw_ledger(why, path)
 
     def _task(self, stage: str, of: str, inputs: Sequence[object], file: str) -> Task:
         path = self.folder / f"{file}.json"
@@ -144,6 +150,25 @@ class JointChoice:
         """What the latency of a network depends on."""
         here = conditions(recipe_backend(self.recipe), self.recipe.input.fixed())
         return [asdict(here), self.recipe.num_classes()]
+
+
+def told_race(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return how the finalists of an architecture file's race did, the winner first.
+
+    Args:
+        content: Of the file; without a race there is nothing to tell.
+    """
+    reached: dict[int, list[float]] = {}
+    for of_round in content.get("race", ()):
+        for one in of_round:
+            reached.setdefault(one["finalist"], []).append(one["val_ap"])
+    ranked = sorted(reached, key=lambda number: (-len(reached[number]), -reached[number][-1]))
+    finalists = content.get("finalists", ())
+    return tuple(
+        f"{finalists[number]['setting']}, {finalists[number]['measured_ms']:.4g} ms: AP "
+        f"{', then '.join(f'{ap:.1f}' for ap in reached[number])}"
+        for number in ranked
+    )
 
 
 def _named(name: str, of: str) -> str:

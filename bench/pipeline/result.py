@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.networks.measure import BenchResult
 from bench.pipeline.choice import DERIVED, SCALED, SOURCE, Network
+from search.derive.ledger import read_ledger, table
 
 TITLES = {DERIVED: "derived", SCALED: "source scaled in width", SOURCE: "source"}
 
@@ -47,6 +48,8 @@ class RunResult:
     def findings(self) -> list[str]:
         """Return what the report's table does not say, as lines of text."""
         lines = [f"{n.name} by: {n.rule}" for n in self.networks if n.family != SOURCE]
+        for network in self.networks:
+            lines += [f"{network.name} raced: {one}" for one in network.race]
         if (tau := self.decided.get("tau")) is not None:
             lines.append(f"sums of scores rank random networks with a Kendall tau of {tau:.2f}")
         if self.decided["doubt"]:
@@ -56,6 +59,20 @@ class RunResult:
             if "ap_gate" in of:
                 lines.append(f"{name}: {_gate(of)}")
         return [*lines, f"not measured: {self.not_measured}"] if self.not_measured else lines
+
+    def details(self) -> list[str]:
+        """Return what each block of derived networks saved and lost, as lines of Markdown."""
+        lines = []
+        for network in self.networks:
+            entries, unit = read_ledger(network.content)
+            if entries:
+                lines += ["", f"### {network.name}, block by block", "", *table(entries, unit)]
+        how = (
+            "Costs are those of the table, for the input and heads of the recipe. A rise is that "
+            "of the held-out loss when one part of the trained source is replaced, before any "
+            "training; a block's are summed up."
+        )
+        return ["", "## What was chosen, and why", "", how, *lines] if lines else []
 
     def families(self) -> dict[str, list[str]]:
         """Return the names of networks that were found in one way, where there are several."""

@@ -6,7 +6,6 @@ no choice that was ever made on the published test images decides a study.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +18,8 @@ from adapt.artifacts import (
     read_json,
     write_json,
 )
-from adapt.data.annotated_image import CocoImage
-from adapt.data.coco import CocoSplit, ImageBoxes
+from adapt.data.coco import CocoSplit
+from adapt.data.pooled import write_divided
 from adapt.errors import AdaptError
 from search.recipe.recipe import Recipe
 
@@ -47,7 +46,7 @@ def divided_anew(recipe: Recipe, folder: Path, seed: int) -> Recipe:
     key = content_hash([seed, sizes, [file_hash(split.annotations) for split in splits]])
     if not folder.exists():
         with atomic_folder(folder) as temporary:
-            _write(splits, temporary, seed)
+            write_divided(splits, _parts(splits, seed), temporary)
             content = header("division", key=key, seed=seed, images=sizes)
             write_json(temporary / MARKER, content)
     elif check_header(read_json(folder / MARKER, "division"), "division", folder)["key"] != key:
@@ -77,52 +76,9 @@ def _splits(recipe: Recipe) -> list[CocoSplit]:
     return splits
 
 
-def _write(splits: Sequence[CocoSplit], folder: Path, seed: int) -> None:
-    folders = list(dict.fromkeys(split.folder for split in splits))
-    pool = [
-        (Path(str(folders.index(split.folder))) / image.path.relative_to(split.folder), image, of)
-        for split in splits
-        for image, of in zip(split.images, split.boxes, strict=True)
-    ]
-    pool.sort(key=lambda entry: str(entry[0]))  # the division must not depend on the splits
-    order = np.random.default_rng(seed).permutation(len(pool))
-    ends = np.cumsum([len(split) for split in splits])
-    for name, places in zip(PARTS, np.split(order, ends[:-1]), strict=True):
-        chosen = [(int(place) + 1, *pool[place]) for place in np.sort(places)]
-        write_json(folder / "annotations" / f"{name}.json", _coco(chosen, splits[0].class_names))
-    for number, linked in enumerate(folders):
-        link = folder / "images" / str(number)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(linked.resolve(), target_is_directory=True)
-
-
-def _coco(
-    entries: Sequence[tuple[int, Path, CocoImage, ImageBoxes]], classes: Sequence[str]
-) -> dict[str, Any]:
-    """Return the content of an annotation file."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, name, image, boxes in entries:
-        images.append(
-            {
-                "id": number,
-                "file_name": name.as_posix(),
-                "width": image.width,
-                "height": image.height,
-            }
-        )
-        for (x1, y1, x2, y2), label, crowd, area in zip(
-            boxes.xyxy.tolist(), boxes.labels, boxes.crowd, boxes.areas, strict=True
-        ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": int(label) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": float(area),
-                    "iscrowd": int(crowd),
-                }
-            )
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+def _parts(splits: Sequence[CocoSplit], seed: int) -> dict[str, list[int]]:
+    """Return which images each part gets; it depends on no division there was before."""
+    sizes = [len(split) for split in splits]
+    order = np.random.default_rng(seed).permutation(sum(sizes))
+    parts = np.split(order, np.cumsum(sizes)[:-1])
+    return {name: places.tolist() for name, places in zip(PARTS, parts, strict=True)}

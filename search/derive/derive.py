@@ -1,10 +1,12 @@
 """Which files does `adapt derive` write, for one network of a search or a front of them?"""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adapt.artifacts import atomic_path, header, make_folder, read_json, write_json
 from search.derive.finished import SearchFiles
+from search.derive.ledger import plot, read_ledger
 from search.recipe.budget import Budget, Unit
 
 
@@ -30,9 +32,28 @@ def derive(files: SearchFiles, out: Path, budget: Budget | None = None) -> dict[
         else:
             architecture = search.supernet.argmax()
             rule = "argmax"
-        costs = search.costs(architecture)
-    architecture.save(out, rule=rule, search=search.identity, costs=costs)
-    return {"architecture": str(out), "network": str(architecture), **costs}
+        costs, why = search.costs(architecture), search.explained(architecture)
+    architecture.save(out, rule=rule, search=search.identity, costs=costs, **why)
+    drawn = draw_ledger(why, out)
+    return {"architecture": str(out), "network": str(architecture), **costs, **drawn}
+
+
+def draw_ledger(content: Mapping[str, Any], out: Path) -> dict[str, Path]:
+    """Draw the ledger of an architecture file beside it.
+
+    Args:
+        content: What the file holds.
+        out: The file.
+
+    Returns:
+        The plot, by what it is called in results; nothing if there is no ledger.
+    """
+    entries, unit = read_ledger(content)
+    if not entries:
+        return {}
+    path = out.with_suffix(".choices.png")
+    plot(entries, unit, path)
+    return {"choices": path}
 
 
 def fresh_front(folder: Path) -> None:

@@ -17,6 +17,7 @@ from adapt.errors import AdaptError
 from adapt.network.supernet import Supernet
 from adapt.space import SearchSpace
 from search.derive.exact import Derived, Deriver
+from search.derive.ledger import ledger
 from search.derive.scores import Scores
 from search.recipe.budget import Budget, Unit
 from search.recipe.recipe import Recipe
@@ -129,6 +130,19 @@ class FinishedSearch:
     def network(self, choices: Choices) -> Architecture:
         """Return the network of choices of the space."""
         return choices.architecture(self.space)
+
+    def explained(self, architecture: Architecture) -> dict[str, Any]:
+        """Return what an architecture file says of why this network; only scores can tell.
+
+        Args:
+            architecture: A network of the space.
+        """
+        if not isinstance(self.found, Scores):
+            return {}
+        unit: Unit = "ms" if self.table else "madds"
+        entries = ledger(self.found, self.cost_model(unit), self.space, architecture)
+        blocks = [entry.to_dict() for entry in entries]
+        return {"ledger": {"unit": unit, "blocks": blocks}} if entries else {}
 
     def costs(self, architecture: Architecture) -> dict[str, float]:
         """Return multiply-adds, and latency where there is a table."""

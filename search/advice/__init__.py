@@ -1,0 +1,1 @@
+"""Which recipe fits a data set and a machine? (`adapt init`)"""

@@ -1,0 +1,163 @@
+"""Which settings of a recipe fit the images, the boxes and the machine, and why?"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapt.data.images import InputSize
+from search.advice.boxes import Floats, Objects, best_anchor
+
+STRIDE = 8  # of P3: objects of fewer than two cells are hardly found
+SMALLEST = 2 * STRIDE  # pixels that all but the smallest tenth of a class should have
+TENTH = 0.1
+CLASSES = 0.75  # share of the classes that should have them: AP is their mean
+PIXELS = {"cpu": (160 * 160, 320 * 416), "gpu": (320 * 320, 800 * 1088)}  # of an input
+LONG_SIDES = range(160, 1345, 32)
+LARGER = (1.0, 1.2, 1.4)  # inputs that are searched too, as sides
+STEPS = 1500  # of a fine-tuning of a few hundred images
+EPOCHS = (12, 60)  # at least, at most
+BATCH = {"cpu": 4, "gpu": 16}
+STEP_LR = {4: "1e-3", 16: "2e-3"}
+HEADS = {"cpu": (64, 1), "gpu": (128, 2)}  # pyramid width, head depth
+DEPTHS = {"cpu": [0, 1], "gpu": [0, 1, 2]}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A setting of a recipe.
+
+    Attributes:
+        value: The setting.
+        reason: Why, as a comment in the recipe.
+    """
+
+    value: object
+    reason: str
+
+
+def advise(objects: Objects, on: str) -> dict[str, Advice]:
+    """Return settings by the names of their fields.
+
+    Args:
+        objects: Images and boxes of the training split.
+        on: ``cpu`` or ``gpu``, where the detector runs.
+    """
+    size, why_size = input_size(objects, on)
+    boxes = objects.fitted(size)
+    anchor, recall = best_anchor(boxes)
+    epochs, batch = training_epochs(len(objects.images), BATCH[on]), BATCH[on]
+    width, depth = HEADS[on]
+    larger = _larger(size)
+    return {
+        "input.height": Advice(size.height, why_size),
+        "input.width": Advice(size.width, ""),
+        "detector.fpn_width": Advice(width, f"enough for a detector on a {on.upper()}"),
+        "detector.head_depth": Advice(depth, "deeper heads cost milliseconds and learn slowly"),
+        "detector.anchor_size": Advice(
+            anchor,
+            f"anchors of this size and its doubles overlap {recall:.0%} of the boxes by at least "
+            f"half; boxes are {_range(objects.sides(size))} pixels across in the input",
+        ),
+        "joint.head_depth": Advice(DEPTHS[on], "heads to choose from"),
+        "joint.input": Advice(
+            [[one.height, one.width] for one in larger],
+            "inputs to choose from: a larger one with a smaller backbone often wins",
+        ),
+        "finetune.epochs": Advice(
+            epochs,
+            f"{epochs * -(-len(objects.images) // batch)} steps of {batch} of "
+            f"{len(objects.images)} images",
+        ),
+        "finetune.shared_epochs": Advice(max(1, epochs // 4), "of the source that is scored"),
+        "finetune.batch_size": Advice(batch, f"images per step, for a {on.upper()}"),
+        "finetune.lr": Advice(float(STEP_LR[batch]), "of AdamW at this batch"),
+        "finetune.val_epochs": Advice(max(1, epochs // 6), "epochs from one AP on val to the next"),
+    }
+
+
+def input_size(objects: Objects, on: str) -> tuple[InputSize, str]:
+    """Return the smallest letterbox in which nearly all objects are large enough, and why.
+
+    Args:
+        objects: Images and boxes.
+        on: ``cpu`` or ``gpu``.
+    """
+    least, most = PIXELS[on]
+    height, width = (float(np.median(side)) for side in objects.images.T)
+    shaped = [size for size in letterboxes(height, width) if _pixels(size) <= most]
+    shaped = [size for size in shaped if _pixels(size) >= least] or shaped[-1:]
+    reached = {size: _reached(objects, size) for size in shaped}
+    enough = [size for size in shaped if reached[size] >= SMALLEST]
+    native = [size for size in shaped if size.scale(int(height), int(width)) <= 1]
+    size = enough[0] if enough else (native or shaped[:1])[-1]
+    limit = "" if enough else f", the largest that images and a {on.upper()} allow"
+    return size, (
+        f"images are {height:.0f}x{width:.0f} (median); of {CLASSES:.0%} of the classes, nine of "
+        f"ten objects are {reached[size]:.0f} pixels across or more in this input{limit}"
+    )
+
+
+def _reached(objects: Objects, size: InputSize) -> float:
+    smallest_first = np.sort(objects.small_sides(size, TENTH))
+    return float(smallest_first[int((1 - CLASSES) * len(smallest_first))])
+
+
+def letterboxes(height: float, width: float) -> list[InputSize]:
+    """Return inputs of about the shape of an image, the smallest first; they waste little.
+
+    Of letterboxes with the same long side, that with the least padding per pixel is taken.
+
+    Args:
+        height: Of the image.
+        width: Of the image.
+    """
+    found = []
+    for long in LONG_SIDES:
+        short = long * min(height, width) / max(height, width)
+        around = {max(32, int(short // 32) * 32), max(32, -(-int(short) // 32) * 32)}
+        sizes = [InputSize(*((side, long) if width >= height else (long, side))) for side in around]
+        found.append(min(sizes, key=lambda size: _padding(size, height, width)))
+    return list(dict.fromkeys(found))
+
+
+def training_epochs(images: int, batch: int) -> int:
+    """Return epochs that take about :data:`STEPS` steps, for few images not too many."""
+    least, most = EPOCHS
+    return int(min(max(round(STEPS * batch / images), least), most))
+
+
+def _padding(size: InputSize, height: float, width: float) -> float:
+    scale = min(size.height / height, size.width / width)
+    return 1 - scale * scale * height * width / _pixels(size)
+
+
+def _pixels(size: InputSize) -> int:
+    return size.height * size.width
+
+
+def _larger(size: InputSize) -> list[InputSize]:
+    """Return the input and larger ones of its shape."""
+    found = []
+    for factor in LARGER:
+        height, width = (32 * round(side * factor / 32) for side in (size.height, size.width))
+        found.append(InputSize(height, width))
+    return list(dict.fromkeys(found))
+
+
+def _range(sides: Floats) -> str:
+    low, middle, high = np.quantile(sides, (0.05, 0.5, 0.95))
+    return f"{low:.0f} to {high:.0f} (median {middle:.0f})"
+
+
+def grouped(advice: Mapping[str, Advice]) -> Iterator[tuple[str, dict[str, Advice]]]:
+    """Yield the sections of a recipe and the settings of each."""
+    for section in dict.fromkeys(name.partition(".")[0] for name in advice):
+        yield (
+            section,
+            {
+                name.partition(".")[2]: one
+                for name, one in advice.items()
+                if name.startswith(f"{section}.")
+            },
+        )

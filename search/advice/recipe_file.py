@@ -1,0 +1,91 @@
+"""How is a recipe written so that a person can read why every setting is what it is?"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapt.runtime import Runtime
+from search.advice.advise import Advice, grouped
+
+GPU = ("ort-cuda", "tensorrt", "tensorrt-rtx")
+GRID = 16  # of widths: an eighth of the candidates of Table I, all multiples that runtimes like
+Settings = Mapping[str, Advice]
+
+
+def device_kind(runtime: Runtime) -> str:
+    """Return ``gpu`` or ``cpu``, what a runtime computes on."""
+    return "gpu" if runtime in GPU else "cpu"
+
+
+def fixed_settings(
+    name: str, root: Path, recipe: Path, splits: Mapping[str, str], runtime: Runtime, target: str
+) -> dict[str, Advice]:
+    """Return the settings that do not depend on what the images show.
+
+    Args:
+        name: Name of the recipe.
+        root: Folder of the data set.
+        recipe: The recipe file, from which the folder is looked for.
+        splits: Name of the split of every field of ``[data]``.
+        runtime: Runtime of the deployed detector.
+        target: Latency to meet; empty for that of the source.
+    """
+    on_gpu = device_kind(runtime) == "gpu"
+    workers = min(8, os.cpu_count() or 1) if on_gpu else 0
+    settings = {
+        "data.root": Advice(
+            os.path.relpath(root.resolve(), recipe.resolve().parent), "seen from this file"
+        ),
+        **{f"data.{field}": Advice(split, "") for field, split in splits.items()},
+        "data.workers": Advice(workers, "processes that load images; 0 loads in the training"),
+        "data.cache_mb": Advice(512, "memory for decoded images"),
+        "space.preset": Advice("mobilenet_v2", ""),
+        "space.width_grid": Advice(GRID, "candidate widths are multiples of this"),
+        "search.choice": Advice("joint", "input and heads together with the backbone"),
+        "search.cost": Advice("latency", "measured on this machine"),
+    }
+    if target:
+        settings["search.target"] = Advice(target, "leave out for the latency of the source")
+    return settings | {
+        "finetune.mapping": Advice("principal", "the first channels are those that matter"),
+        "finetune.optimizer": Advice("adamw", ""),
+        "finetune.weight_decay": Advice(1e-4, ""),
+        "finetune.schedule": Advice("one-cycle", ""),
+        "finetune.warmup_steps": Advice(30, ""),
+        "finetune.clip_norm": Advice(10.0, ""),
+        "device.runtime": Advice(runtime, ""),
+        "device.precision": Advice("fp16" if on_gpu else "fp32", ""),
+        "device.threads": Advice(1, "of a runtime on the CPU"),
+    }
+
+
+def recipe_text(name: str, settings: Settings, notes: list[str]) -> str:
+    """Return a recipe as TOML.
+
+    Args:
+        name: Its name, which its results have too.
+        settings: Its settings, by section and field.
+        notes: What to say at its top, one line each.
+    """
+    lines = [f"# {note}" for note in notes]
+    lines += [f"name = {_toml(name)}", "seed = 0"]
+    for section, fields in grouped(settings):
+        lines += ["", f"[{section}]"]
+        for field, advice in fields.items():
+            if len(advice.reason) > 50:
+                lines += [f"# {line}" for line in _wrapped(advice.reason)]
+            short = f"  # {advice.reason}" if 0 < len(advice.reason) <= 50 else ""
+            lines.append(f"{field} = {_toml(advice.value)}{short}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """Return a value as TOML, which JSON is for text, numbers, truth values and lists."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _wrapped(text: str, width: int = 96) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width)

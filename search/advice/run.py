@@ -1,0 +1,108 @@
+"""Which steps does `adapt init` take, from a folder of images to a recipe that runs?"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapt.artifacts import write_text
+from adapt.data.coco import check_has_boxes, load_split
+from adapt.data.layout import check_folder, has_split, split_names
+from adapt.errors import AdaptError
+from adapt.progress import Progress, silent
+from adapt.runtime import Runtime
+from search.advice.advise import Advice, advise
+from search.advice.boxes import Objects
+from search.advice.held_out import hold_out
+from search.advice.recipe_file import device_kind, fixed_settings, recipe_text
+from search.recipe.recipe import Recipe, validated
+
+
+@dataclass(frozen=True)
+class AdvisedRecipe:
+    """A recipe and why it is as it is.
+
+    Attributes:
+        path: The file to write.
+        name: Its name.
+        settings: Its settings with their reasons.
+        found: What the data set holds.
+        doubts: What may be wrong, one sentence each.
+    """
+
+    path: Path
+    name: str
+    settings: Mapping[str, Advice]
+    found: Mapping[str, Any]
+    doubts: tuple[str, ...]
+
+    def text(self, minutes: float | None = None) -> str:
+        """Return the file's content.
+
+        Args:
+            minutes: How long the run takes here, if that is known.
+        """
+        told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.found.items())
+        notes = [f"Written by `adapt init`. {told}.", "Change what you know better."]
+        if minutes:
+            notes.append(f"`adapt run` of it takes about {minutes:.0f} minutes on this machine.")
+        return recipe_text(self.name, self.settings, notes)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, as it will be read from the file."""
+        content = tomllib.loads(self.text())
+        return validated(Recipe, content, f"recipe {self.path}").relative_to(self.path.parent)
+
+    def save(self, minutes: float | None = None) -> None:
+        """Write the file."""
+        write_text(self.path, self.text(minutes))
+
+
+def advised_recipe(
+    root: Path, out: Path, runtime: Runtime, target: str = "", progress: Progress = silent
+) -> AdvisedRecipe:
+    """Return a recipe that fits a data set; one without ``val`` is divided beside the recipe.
+
+    Args:
+        root: Folder of the data set.
+        out: Recipe to write.
+        runtime: Runtime of the deployed detector.
+        target: Latency to meet; empty for that of the source.
+        progress: Told after every image that is compared with others.
+
+    Raises:
+        AdaptError: If the data set cannot be read or has no boxes, or the target is none.
+    """
+    check_folder(root)
+    if not has_split(root, "train"):
+        names = ", ".join(split_names(root)) or "none"
+        raise AdaptError(
+            f"{root} has no split `train` (it has {names}); name the annotations of the training "
+            "images annotations/train.json, or train/_annotations.coco.json"
+        )
+    found: dict[str, Any] = {}
+    train = load_split(root, "train", repair=True)
+    check_has_boxes(train)
+    splits = {"train": "train", "val": "val"}
+    if has_split(root, "val") or has_split(root, "valid"):
+        val = load_split(root, "val", repair=True)
+        found |= {"train": len(train), "val": len(val)}
+    else:
+        root = out.with_name(f"{out.stem}-data")
+        found |= {"held_out_in": str(root), **hold_out(train, root, progress=progress)}
+        train = load_split(root, "train")
+    if has_split(root, "test"):
+        splits["test"] = "test"
+    objects = Objects.of(train)
+    found |= {"classes": len(train.class_names), "boxes": len(objects.boxes)}
+    settings = fixed_settings(out.stem, root, out, splits, runtime, target)
+    repaired = train.repaired()
+    if repaired:
+        settings["data.repair"] = Advice(True, "boxes that cannot be used are cut or left out")
+    settings |= advise(objects, device_kind(runtime))
+    doubts = tuple(text for text in (repaired, train.cornered()) if text)
+    advised = AdvisedRecipe(out, out.stem, settings, found, doubts)
+    _ = advised.recipe  # a target that is none is told before the file is written
+    return advised

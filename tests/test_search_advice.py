@@ -1,0 +1,225 @@
+"""A recipe is written that fits the images, says why, and runs; held-out images are not alike."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from adapt.data.coco import CocoSplit, load_split
+from adapt.data.images import InputSize
+from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig, anchor_generator
+from adapt.errors import AdaptError
+from cli import app
+from search.advice.advise import advise, input_size, letterboxes, training_epochs
+from search.advice.boxes import ANCHOR_SIZES, Objects, anchor_recall, best_anchor
+from search.advice.held_out import alike, hold_out
+from search.advice.run import advised_recipe
+from search.recipe.recipe import Recipe
+
+
+def objects(sides: list[float], labels: list[int] | None = None, image: float = 640) -> Objects:
+    """Square objects, each in an image of its own of 3:4."""
+    boxes = np.array([[side, side] for side in sides])
+    number = len(sides)
+    of_class = np.array(labels or [0] * number)
+    return Objects(np.array([[image * 3 / 4, image]] * number), boxes, np.arange(number), of_class)
+
+
+def test_boxes_of_the_size_of_anchors_are_all_matched_and_far_smaller_ones_are_not() -> None:
+    config = DetectorConfig(1, **RetinaNetConfig(anchor_size=16).to_dict())
+    cells = np.concatenate([cell.numpy() for cell in anchor_generator(config).cell_anchors])
+    anchors = (cells[:, 2:] - cells[:, :2])[:, ::-1]
+    assert anchor_recall(anchors, 16) == 1
+    assert anchor_recall(anchors / 3, 16) < 1
+    assert anchor_recall(np.full((4, 2), 5.0), 16) == 0
+
+
+@pytest.mark.parametrize("side", [7.0, 15.0, 33.0])
+def test_the_best_anchor_matches_as_many_boxes_as_any(side: float) -> None:
+    boxes = np.full((10, 2), side)
+    size, recall = best_anchor(boxes)
+    assert recall == max(anchor_recall(boxes, other) for other in ANCHOR_SIZES) == 1
+    assert anchor_recall(boxes, size) == recall
+
+
+def test_boxes_are_measured_as_they_are_fitted(tiny_data: CocoSplit) -> None:
+    whole = Objects.of(tiny_data)
+    assert len(whole.boxes) == sum((~boxes.crowd).sum() for boxes in tiny_data.boxes)
+    first = tiny_data.boxes[0].xyxy[0]
+    height, width = first[3] - first[1], first[2] - first[0]
+    assert whole.fitted(InputSize(64, 64))[0] == pytest.approx([height / 2, width / 2])  # of 128
+    assert whole.sides(InputSize(128, 128))[0] == pytest.approx(np.sqrt(height * width))
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (1080, 1920), (500, 500), (100, 900)])
+def test_letterboxes_have_the_shape_of_the_images(shape: tuple[int, int]) -> None:
+    for size in letterboxes(*shape):
+        assert size.height % 32 == size.width % 32 == 0
+        assert (size.height >= size.width) == (shape[0] >= shape[1])
+    ratios = [size.height / size.width for size in letterboxes(*shape)[-8:]]
+    assert ratios == pytest.approx([shape[0] / shape[1]] * 8, rel=0.25)
+
+
+def test_smaller_objects_get_larger_inputs_but_not_larger_than_a_processor_can() -> None:
+    pixels = []
+    for side in (200.0, 60.0, 40.0, 30.0, 4.0):
+        size, why = input_size(objects([side] * 20), "cpu")
+        pixels.append(size.height * size.width)
+        assert ("the largest that" in why) == (side == 4.0)
+        if side < 60:
+            assert size.scale(480, 640) * side >= 16 or side == 4.0
+    assert pixels == sorted(pixels)
+    assert pixels[0] < pixels[-1] <= 320 * 416
+    assert input_size(objects([4.0] * 20), "gpu")[0].height > 320
+
+
+def test_a_rare_class_of_small_objects_counts_as_much_as_a_frequent_one() -> None:
+    both = objects([200.0] * 90 + [32.0] * 10, [0] * 90 + [1] * 10)
+    alone = objects([32.0] * 10)
+    assert input_size(both, "cpu")[0] == input_size(alone, "cpu")[0]
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(10, 60), (205, 29), (100_000, 12)])
+def test_few_images_are_seen_more_often(images: int, epochs: int) -> None:
+    assert training_epochs(images, 4) == epochs
+
+
+def test_advice_for_a_gpu_is_larger() -> None:
+    on_cpu, on_gpu = (advise(objects([30.0] * 40), on) for on in ("cpu", "gpu"))
+    for name in ("detector.fpn_width", "finetune.batch_size"):
+        assert int(str(on_gpu[name].value)) > int(str(on_cpu[name].value))
+
+
+def copied(split: CocoSplit, folder: Path, repeated: int = 1) -> Path:
+    """A data set with a split `train` only, every image so many times."""
+    content = json.loads(split.annotations.read_text())
+    images, annotations = [], []
+    for image in content["images"]:
+        for copy in range(repeated):
+            number = len(images) + 1
+            name = f"{copy}-{image['file_name']}"
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            Image.open(split.folder / image["file_name"]).save(folder / "images" / name)
+            images.append({**image, "id": number, "file_name": name})
+            annotations += [
+                {**one, "id": len(annotations) + place, "image_id": number}
+                for place, one in enumerate(
+                    a for a in content["annotations"] if a["image_id"] == image["id"]
+                )
+            ]
+    (folder / "annotations").mkdir()
+    file = folder / "annotations" / "train.json"
+    file.write_text(json.dumps({**content, "images": images, "annotations": annotations}))
+    return folder
+
+
+def test_copies_of_an_image_are_held_out_together(tiny_data: CocoSplit, tmp_path: Path) -> None:
+    split = load_split(copied(tiny_data, tmp_path / "data", repeated=3), "train")
+    groups = alike(split)
+    assert len(set(groups.tolist())) == len(tiny_data)
+    counts = hold_out(split, tmp_path / "held")
+    train, val = (load_split(tmp_path / "held", name) for name in ("train", "val"))
+    assert counts == {"groups": 8, "train": len(train), "val": len(val)}
+    assert len(train) + len(val) == len(split)
+    assert 0 < len(val) <= 0.2 * len(split)
+
+    def originals(part: CocoSplit) -> set[str]:
+        return {image.path.name.partition("-")[2] for image in part.images}
+
+    assert not originals(train) & originals(val)
+    assert sum(len(b) for b in (*train.boxes, *val.boxes)) == sum(len(b) for b in split.boxes)
+    assert hold_out(split, tmp_path / "held") == counts
+    with pytest.raises(AdaptError, match="held holds another division"):
+        hold_out(split, tmp_path / "held", seed=1)
+
+
+def test_images_that_are_all_alike_cannot_be_held_out(tiny_data: CocoSplit, tmp_path: Path) -> None:
+    one = tiny_data.subset([tiny_data.images[0].id])
+    content = json.loads(tiny_data.annotations.read_text())
+    content["images"] = [i for i in content["images"] if i["id"] == one.images[0].id]
+    content["annotations"] = [
+        a for a in content["annotations"] if a["image_id"] == one.images[0].id
+    ]
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps(content))
+    split = replace(one, annotations=file)
+    with pytest.raises(AdaptError, match="has 1 images, too few to hold some out"):
+        hold_out(split, tmp_path / "held")
+    data = copied(split, tmp_path / "data", repeated=6)
+    with pytest.raises(AdaptError, match=r"all 6 images of .* look alike"):
+        hold_out(load_split(data, "train"), tmp_path / "held")
+    assert not (tmp_path / "held").exists()
+
+
+def test_an_advised_recipe_is_read_as_it_was_meant(tiny_data: CocoSplit, tmp_path: Path) -> None:
+    root = tiny_data.annotations.parents[1]
+    advised = advised_recipe(root, tmp_path / "mine.toml", "ort-cpu", "9.5ms")
+    advised.save(12.3)
+    recipe = Recipe.load(str(tmp_path / "mine.toml"))
+    assert recipe == advised.recipe
+    assert recipe.name == "mine"
+    assert recipe.search.target == "9.5ms"
+    assert recipe.search.choice == "joint"
+    assert recipe.setting.input in [setting.input for setting in recipe.settings]
+    assert len(recipe.split(recipe.data.train)) == len(tiny_data)
+    text = (tmp_path / "mine.toml").read_text()
+    assert "about 12 minutes" in text
+    assert all(len(line) <= 110 for line in text.splitlines() if line.startswith("#"))
+
+
+def test_a_data_set_without_val_is_divided_beside_the_recipe(
+    tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    data = copied(tiny_data, tmp_path / "data")
+    advised = advised_recipe(data, tmp_path / "mine.toml", "ort-cpu")
+    assert advised.found["held_out_in"] == str(tmp_path / "mine-data")
+    recipe = advised.recipe
+    assert len(recipe.split("train")) + len(recipe.split("val")) == len(tiny_data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "data set nowhere is not a folder"),
+        (["."], "has no split `train` (it has none)"),
+        (["DATA", "--runtime", "tpu"], "--runtime must be one of"),
+        (["DATA", "--target", "fast"], "fast"),
+        (["DATA", "--target", "3G"], "target '3G' does not fit cost 'latency'"),
+        (["DATA", "--out", "there.toml"], "there.toml exists and is left alone"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    arguments: list[str],
+    message: str,
+    tiny_data: CocoSplit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.toml").write_text("mine")
+    root = str(tiny_data.annotations.parents[1])
+    given = [root if word == "DATA" else word for word in arguments]
+    result = CliRunner().invoke(app, ["init", *given, "--no-time"])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["there.toml"]
+    assert Path("there.toml").read_text() == "mine"
+
+
+def test_init_says_what_it_chose(
+    tiny_data: CocoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = str(tiny_data.annotations.parents[1])
+    result = CliRunner().invoke(app, ["init", root, "--out", "a.toml", "--no-time", "--json"])
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    recipe = Recipe.load("a.toml")
+    assert shown["settings"]["detector.anchor_size"] == recipe.detector.anchor_size
+    assert shown["next"] == "adapt run a.toml"
+    assert "# " in Path("a.toml").read_text()
