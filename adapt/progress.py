@@ -30,6 +30,21 @@ def ignore(message: str) -> None:
     """Show no message."""
 
 
+def part_of(progress: Progress, number: int, parts: int) -> Progress:
+    """Return the progress of one of several works that are reported as one, so that none goes back.
+
+    Args:
+        progress: Of all of them.
+        number: Which one, from 0.
+        parts: How many there are; each counts the same.
+    """
+
+    def told(done: int, total: int, note: str = "", /) -> None:
+        progress(number * total + done, parts * total, note)
+
+    return told
+
+
 @contextmanager
 def silent_stage(title: str) -> Iterator[Progress]:
     """Show neither a stage nor its progress."""

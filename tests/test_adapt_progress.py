@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from adapt.errors import AdaptError
-from adapt.progress import ProgressLines, console_stage
+from adapt.progress import ProgressLines, console_stage, part_of
 
 
 @pytest.fixture
@@ -87,3 +87,13 @@ def test_lines_reach_a_log_while_the_work_goes_on(tmp_path):
             check=True,
         )
     assert log.read_text() == "finetune: 1 of 3, loss 2.0, 0:00:00 elapsed\n"
+
+
+def test_parts_of_a_work_are_reported_as_one_that_never_goes_back():
+    told = []
+    for number, total in enumerate((4, 10)):
+        progress = part_of(lambda done, of, note="": told.append(done / of), number, 2)
+        for done in range(total + 1):
+            progress(done, total)
+    assert told == sorted(told)
+    assert (told[0], told[4], told[-1]) == (0, 0.5, 1)

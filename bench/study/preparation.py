@@ -15,7 +15,7 @@ from adapt.artifacts import (
     write_json,
 )
 from adapt.errors import AdaptError
-from adapt.progress import Progress, ignore, silent
+from adapt.progress import Progress, ignore, part_of, silent
 from bench.study.trial import Trial
 from search.estimate import estimate_run
 from search.recipe.recipe import Recipe
@@ -108,11 +108,12 @@ def prepare(
     start = time.perf_counter()
     session = Session(progress=progress, warn=warn)
     if job.rule in TEACHING:
-        _teach(job, session)
+        parts = 2 if job.rule == "scores" else 1
+        _teach(job, replace(session, progress=part_of(progress, 0, parts)))
     if job.rule == "softmax":
         _search(job, session)
     elif job.rule == "scores":
-        run_score(job.recipe, job.teacher, job.scores, progress=progress)
+        run_score(job.recipe, job.teacher, job.scores, progress=part_of(progress, 1, 2))
     seconds = round(time.perf_counter() - start, 1)
     content = header("study-search", key=job.key(), seconds=seconds)
     write_json(job.folder / "search.json", content)
