@@ -171,6 +171,28 @@ def test_scaled_detectors_meet_a_budget_though_heads_lose_whole_layers(
         assert met.measured_ms == pytest.approx(budget_ms, rel=TOLERANCE)
 
 
+class Stepped(Counted):
+    """The same, and 24 channels of the first block cost two milliseconds more than 16."""
+
+    def measure(self, sized: Sized) -> tuple[float, bool]:
+        first = sized.architecture.blocks[0].width
+        return super().measure(sized)[0] + 2 * (first > 16), False
+
+
+@pytest.mark.parametrize("rule", ["width", "compound"])
+def test_a_block_whose_width_steps_over_a_budget_is_held_and_others_are_scaled_on(
+    rule: str, recipe: Recipe
+) -> None:
+    meter = Stepped(recipe, 3)
+    wide, narrow = (scaled("width", factor, SETTING) for factor in (0.834, 0.833))
+    gap = [meter.measure(one)[0] for one in (narrow, wide)]
+    assert gap[1] - gap[0] > 2
+    budget_ms = sum(gap) / 2
+    met = meter.by_factor(rule, SETTING, budget_ms)
+    assert met.measured_ms == pytest.approx(budget_ms, rel=TOLERANCE)
+    assert met.measured_ms == meter.measure(met.sized)[0]
+
+
 def test_random_networks_fill_a_budget_and_differ(recipe: Recipe) -> None:
     space = recipe.space.load()
     model = recipe.detectors(3).costs(madds)

@@ -13,7 +13,7 @@ from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
-from bench.acceptance.scaling import Sized, scaled
+from bench.acceptance.scaling import Held, Sized, scaled
 from bench.acceptance.stopwatch import repeated
 from bench.acceptance.verify import TOLERANCE as BELOW_TARGET
 from bench.acceptance.verify import Approach
@@ -30,6 +30,7 @@ TOLERANCE = 0.02  # share of the budget by which a network may be slower or fast
 CLOSE = 0.01  # share at which the search for a factor ends
 FACTORS = (0.1, 2.0)  # within which a factor is looked for
 MEASUREMENTS = 10  # most networks to measure on the way to a budget
+HOLDS = 2  # times that blocks are held at a step, and the others scaled on
 DRAWS = 5  # most random networks; one that is unconstrained by the budget does not fill it
 
 
@@ -149,27 +150,52 @@ class BudgetMeter:
     def by_factor(self, rule: str, setting: Setting, budget_ms: float) -> Met:
         """Return the source scaled by the factor whose latency is closest to the budget.
 
-        Head depth and pyramid change in steps: where these pass over the budget, ``compound`` keeps
-        those of the closest network, and blocks alone are scaled on.
+        What is scaled changes in steps. Where one passes over the budget, the others are scaled on
+        without it: ``compound`` keeps head depth and pyramid of the closest network, and then
+        blocks keep the widths they have below the budget, if they change right above it.
         """
-        met = self._closest(rule, setting, budget_ms)
-        if rule != "compound" or _off(met, budget_ms) <= CLOSE:
-            return met
-        kept = met.sized.detector
-        blocks = self._closest("width", met.sized.setting, budget_ms)
-        how = f"{blocks.how} with fpn_width {kept.fpn_width} and head_depth {kept.head_depth}"
-        return min(met, replace(blocks, how=how), key=lambda one: _off(one, budget_ms))
+        met = self._closest(rule, setting, budget_ms, {})
+        if rule == "compound" and _off(met, budget_ms) > CLOSE:
+            kept = met.sized.detector
+            blocks = self._closest("width", met.sized.setting, budget_ms, {})
+            how = f"{blocks.how} with fpn_width {kept.fpn_width} and head_depth {kept.head_depth}"
+            met = min(met, replace(blocks, how=how), key=lambda one: _off(one, budget_ms))
+        held: dict[int, int] = {}
+        for _ in range(HOLDS):
+            if _off(met, budget_ms) <= CLOSE:
+                break
+            held |= self._stepping("width", met.sized.setting, budget_ms, held)
+            blocks = self._closest("width", met.sized.setting, budget_ms, held)
+            how = f"{blocks.how}, blocks {_listed(held)} held, {met.how}"
+            met = min(met, replace(blocks, how=how), key=lambda one: _off(one, budget_ms))
+        return met
 
-    def _closest(self, rule: str, setting: Setting, budget_ms: float) -> Met:
+    def _closest(self, rule: str, setting: Setting, budget_ms: float, held: Held) -> Met:
         """Return the closest network; what another budget measured tells where to look for it."""
-        known = self._scaled[f"{rule} {setting!r}"]
+        known = self._scaled[_path(rule, setting, held)]
 
         def met(factor: float) -> Met:
-            sized = scaled(rule, factor, setting)
+            sized = scaled(rule, factor, setting, held)
             known[factor] = Met(sized, self.measure(sized)[0], f"factor {factor:.3f}")
             return known[factor]
 
         return closest_factor(met, budget_ms, dict(known))
+
+    def _stepping(self, rule: str, setting: Setting, budget_ms: float, held: Held) -> Held:
+        """Return the blocks whose widths change where the budget is passed, and the lower widths.
+
+        Of measured networks, these are those between the two around the budget.
+        """
+        known = self._scaled[_path(rule, setting, held)]
+        below = [factor for factor, met in known.items() if met.measured_ms <= budget_ms]
+        low = scaled(rule, max(below, default=FACTORS[0]), setting, held).architecture.blocks
+        above = [factor for factor in known if not below or factor > max(below)]
+        high = scaled(rule, min(above, default=FACTORS[1]), setting, held).architecture.blocks
+        return {
+            number: a.width
+            for number, (a, b) in enumerate(zip(low, high, strict=True))
+            if a.width != b.width
+        }
 
     def by_scores(
         self, deriver: Deriver, setting: Setting, space: SearchSpace, budget_ms: float
@@ -231,6 +257,15 @@ def closest_factor(
         factor = _next_factor({of: one.measured_ms for of, one in found.items()}, budget_ms)
         found[factor] = met(factor)
     return min(found.values(), key=lambda one: _off(one, budget_ms))
+
+
+def _path(rule: str, setting: Setting, held: Held) -> str:
+    """Return what networks of all factors have in common."""
+    return f"{rule} {setting!r} {sorted(held.items())}"
+
+
+def _listed(held: Held) -> str:
+    return " and ".join(str(number + 1) for number in sorted(held))
 
 
 def _off(met: Met, budget_ms: float) -> float:

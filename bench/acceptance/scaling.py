@@ -1,5 +1,6 @@
 """Which detector does scaling the source by one factor give? (the opponents of a search)"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from adapt.detector.retinanet import RetinaNetConfig
 from adapt.space import Operation
 from search.recipe.joint import Setting
 
+Held = Mapping[int, int]  # widths of blocks, by their places from 0
 MULTIPLE = 8  # of channels: what runtimes compute without filling up
 
 
@@ -33,13 +35,14 @@ class Sized:
         return self.setting.changes()
 
 
-def scaled(rule: str, factor: float, setting: Setting) -> Sized:
+def scaled(rule: str, factor: float, setting: Setting, held: Held | None = None) -> Sized:
     """Return the source scaled by a rule.
 
     Args:
         rule: ``source``, ``width``, ``compound`` or ``expansion``.
         factor: Of the widths; of ``expansion`` the expansion of every operation.
         setting: Pyramid, heads and input of the recipe.
+        held: Widths of blocks that are not scaled by ``width``, by their places from 0.
     """
     source, detector = mobilenet_v2(), setting.detector
     match rule:
@@ -48,12 +51,12 @@ def scaled(rule: str, factor: float, setting: Setting) -> Sized:
         case "expansion":
             return Sized(_expanded(source, int(factor)), setting)
         case "width":
-            return Sized(_narrowed(source, factor), setting)
+            return Sized(_narrowed(source, factor, held or {}), setting)
         case "compound":
             width = multiple(detector.fpn_width * factor)
             depth = max(1, round(detector.head_depth * factor))
             config = replace(detector, fpn_width=width, head_depth=depth)
-            return Sized(_narrowed(source, factor), replace(setting, detector=config))
+            return Sized(_narrowed(source, factor, {}), replace(setting, detector=config))
         case _:
             raise AssertionError(rule)
 
@@ -63,8 +66,11 @@ def multiple(channels: float) -> int:
     return max(MULTIPLE, MULTIPLE * int(channels / MULTIPLE + 0.5))
 
 
-def _narrowed(source: Architecture, factor: float) -> Architecture:
-    blocks = [replace(block, width=multiple(block.width * factor)) for block in source.blocks]
+def _narrowed(source: Architecture, factor: float, held: Held) -> Architecture:
+    blocks = [
+        replace(block, width=held.get(number, multiple(block.width * factor)))
+        for number, block in enumerate(source.blocks)
+    ]
     return replace(source, blocks=tuple(blocks))
 
 
