@@ -292,7 +292,10 @@ def test_a_study_trains_reports_and_repeats_nothing(recipe: Recipe, tmp_path: Pa
     other = recipe.changed({"finetune": {"lr": 0.02}}, "test")
     with pytest.raises(AdaptError, match="is of another recipe, network or data set"):
         StudyRun(study, other, tmp_path).execute()
+    assert result.arms[0].networks[0].endswith("; width 0.25")
+    assert "head_depth 1, fpn_width 8, input 64x64; 8: " in result.arms[0].networks[0]
     files = write_study(tmp_path, result)
+    assert f"- width: {result.arms[0].networks[0]}" in files[2].read_text()
     assert all(file.stat().st_size for file in files)
     assert files[1].read_text().count("\n") == 1 + 2
 

@@ -28,6 +28,9 @@ class Chosen:
     seconds: float = 0.0
     budget_ms: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.sized.setting}; {self.sized.architecture}; {self.how}"
+
     def off_budget(self, latency_ms: float) -> float:
         """Return by which share of the budget a latency exceeds it; 0 if there is no budget."""
         return latency_ms / self.budget_ms - 1 if self.budget_ms else 0.0

@@ -90,7 +90,21 @@ def markdown(result: StudyResult) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     lines = "\n".join(f"- {line}" for line in findings(result))
     question = result.study.question or "Which arm is better?"
-    return f"# {question}\n\n{_caption(result)}.\n\n{table}\n\n{lines}\n"
+    networks = "\n".join(f"- {line}" for line in _networks(result))
+    return (
+        f"# {question}\n\n{_caption(result)}.\n\n{table}\n\n{lines}\n\n## Networks\n\n{networks}\n"
+    )
+
+
+def _networks(result: StudyResult) -> list[str]:
+    """Return what every arm trained; once, if it is the same for all seeds."""
+    lines = []
+    for arm in result.arms:
+        if len(set(arm.networks.values())) == 1:
+            lines.append(f"{arm.name}: {next(iter(arm.networks.values()))}")
+        else:
+            lines += [f"{arm.name}, seed {seed}: {told}" for seed, told in arm.networks.items()]
+    return lines
 
 
 def csv_text(result: StudyResult) -> str:

@@ -1,7 +1,7 @@
 """What did a study find? (AP per arm and seed, verdicts on pairs of arms)"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
@@ -31,6 +31,7 @@ class ArmResult:
         off_budget: Largest share, with its sign, by which a latency differs from what it had to be;
             0 without a budget or latencies.
         dropped_after: Seeds after which it was dropped by the rule of the study; None if not.
+        networks: What was trained by seed: setting, backbone, and how it was chosen.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ArmResult:
     search_seconds: Mapping[int, float]
     off_budget: float = 0.0
     dropped_after: int | None = None
+    networks: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -135,6 +137,7 @@ def collected(
                     seconds={seed: result["train_seconds"] for seed, result in found.items()},
                     search_seconds={seed: networks[arm.label, seed].seconds for seed in found},
                     dropped_after=dropped.get(arm.label),
+                    networks={seed: str(networks[arm.label, seed]) for seed in found},
                 )
             )
     drift, device = latencies.drift, latencies.device
