@@ -140,9 +140,10 @@ def test_carried_costs_are_exact_where_one_line_carries_them(recipe: Recipe) -> 
     meter, space = Counted(recipe, 3), recipe.space.load()
     model, scores = recipe.detectors(3).costs(madds), zero_scores(recipe)
     deeper = replace(recipe.setting, detector=replace(recipe.detector, head_depth=3))
-    deriver, least_ms = carried(meter, scores.deriver, model, space, deeper)
+    deriver, cheapest = carried(meter, scores.deriver, model, space, deeper)
     assert isinstance(deriver, Deriver)
-    for budget in np.linspace(least_ms, deriver.dearest, 5):
+    assert cheapest.measured_ms == meter.measure(cheapest.sized)[0]
+    for budget in np.linspace(cheapest.measured_ms, deriver.dearest, 5):
         network = deriver.best(float(budget))
         sized = Sized(network.choices.architecture(space), deeper)
         assert meter.measure(sized)[0] == pytest.approx(network.cost)

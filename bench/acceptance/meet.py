@@ -207,6 +207,17 @@ class BudgetMeter:
         Raises:
             AdaptError: If none was measured to fit.
         """
+        met = self.fitting_by_scores(deriver, setting, space, budget_ms)
+        if met is None:
+            raise AdaptError(
+                f"no network of the space was measured within {budget_ms:.4g} ms; raise the budget"
+            )
+        return met
+
+    def fitting_by_scores(
+        self, deriver: Deriver, setting: Setting, space: SearchSpace, budget_ms: float
+    ) -> Met | None:
+        """Return what :meth:`by_scores` does, or None if none was measured to fit."""
         # An approach ends within 3 % below its target: centred on the budget.
         approach = Approach(deriver, budget_ms * (1 + BELOW_TARGET / 2))
 
@@ -214,11 +225,9 @@ class BudgetMeter:
             return self.measure(Sized(network.choices.architecture(space), setting))
 
         approach.run(measure, MEASUREMENTS)
-        if approach.best is None:
-            raise AdaptError(
-                f"no network of the space was measured within {budget_ms:.4g} ms; raise the budget"
-            )
         best = approach.best
+        if best is None:
+            return None
         sized = Sized(best.network.choices.architecture(space), setting)
         return Met(sized, best.measured_ms, approach.outcome)
 

@@ -49,25 +49,26 @@ def finalists(
     """
     found, least = [], dict[str, float]()
     for done, setting in enumerate(settings, start=1):
-        deriver, cheapest_ms = carried(meter, derive, model, space, setting)
-        least[str(setting)] = cheapest_ms
-        if cheapest_ms <= budget_ms:
-            found.append(meter.by_scores(deriver, setting, space, budget_ms))
+        deriver, cheapest = carried(meter, derive, model, space, setting)
+        least[str(setting)] = cheapest.measured_ms
+        if cheapest.measured_ms <= budget_ms:
+            met = meter.fitting_by_scores(deriver, setting, space, budget_ms)
+            found.append(met or cheapest)  # none is found on a machine whose speed changes
         progress(done, len(settings), str(setting))
     if not found:
-        cheapest = min(least, key=lambda name: least[name])
+        of = min(least, key=lambda name: least[name])
         raise AdaptError(
             f"no detector of {len(settings)} settings takes {budget_ms:.4g} ms or less, the "
-            f"cheapest {least[cheapest]:.4g} ms ({cheapest}); raise the budget, or add smaller "
-            "candidates to [joint]"
+            f"cheapest {least[of]:.4g} ms ({of}); raise the budget, or add smaller candidates to "
+            "[joint]"
         )
     return found
 
 
 def carried(
     meter: BudgetMeter, derive: Derive, model: CostModel, space: SearchSpace, setting: Setting
-) -> tuple[Deriver, float]:
-    """Return what derives networks in another setting, and the least latency there in ms.
+) -> tuple[Deriver, Met]:
+    """Return what derives networks in another setting, and the cheapest network, measured.
 
     Args:
         meter: Measures detectors.
@@ -79,14 +80,16 @@ def carried(
     own = derive(model)
     ends = own.best(own.cheapest), own.best(own.dearest)
 
-    def measured(network: Derived) -> float:
-        return meter.measure(Sized(network.choices.architecture(space), setting))[0]
+    def measured(network: Derived) -> Met:
+        sized = Sized(network.choices.architecture(space), setting)
+        return Met(sized, meter.measure(sized)[0], "the cheapest network of its setting")
 
-    (low, high), (low_ms, high_ms) = [end.cost for end in ends], [measured(end) for end in ends]
+    (low, high), (cheapest, best) = [end.cost for end in ends], [measured(end) for end in ends]
+    low_ms, high_ms = cheapest.measured_ms, best.measured_ms
     if high <= low or high_ms <= low_ms:  # one network, or no latency depends on it
-        return derive(model.corrected(low_ms / low, 0.0)), low_ms
+        return derive(model.corrected(low_ms / low, 0.0)), cheapest
     scale = (high_ms - low_ms) / (high - low)
-    return derive(model.corrected(scale, low_ms - scale * low)), low_ms
+    return derive(model.corrected(scale, low_ms - scale * low)), cheapest
 
 
 def save_finalists(found: Sequence[Met], path: Path, **content: Any) -> None:
