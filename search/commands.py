@@ -288,7 +288,9 @@ def finetune_command(
     from search.train.teacher import TrainedFiles
 
     recipe = training.apply(start.apply(recipe_options.load()), "finetune")
-    architecture, recipe = resolve_architecture(arch, recipe)
+    own, (architecture, recipe) = recipe.setting, resolve_architecture(arch, recipe)
+    if recipe.setting != own:
+        warn(f"{arch} was chosen with another setting and is trained in it: {recipe.setting}")
     if dry_run:
         show_estimate(recipe, training.limit_steps, "finetune", as_json=as_json)
         return

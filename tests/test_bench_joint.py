@@ -35,13 +35,14 @@ def test_settings_are_all_combinations_and_anchors_keep_their_size_on_the_object
     recipe: Recipe,
 ) -> None:
     own = replace(recipe.setting, detector=replace(recipe.detector, anchor_size=16))
-    joint = JointRecipe(head_depth=(0, 2), fpn_width=(8, 16), input=((32, 64), (96, 128)))
+    joint = JointRecipe(head_depth=(0, 2), fpn_width=(8, 16), input=((32, 32), (96, 96)))
     settings = joint.settings(own)
     found = {
         (s.detector.head_depth, s.detector.fpn_width, s.input.height, s.detector.anchor_size)
         for s in settings
     }
-    assert found == {(d, w, h, h // 4) for d in (0, 2) for w in (8, 16) for h in (32, 96)}
+    anchors = {32: 8, 96: 24}  # 16 at 64x64
+    assert found == {(d, w, h, anchors[h]) for d in (0, 2) for w in (8, 16) for h in (32, 96)}
     assert len(settings) == joint.candidates == 8
     assert JointRecipe().settings(own) == [own]
     assert JointRecipe().candidates == 1

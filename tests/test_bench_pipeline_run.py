@@ -176,10 +176,12 @@ def test_pyramid_heads_and_input_are_chosen_with_the_backbone(
     assert (tmp_path / "out" / "report" / "report.md").is_file()
     again = run(jointly, tmp_path / "out")
     assert {name for name, state in again.stages.items() if state == "ran"} == {"bench"}
+    with pytest.raises(AdaptError, match="holds the stage 'derive' of another recipe"):
+        run(jointly.with_search(choice="scores"), tmp_path / "out")
     more = run(jointly, tmp_path / "out", front=Front(("1000ms", "999ms")))
     assert {name for name, state in more.stages.items() if state == "ran"} >= {
         "finalists 1000ms",
-        "race 999ms",
+        "derive 999ms",
         "finetune derived-999ms",
     }
 
@@ -194,8 +196,11 @@ def test_a_joint_choice_needs_a_latency_the_device_and_a_pyramid_that_can_be_tau
     with pytest.raises(AdaptError, match=r"needs an NVIDIA GPU.*set search\.choice to 'scores'"):
         run(elsewhere, tmp_path / "out", Costs(rtx_table))
     taught = {"finetune": {"teacher_weight": 6}, "joint": {"fpn_width": [4, 8]}}
-    with pytest.raises(AdaptError, match=r"leave out joint\.fpn_width, which is \[4, 8\]"):
+    with pytest.raises(AdaptError, match=r"joint\.fpn_width is \[4, 8\]; leave it out, or set"):
         run(jointly.changed(taught, "the test"), tmp_path / "out")
+    alone = {"joint": {"head_depth": [1], "input": [[64, 64]]}}
+    with pytest.raises(AdaptError, match="there is one setting of pyramid, heads and input"):
+        run(jointly.changed(alone, "the test"), tmp_path / "out")
     with pytest.raises(AdaptError, match="multiple of 32 pixels"):
         run(jointly.changed({"joint": {"input": [[33, 64]]}}, "the test"), tmp_path / "out")
 

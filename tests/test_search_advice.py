@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
+from adapt.data.pooled import pooled
 from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig, anchor_generator
 from adapt.errors import AdaptError
 from cli import app
@@ -119,7 +120,7 @@ def copied(split: CocoSplit, folder: Path, repeated: int = 1) -> Path:
 
 def test_copies_of_an_image_are_held_out_together(tiny_data: CocoSplit, tmp_path: Path) -> None:
     split = load_split(copied(tiny_data, tmp_path / "data", repeated=3), "train")
-    groups = alike(split)
+    groups = alike(pooled([split]))
     assert len(set(groups.tolist())) == len(tiny_data)
     counts = hold_out(split, tmp_path / "held")
     train, val = (load_split(tmp_path / "held", name) for name in ("train", "val"))
@@ -133,7 +134,9 @@ def test_copies_of_an_image_are_held_out_together(tiny_data: CocoSplit, tmp_path
     assert not originals(train) & originals(val)
     assert sum(len(b) for b in (*train.boxes, *val.boxes)) == sum(len(b) for b in split.boxes)
     assert hold_out(split, tmp_path / "held") == counts
-    with pytest.raises(AdaptError, match="held holds another division"):
+    with pytest.raises(
+        AdaptError, match="held holds something else, or a division of other images"
+    ):
         hold_out(split, tmp_path / "held", seed=1)
 
 
@@ -150,7 +153,9 @@ def test_images_that_are_all_alike_cannot_be_held_out(tiny_data: CocoSplit, tmp_
     with pytest.raises(AdaptError, match="has 1 images, too few to hold some out"):
         hold_out(split, tmp_path / "held")
     data = copied(split, tmp_path / "data", repeated=6)
-    with pytest.raises(AdaptError, match=r"all 6 images of .* look alike"):
+    with pytest.raises(
+        AdaptError, match=r"the 6 images of .* look alike, or too few of them have boxes"
+    ):
         hold_out(load_split(data, "train"), tmp_path / "held")
     assert not (tmp_path / "held").exists()
 
@@ -181,6 +186,73 @@ def test_a_data_set_without_val_is_divided_beside_the_recipe(
     assert len(recipe.split("train")) + len(recipe.split("val")) == len(tiny_data)
 
 
+def test_test_images_stay_a_split_where_others_are_held_out(
+    tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    data, other = copied(tiny_data, tmp_path / "data"), copied(tiny_data, tmp_path / "other")
+    (data / "annotations" / "test.json").write_text(
+        (other / "annotations" / "train.json").read_text().replace("0-", "t-")
+    )
+    for image in (other / "images").iterdir():
+        image.rename(data / "images" / f"t-{image.name.removeprefix('0-')}")
+    recipe = advised_recipe(data, tmp_path / "mine.toml", "ort-cpu").recipe
+    assert recipe.data.benchmark == "test"
+    test = recipe.split("test")
+    assert sum(map(len, test.boxes)) == sum(map(len, tiny_data.boxes))
+    assert all(image.path.name.startswith("t-") for image in test.images)
+    held = [*recipe.split("train").images, *recipe.split("val").images]
+    assert sorted(i.path.name for i in held) == sorted(
+        f"0-{image.path.name}" for image in tiny_data.images
+    )
+
+
+def test_boxes_that_must_be_repaired_in_any_split_turn_repair_on(
+    tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    data = copied(tiny_data, tmp_path / "data")
+    train = data / "annotations" / "train.json"
+    content = json.loads(train.read_text())
+    (data / "annotations" / "val.json").write_text(train.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    (data / "annotations" / "test.json").write_text(json.dumps(content))
+    advised = advised_recipe(data, tmp_path / "mine.toml", "ort-cpu")
+    assert advised.recipe.data.repair
+    assert any("test.json" in doubt and "1 left out" in doubt for doubt in advised.doubts)
+
+
+def test_images_named_by_whole_paths_can_be_held_out(tiny_data: CocoSplit, tmp_path: Path) -> None:
+    data = copied(tiny_data, tmp_path / "data")
+    train = data / "annotations" / "train.json"
+    content = json.loads(train.read_text())
+    for image in content["images"]:
+        elsewhere = tmp_path / "elsewhere" / image["file_name"]
+        elsewhere.parent.mkdir(exist_ok=True)
+        (data / "images" / image["file_name"]).rename(elsewhere)
+        image["file_name"] = str(elsewhere)
+    train.write_text(json.dumps(content))
+    recipe = advised_recipe(data, tmp_path / "mine.toml", "ort-cpu").recipe
+    assert all(i.path.is_file() for name in ("train", "val") for i in recipe.split(name).images)
+
+
+@pytest.mark.parametrize("with_boxes", [1, 2])
+def test_both_parts_of_a_division_have_boxes_if_that_can_be(
+    with_boxes: int, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    data = copied(tiny_data, tmp_path / "data")
+    train = data / "annotations" / "train.json"
+    content = json.loads(train.read_text())
+    kept = {image["id"] for image in content["images"][:with_boxes]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    train.write_text(json.dumps(content))
+    if with_boxes == 1:
+        with pytest.raises(AdaptError, match="too few of them have boxes"):
+            advised_recipe(data, tmp_path / "mine.toml", "ort-cpu")
+        return
+    recipe = advised_recipe(data, tmp_path / "mine.toml", "ort-cpu").recipe
+    assert recipe.split("train").has_boxes
+    assert recipe.split("val").has_boxes
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -188,6 +260,7 @@ def test_a_data_set_without_val_is_divided_beside_the_recipe(
         (["."], "has no split `train` (it has none)"),
         (["DATA", "--runtime", "tpu"], "--runtime must be one of"),
         (["DATA", "--target", "fast"], "fast"),
+        (["DATA", "--out", "mine"], "a recipe is a .toml file, got --out mine"),
         (["DATA", "--target", "3G"], "target '3G' does not fit cost 'latency'"),
         (["DATA", "--out", "there.toml"], "there.toml exists and is left alone"),
     ],

@@ -15,7 +15,7 @@ def pooled(splits: Sequence[CocoSplit]) -> list[Entry]:
     """Return all images of splits of the same classes, in an order that depends on names alone."""
     folders = _folders(splits)
     pool = [
-        (Path(str(folders.index(split.folder))) / image.path.relative_to(split.folder), image, of)
+        (_name(image.path, split.folder, folders), image, of)
         for split in splits
         for image, of in zip(split.images, split.boxes, strict=True)
     ]
@@ -40,6 +40,13 @@ def write_divided(
         link = folder / "images" / str(number)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(linked.resolve(), target_is_directory=True)
+
+
+def _name(path: Path, folder: Path, folders: Sequence[Path]) -> Path:
+    """Return the name of an image below the links; one from elsewhere has its whole path."""
+    if not path.is_relative_to(folder):
+        return path.resolve()
+    return Path(str(folders.index(folder))) / path.relative_to(folder)
 
 
 def _folders(splits: Sequence[CocoSplit]) -> list[Path]:

@@ -40,6 +40,7 @@ def init_command(
         raise AdaptError(f"{out} exists and is left alone; pass another --out, or delete it")
     with console_stage("look at images") as progress:
         advised = advised_recipe(data, out, _known(runtime), target, progress)
+    advised.save()  # before the estimate, which opens what the recipe names
     minutes = _minutes(advised.recipe) if timed else None
     advised.save(minutes)
     for doubt in advised.doubts:

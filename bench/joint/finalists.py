@@ -103,7 +103,7 @@ def save_finalists(found: Sequence[Met], path: Path, **content: Any) -> None:
     rows = [
         {
             "architecture": met.sized.architecture.to_dict(),
-            **met.sized.changes(),
+            **met.sized.setting.to_dict(),
             "measured_ms": met.measured_ms,
             "how": met.how,
         }

@@ -13,6 +13,8 @@ from bench.acceptance.scaling import Sized
 from search.recipe.recipe import Recipe
 from search.train.job import FinetuneJob, finetune
 
+LEAST_AP = 0.5  # percent; below it, AP says nothing of networks
+
 
 @dataclass(frozen=True)
 class Racer:
@@ -112,6 +114,19 @@ class Race:
             ]
             for number, (_, epochs) in enumerate(self.recipe.joint.rounds(len(self.finalists)))
         ]
+
+    @property
+    def doubt(self) -> str:
+        """Say in one sentence why the winner is hardly better than the others; empty if it is."""
+        if not self.rounds:
+            return ""
+        last = [result["val_ap"] for result in self.results()[-1]]
+        if max(last) >= LEAST_AP:
+            return ""
+        return (
+            f"{self.name}: none of {len(self.finalists)} finalists reached an AP of {LEAST_AP}, so "
+            "that the first of them won; raise joint.epochs"
+        )
 
     @property
     def seconds(self) -> float:

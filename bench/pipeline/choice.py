@@ -264,7 +264,9 @@ class Choice:
     @property
     def _searched_from(self) -> str:
         """Hash of everything that the search or the scores depend on."""
-        return self.stages.made_from["score" if self.files.by_scores else "search"]
+        if not self.files.by_scores:
+            return self.stages.made_from["search"]
+        return content_hash([self.stages.made_from["score"], self.files.costs_identity])
 
     @property
     def _measured(self) -> list[object]:

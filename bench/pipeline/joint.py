@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.artifacts import content_hash
-from adapt.progress import Progress
+from adapt.progress import Progress, part_of
 from bench.acceptance.meet import BudgetMeter
 from bench.acceptance.scaling import Sized
 from bench.costs.recipe_table import recipe_backend
@@ -53,7 +53,10 @@ class JointChoice:
         measured = self._measure(budgets_ms)
         races = {of: self._race(of, path) for of, path in measured.items()}
         tasks = {
-            self._task("race", of, [race.key()], _named("arch", of)): of
+            # The name of what other choices do: a folder holds a network of one of them.
+            self._task(
+                "derive", of, [race.key(), self._inputs, budgets_ms[of]], _named("arch", of)
+            ): of
             for of, race in races.items()
         }
 
@@ -68,10 +71,8 @@ class JointChoice:
 
     def _measure(self, budgets_ms: Mapping[str, float]) -> dict[str, Path]:
         """Return the finalists of every budget."""
-        described = [setting.changes() for setting in self.recipe.settings]
-        inputs = [self.stages.made_from["score"], *self._measured, described]
         tasks = {
-            self._task("finalists", of, [inputs, ms], _named("finalists", of)): ms
+            self._task("finalists", of, [self._inputs, ms], _named("finalists", of)): ms
             for of, ms in budgets_ms.items()
         }
 
@@ -111,8 +112,8 @@ class JointChoice:
             if self.at_once > 1:
                 run_jobs(racers, run_racer, self.at_once, progress, self.session.warn)
                 return
-            for racer in racers:
-                run_racer(racer, progress, self.session.warn)
+            for number, racer in enumerate(racers):
+                run_racer(racer, part_of(progress, number, len(racers)), self.session.warn)
 
         return train
 
@@ -120,6 +121,8 @@ class JointChoice:
         """Write the winner, how the others did, and what its blocks save in the own setting."""
         found, content = load_finalists(measured)
         won = found[race.winner]
+        if doubt := race.doubt:
+            self.session.warn(doubt)
         why = scored.explained(won.sized.architecture)
         rows = [
             {
@@ -146,10 +149,13 @@ class JointChoice:
         return Task(f"{stage} {of}".strip(), content_hash(inputs), path, self.folder)
 
     @property
-    def _measured(self) -> list[object]:
-        """What the latency of a network depends on."""
+    def _inputs(self) -> list[object]:
+        """What the finalists depend on, but for the budget."""
         here = conditions(recipe_backend(self.recipe), self.recipe.input.fixed())
-        return [asdict(here), self.recipe.num_classes()]
+        settings = [setting.to_dict() for setting in self.recipe.settings]
+        scored = self.stages.made_from["score"]
+        classes, costs = self.recipe.num_classes(), self.files.costs_identity
+        return [scored, asdict(here), classes, costs, settings]
 
 
 def told_race(content: Mapping[str, Any]) -> tuple[str, ...]:

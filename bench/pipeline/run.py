@@ -11,7 +11,7 @@ from typing import Any
 
 from adapt.artifacts import check_header, content_hash, file_hash, make_folder, read_json
 from adapt.cost.table import CostTable, predict_latency
-from adapt.data.coco import CocoSplit, check_has_boxes
+from adapt.data.coco import CocoSplit, check_apart, check_has_boxes
 from adapt.errors import AdaptError
 from adapt.network.weights import find_weights
 from adapt.progress import Progress, Stage
@@ -158,6 +158,9 @@ class Run:
                 f"search.choice = {self.recipe.search.choice!r} scores the source that all "
                 "networks start from; set finetune.shared_epochs"
             )
+        held_out = self._known(self.recipe.data.val)
+        check_has_boxes(held_out)
+        check_apart(self.train, held_out)
         choice, target = self.recipe.search.choice, self.recipe.search.target
         if choice == "scores" and not self.front.budgets and not target:
             raise AdaptError(
@@ -177,7 +180,7 @@ class Run:
         Raises:
             AdaptError: If not, or a candidate is wrong.
         """
-        settings = self.recipe.settings
+        self.recipe.check_joint()
         if not self.for_latency:
             raise AdaptError(
                 "search.choice = 'joint' measures detectors of several settings; set search.cost "
@@ -187,13 +190,6 @@ class Run:
             raise AdaptError(
                 f"search.choice = 'joint' measures detectors until they meet a latency: {why_not}; "
                 "run it where the device is, or set search.choice to 'scores'"
-            )
-        widths = {setting.detector.fpn_width for setting in settings}
-        if self.recipe.finetune.teacher_weight and widths != {self.config.fpn_width}:
-            raise AdaptError(
-                f"finetune.teacher_weight is {self.recipe.finetune.teacher_weight:g}, and a "
-                "teacher has the same pyramid; leave out joint.fpn_width, which is "
-                f"{list(self.recipe.joint.fpn_width)}, or set it to 0"
             )
 
     def _check_front(self) -> None:

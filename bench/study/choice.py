@@ -101,6 +101,12 @@ class Chooser:
         """The cost table, given or of this study."""
         return self.how.costs or self.out / "costs.sqlite"
 
+    @property
+    def _costs_identity(self) -> list[object]:
+        """What derived networks depend on of the cost table."""
+        with CostTable.open(self._costs) as table:
+            return [table.hash, table.correction]
+
     def _measure_costs(self) -> None:
         """Measure and certify the cost table, as far as an arm needs one and none is given."""
         needed = any(arm.network in CHOSEN_ANEW for arm in self.study.arms)
@@ -133,7 +139,7 @@ class Chooser:
 
         # One for all seeds, and for all arms that scale the same detector.
         name = arm.network if setting == self.base.setting else arm.label
-        return self._once(name, find, arm.network, setting.changes())
+        return self._once(name, find, arm.network, setting.to_dict())
 
     def _drawn(self, arm: Arm, seed: int, number: int, meter: BudgetMeter) -> Chosen:
         recipe = self.divided(arm, seed)
@@ -146,7 +152,7 @@ class Chooser:
             return Chosen(met.sized, met.measured_ms, met.how)
 
         name = f"{arm.label} {number + 1}" if DRAWN[arm.network] > 1 else arm.label
-        described = recipe.setting.changes(), space.hash, seed, number
+        described = recipe.setting.to_dict(), space.hash, seed, number, self._costs_identity
         return self._once(f"{name} seed{seed}", find, arm.network, *described)
 
     def _job(self, arm: Arm, seed: int) -> Preparation:
@@ -200,8 +206,9 @@ class Chooser:
         space, settings = recipe.space.load(), recipe.settings
         budget_ms, label = self._budget_ms(meter), file_name(f"{arm.label} seed{seed}")
         path = self.out / "networks" / f"{label}.finalists.json"
-        described = [setting.changes() for setting in settings]
-        key = content_hash([budget_ms, self._measured, job.key(), space.hash, described])
+        described = [setting.to_dict() for setting in settings]
+        inputs = [job.key(), space.hash, described, self._costs_identity]
+        key = content_hash([budget_ms, self._measured, *inputs])
         if path.is_file() and load_finalists(path)[1]["key"] == key:
             found = load_finalists(path)[0]
         else:
@@ -228,6 +235,8 @@ class Chooser:
     def _won(self, arm: Arm, seed: int, meter: BudgetMeter) -> Chosen:
         race, found = self._joint_race(arm, seed, meter)
         best = found[race.winner]
+        if doubt := race.doubt:
+            self.how.warn(doubt)
         seconds = (self._job(arm, seed).seconds() or 0.0) + race.seconds
         how = f"{best.sized.setting}, finalist {race.winner + 1} of {len(found)}; {best.how}"
         return Chosen(best.sized, best.measured_ms, how, seconds)
@@ -247,7 +256,7 @@ class Chooser:
                     best = met(finished.deriver("ms"), finished.space)
             return Chosen(best.sized, best.measured_ms, best.how, job.seconds() or 0.0)
 
-        return self._once(job.name, find, job.key())
+        return self._once(job.name, find, job.key(), self._costs_identity)
 
     def _cost_model(self, recipe: Recipe) -> CostModel:
         with CostTable.open(self._costs) as costs:

@@ -39,7 +39,7 @@ class Chosen:
         """Write it."""
         content = {
             "architecture": self.sized.architecture.to_dict(),
-            **self.sized.changes(),
+            **self.sized.setting.to_dict(),
             "measured_ms": self.measured_ms,
             "how": self.how,
             "seconds": self.seconds,

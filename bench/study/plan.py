@@ -40,7 +40,7 @@ def plan_study(
         return value
 
     for arm in study.arms:
-        of_arm = study.recipe_of(arm, recipe, 0)
+        of_arm = study.recipe_of(arm, recipe, 0).with_search(choice="probability")
         if of_arm.finetune.epochs not in plans:
             plans[of_arm.finetune.epochs] = plan_run(of_arm, out, Costs(costs), None).seconds
         plan = plans[of_arm.finetune.epochs]

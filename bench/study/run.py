@@ -54,6 +54,10 @@ class StudyRun:
                 f"part {self.how.shard.number} of {self.how.shard.count} has none of the "
                 f"{self.study.seeds} seeds; divide them among {self.study.seeds} at most"
             )
+        for arm in self.study.arms:
+            recipe = self.study.recipe_of(arm, self.recipe, 0)
+            if arm.network == "joint":
+                recipe.check_joint()
         if why_not := Target(self._base).why_not_here():
             raise AdaptError(f"a study measures and evaluates deployed detectors: {why_not}")
         self._teach()

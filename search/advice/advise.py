@@ -14,6 +14,7 @@ TENTH = 0.1
 CLASSES = 0.75  # share of the classes that should have them: AP is their mean
 PIXELS = {"cpu": (160 * 160, 320 * 416), "gpu": (320 * 320, 800 * 1088)}  # of an input
 LONG_SIDES = range(160, 1345, 32)
+RACE_STEPS = 100  # of the first round of a race: fewer say little
 LARGER = (1.0, 1.2, 1.4)  # inputs that are searched too, as sides
 STEPS = 1500  # of a fine-tuning of a few hundred images
 EPOCHS = (12, 60)  # at least, at most
@@ -63,6 +64,10 @@ def advise(objects: Objects, on: str) -> dict[str, Advice]:
         "joint.input": Advice(
             [[one.height, one.width] for one in larger],
             "inputs to choose from: a larger one with a smaller backbone often wins",
+        ),
+        "joint.epochs": Advice(
+            -(-RACE_STEPS * batch // len(objects.images)),
+            f"of the first round of the race: about {RACE_STEPS} steps",
         ),
         "finetune.epochs": Advice(
             epochs,

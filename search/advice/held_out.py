@@ -1,4 +1,4 @@
-"""Which images are held out of a data set that has training images only?"""
+"""Which images are held out of a data set that has no split for validation?"""
 
 from pathlib import Path
 
@@ -6,16 +6,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adapt.artifacts import atomic_folder, content_hash, file_hash, header, read_json, write_json
+from adapt.artifacts import (
+    atomic_folder,
+    check_header,
+    content_hash,
+    file_hash,
+    header,
+    read_json,
+    write_json,
+)
 from adapt.data.coco import CocoSplit
 from adapt.data.images import open_image
-from adapt.data.pooled import pooled, write_divided
+from adapt.data.pooled import Entry, pooled, write_divided
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 
 SHARE = 0.2
 LEAST = 5  # images of two splits
 ALIKE = 6  # bits of 64 by which the hashes of near-duplicates differ at most
+DRAWS = 20  # of groups, until training and validation have boxes
 MARKER = "held-out.json"
 
 Ints = NDArray[np.int64]
@@ -23,15 +32,21 @@ Bools = NDArray[np.bool_]
 
 
 def hold_out(
-    split: CocoSplit, folder: Path, seed: int = 0, progress: Progress = silent
+    train: CocoSplit,
+    folder: Path,
+    test: CocoSplit | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> dict[str, int]:
     """Write a data set with ``train`` and ``val``, whose images are those of one split.
 
     Images that look alike, such as frames of a film, stay together.
 
     Args:
-        split: The images.
+        train: The images to divide.
         folder: The folder to write; one that holds the same division is used again.
+        test: Images that become the split ``test`` as they are, of the same classes.
         seed: Which groups are held out.
         progress: Told after every image.
 
@@ -39,41 +54,56 @@ def hold_out(
         Images of each part, and groups.
 
     Raises:
-        AdaptError: If there are too few images, all look alike, or the folder holds something else.
+        AdaptError: If there are too few images or boxes, all images look alike, or the folder holds
+            something else.
     """
-    if len(split) < LEAST:
+    if len(train) < LEAST:
         raise AdaptError(
-            f"{split.annotations} has {len(split)} images, too few to hold some out; annotate more"
+            f"{train.annotations} has {len(train)} images, too few to hold some out; annotate more"
         )
-    key = content_hash([file_hash(split.annotations), seed, SHARE, ALIKE])
-    marker = folder / MARKER
+    splits = [train, test] if test else [train]
+    made_from = [[file_hash(one.annotations), str(one.folder.resolve())] for one in splits]
+    key = content_hash([made_from, seed, SHARE, ALIKE])
     if folder.exists():
-        content = read_json(marker, "division")
-        if content.get("key") != key:
-            raise AdaptError(f"{folder} holds another division; choose another --out, or delete it")
-        return dict(content["counts"])
-    groups = alike(split, progress)
-    held, counts = _chosen(groups, seed), {"groups": len(set(groups.tolist()))}
-    if held.all() or not held.any():
-        raise AdaptError(
-            f"all {len(split)} images of {split.annotations} look alike, so that none can be held "
-            "out; give it a split `val` of other images"
-        )
-    parts = {"train": np.flatnonzero(~held), "val": np.flatnonzero(held)}
-    counts |= {name: len(places) for name, places in parts.items()}
+        return _held_before(folder, key)
+    pool = pooled(splits)
+    paths = {image.path for image in train.images}
+    places = np.array([n for n, (_, image, _) in enumerate(pool) if image.path in paths])
+    entries = [pool[place] for place in places]
+    groups = alike(entries, progress)
+    held = _held_with_boxes(groups, entries, train, seed)
+    parts = {"train": places[~held].tolist(), "val": places[held].tolist()}
+    if test:
+        parts["test"] = sorted(set(range(len(pool))) - set(places.tolist()))
+    counts = {"groups": len(set(groups.tolist()))}
+    counts |= {name: len(part) for name, part in parts.items()}
     with atomic_folder(folder) as temporary:
-        write_divided([split], {name: places.tolist() for name, places in parts.items()}, temporary)
+        write_divided(splits, parts, temporary)
         write_json(temporary / MARKER, header("held-out", key=key, counts=counts))
     return counts
 
 
-def alike(split: CocoSplit, progress: Progress = silent) -> Ints:
-    """Return ``int64[N]``, the group of every image, in the order of ``pooled([split])``.
+def _held_before(folder: Path, key: str) -> dict[str, int]:
+    marker = folder / MARKER
+    content = check_header(read_json(marker, "it"), "held-out", marker) if marker.is_file() else {}
+    if content.get("key") != key:
+        raise AdaptError(
+            f"{folder} holds something else, or a division of other images; choose another --out, "
+            "or delete it"
+        )
+    return dict(content["counts"])
+
+
+def alike(entries: list[Entry], progress: Progress = silent) -> Ints:
+    """Return ``int64[N]``, the group of every image.
 
     Two images whose difference hashes (of brightness, 8x8) are within :data:`ALIKE` bits are in one
     group, and so are all that are connected by such pairs.
+
+    Args:
+        entries: The images, with their boxes.
+        progress: Told after every image.
     """
-    entries = pooled([split])
     hashes = []
     for done, (_, image, _) in enumerate(entries, start=1):
         hashes.append(_difference_hash(image.path))
@@ -82,8 +112,7 @@ def alike(split: CocoSplit, progress: Progress = silent) -> Ints:
     stacked = np.stack(hashes)
     for number, one in enumerate(stacked):
         near = np.flatnonzero((stacked != one).sum(1) <= ALIKE)
-        joined = np.isin(groups, groups[near])
-        groups[joined] = groups[number]
+        groups[np.isin(groups, groups[near])] = groups[number]
     return groups
 
 
@@ -94,14 +123,31 @@ def _difference_hash(path: Path) -> Bools:
     return brighter
 
 
-def _chosen(groups: Ints, seed: int) -> Bools:
+def _held_with_boxes(groups: Ints, entries: list[Entry], train: CocoSplit, seed: int) -> Bools:
+    """Return which images are held out, so that both parts have boxes of single objects.
+
+    Raises:
+        AdaptError: If that is not possible.
+    """
+    has_boxes = np.array([bool((~boxes.crowd).any()) for _, _, boxes in entries])
+    for draw in range(DRAWS):
+        held = _drawn(groups, np.random.default_rng([seed, draw]))
+        if has_boxes[held].any() and has_boxes[~held].any():
+            return held
+    raise AdaptError(
+        f"the {len(groups)} images of {train.annotations} look alike, or too few of them have "
+        "boxes, so that none can be held out; give the data set a split `val` of other images"
+    )
+
+
+def _drawn(groups: Ints, chance: np.random.Generator) -> Bools:
     """Return which images are held out: random groups, as long as they are a fifth of all images.
 
     Where every group is larger than that, it is the smallest one.
     """
     held = np.zeros(len(groups), dtype=np.bool_)
     labels, sizes = np.unique(groups, return_counts=True)
-    for group in np.random.default_rng(seed).permutation(labels):
+    for group in chance.permutation(labels):
         members = groups == group
         if held.sum() + members.sum() <= SHARE * len(groups):
             held |= members

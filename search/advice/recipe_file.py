@@ -40,7 +40,7 @@ def fixed_settings(
         **{f"data.{field}": Advice(split, "") for field, split in splits.items()},
         "data.workers": Advice(workers, "processes that load images; 0 loads in the training"),
         "data.cache_mb": Advice(512, "memory for decoded images"),
-        "space.preset": Advice("mobilenet_v2", ""),
+        "space.preset": Advice("mobilenet_v2", "the pretrained backbone that is adapted"),
         "space.width_grid": Advice(GRID, "candidate widths are multiples of this"),
         "search.choice": Advice("joint", "input and heads together with the backbone"),
         "search.cost": Advice("latency", "measured on this machine"),
@@ -49,13 +49,15 @@ def fixed_settings(
         settings["search.target"] = Advice(target, "leave out for the latency of the source")
     return settings | {
         "finetune.mapping": Advice("principal", "the first channels are those that matter"),
-        "finetune.optimizer": Advice("adamw", ""),
-        "finetune.weight_decay": Advice(1e-4, ""),
-        "finetune.schedule": Advice("one-cycle", ""),
-        "finetune.warmup_steps": Advice(30, ""),
-        "finetune.clip_norm": Advice(10.0, ""),
-        "device.runtime": Advice(runtime, ""),
-        "device.precision": Advice("fp16" if on_gpu else "fp32", ""),
+        "finetune.optimizer": Advice("adamw", "learns from few steps without tuning"),
+        "finetune.weight_decay": Advice(1e-4, "of AdamW"),
+        "finetune.schedule": Advice("one-cycle", "reaches its best at the last step"),
+        "finetune.warmup_steps": Advice(30, "steps until the highest learning rate"),
+        "finetune.clip_norm": Advice(10.0, "largest norm of a gradient"),
+        "device.runtime": Advice(runtime, "where the detector will run"),
+        "device.precision": Advice(
+            "fp16" if on_gpu else "fp32", "the usual one of this runtime; int8 is possible too"
+        ),
         "device.threads": Advice(1, "of a runtime on the CPU"),
     }
 

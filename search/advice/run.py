@@ -77,32 +77,37 @@ def advised_recipe(
     """
     check_folder(root)
     if not has_split(root, "train"):
-        names = ", ".join(split_names(root)) or "none"
+        known = ", ".join(split_names(root)) or "none"
         raise AdaptError(
-            f"{root} has no split `train` (it has {names}); name the annotations of the training "
+            f"{root} has no split `train` (it has {known}); name the annotations of the training "
             "images annotations/train.json, or train/_annotations.coco.json"
         )
-    found: dict[str, Any] = {}
-    train = load_split(root, "train", repair=True)
-    check_has_boxes(train)
-    splits = {"train": "train", "val": "val"}
-    if has_split(root, "val") or has_split(root, "valid"):
-        val = load_split(root, "val", repair=True)
-        found |= {"train": len(train), "val": len(val)}
-    else:
+    if out.suffix != ".toml":
+        raise AdaptError(f"a recipe is a .toml file, got --out {out}; name it {out.name}.toml")
+    if target:  # one that is none is told before images are looked at
+        Recipe().with_search(cost="latency", target=target)
+    present = [name for name in ("train", "val", "test") if _has(root, name)]
+    splits = {name: load_split(root, name, repair=True) for name in present}
+    train = splits["train"]
+    for split in splits.values():
+        check_has_boxes(split)
+    doubts = [text for one in splits.values() for text in (one.repaired(), one.cornered()) if text]
+    found: dict[str, Any] = {name: len(split) for name, split in splits.items()}
+    if "val" not in splits:
+        test = splits.get("test")
+        test = test.matched(train.class_names, str(train.annotations)) if test else None
         root = out.with_name(f"{out.stem}-data")
-        found |= {"held_out_in": str(root), **hold_out(train, root, progress=progress)}
+        found = {"held_out_in": str(root), **hold_out(train, root, test, progress=progress)}
         train = load_split(root, "train")
-    if has_split(root, "test"):
-        splits["test"] = "test"
     objects = Objects.of(train)
     found |= {"classes": len(train.class_names), "boxes": len(objects.boxes)}
-    settings = fixed_settings(out.stem, root, out, splits, runtime, target)
-    repaired = train.repaired()
-    if repaired:
+    names = {name: name for name in ("train", "val", *(["test"] if "test" in splits else []))}
+    settings = fixed_settings(out.stem, root, out, names, runtime, target)
+    if any(split.repaired() for split in splits.values()):
         settings["data.repair"] = Advice(True, "boxes that cannot be used are cut or left out")
     settings |= advise(objects, device_kind(runtime))
-    doubts = tuple(text for text in (repaired, train.cornered()) if text)
-    advised = AdvisedRecipe(out, out.stem, settings, found, doubts)
-    _ = advised.recipe  # a target that is none is told before the file is written
-    return advised
+    return AdvisedRecipe(out, out.stem, settings, found, tuple(doubts))
+
+
+def _has(root: Path, name: str) -> bool:
+    return has_split(root, name) or (name == "val" and has_split(root, "valid"))

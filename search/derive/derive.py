@@ -96,13 +96,14 @@ def derive_front(files: SearchFiles, out: Path, number: int) -> list[dict[str, A
         front = search.deriver(unit).front(number)
         networks = [search.network(derived.choices) for derived in front]
         costs = [search.costs(network) for network in networks]
+        reasons = [search.explained(network) for network in networks]
     fresh_front(out)
     rows = []
-    for number, (derived, network, cost) in enumerate(
-        zip(front, networks, costs, strict=True), start=1
+    for number, (derived, network, cost, why) in enumerate(
+        zip(front, networks, costs, reasons, strict=True), start=1
     ):
         path = out / f"arch-{number:02d}.json"
-        network.save(path, rule=f"front {unit}", search=search.identity, costs=cost)
+        network.save(path, rule=f"front {unit}", search=search.identity, costs=cost, **why)
         rows.append({"architecture": str(path), "score": derived.score, **cost})
     write_json(out / "front.json", header("front", networks=rows))
     _plot(rows, out / "front.png")

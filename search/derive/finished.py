@@ -185,6 +185,14 @@ class SearchFiles:
             yield replace(search, recipe=recipe, table=table)
 
     @property
+    def costs_identity(self) -> list[Any]:
+        """What latencies by the table depend on; empty without a table."""
+        if not self.costs:
+            return []
+        with CostTable.open(self.costs) as table:
+            return [table.hash, table.correction]
+
+    @property
     def by_scores(self) -> bool:
         """Whether networks are derived by scores."""
         return self.searched.suffix == ".json"

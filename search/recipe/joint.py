@@ -1,5 +1,6 @@
 """Which pyramids, heads and inputs are searched together with the backbone?"""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -10,6 +11,8 @@ from adapt.artifacts import read_json
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
+
+CHOSEN = ("fpn_width", "head_depth", "anchor_size")  # of a detector
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,24 @@ class Setting:
     detector: RetinaNetConfig
     input: InputSize
 
-    def changes(self) -> dict[str, Any]:
-        """Return the fields of a recipe that give this setting."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON content."""
         return {"detector": self.detector.to_dict(), "input": self.input.to_dict()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Setting":
-        """Read what :meth:`changes` returned, which may be among other content."""
+        """Read what :meth:`to_dict` returned, which may be among other content."""
         return cls(RetinaNetConfig(**content["detector"]), InputSize(**content["input"]))
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of a recipe that give what can be chosen of this setting."""
+        chosen = {name: getattr(self.detector, name) for name in CHOSEN}
+        return {"detector": chosen, "input": self.input.to_dict()}
+
+    def changed(self, changes: Mapping[str, Any]) -> "Setting":
+        """Return this setting with what :meth:`changes` of another one returned."""
+        detector = replace(self.detector, **changes["detector"])
+        return Setting(detector, InputSize(**changes["input"]))
 
     def __str__(self) -> str:
         config, size = self.detector, self.input
@@ -53,7 +66,7 @@ def setting_of(path: Path, own: Setting) -> Setting:
     """
     content = read_json(path, "architecture")
     try:
-        return Setting.from_dict(content["setting"]) if "setting" in content else own
+        return own.changed(content["setting"]) if "setting" in content else own
     except (KeyError, TypeError) as error:
         raise AdaptError(f"architecture {path} has a setting that is not valid: {error}") from error
 
@@ -70,7 +83,8 @@ class JointRecipe:
         head_depth: Candidates of ``detector.head_depth``; none leaves the recipe's own.
         fpn_width: Candidates of ``detector.fpn_width``; none leaves the recipe's own.
         input: Candidates (height, width) of the letterbox; none leaves the recipe's own. Anchors
-            are scaled with the height, so that they keep their size on the objects.
+            are scaled with the root of its pixels, so that inputs of one shape keep their size on
+            the objects.
         epochs: Epochs of the first round of the race.
         survivors: One in how many finalists trains on in the next round.
     """
@@ -139,5 +153,6 @@ class JointRecipe:
 
 
 def _with_anchors(own: Setting, size: InputSize, **changes: Any) -> RetinaNetConfig:
-    anchor = max(1, round(own.detector.anchor_size * size.height / own.input.height))
+    pixels = (size.height * size.width) / (own.input.height * own.input.width)
+    anchor = max(1, round(own.detector.anchor_size * math.sqrt(pixels)))
     return replace(own.detector, anchor_size=anchor, **changes)

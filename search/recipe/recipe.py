@@ -322,6 +322,26 @@ class Recipe:
         """
         return self.joint.settings(self.setting)
 
+    def check_joint(self) -> None:
+        """Check that there is something to choose together with the backbone.
+
+        Raises:
+            AdaptError: If not, a candidate is wrong, or a teacher could not teach all of them.
+        """
+        if len(self.settings) == 1:
+            raise AdaptError(
+                "there is one setting of pyramid, heads and input, so that nothing is chosen "
+                "together with the backbone; give candidates under [joint], such as head_depth = "
+                "[0, 1], or set search.choice to 'scores'"
+            )
+        widths = {setting.detector.fpn_width for setting in self.settings}
+        if self.finetune.teacher_weight and widths != {self.detector.fpn_width}:
+            raise AdaptError(
+                f"a teacher has the pyramid of its pupils, and joint.fpn_width is "
+                f"{list(self.joint.fpn_width)}; leave it out, or set finetune.teacher_weight to 0, "
+                f"which is {self.finetune.teacher_weight:g}"
+            )
+
     def detector_config(self, num_classes: int) -> DetectorConfig:
         """Return the detector for a data set's number of classes."""
         return DetectorConfig(num_classes, **self.detector.to_dict())

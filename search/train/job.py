@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from adapt.architecture import Architecture
 from adapt.artifacts import content_hash, file_hash
+from adapt.data.layout import find_split
 from adapt.progress import Progress
 from search.recipe.recipe import Recipe
 from search.train.finetune import run_finetune
 from search.train.session import Session
 from search.train.teacher import TrainedFiles
-from search.train.validation import validation_split
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,23 @@ class FinetuneJob:
 
     def key(self) -> str:
         """Return the hash of everything that the detector depends on."""
-        recipe, train = self.recipe, self.recipe.split(self.recipe.data.train)
-        val = validation_split(recipe, train)
-        splits = [file_hash(val.annotations)] if val else []
-        data = file_hash(train.annotations)
+        recipe, root = self.recipe, Path(self.recipe.data.root)
+        data = _hash_once(find_split(root, recipe.data.train)[0])
+        validates = recipe.finetune.val_epochs > 0
+        splits = [_hash_once(find_split(root, recipe.data.val)[0])] if validates else []
         content = [recipe.finetune_hash, self.architecture.hash, data, self.limit_steps, *splits]
         return content_hash([*content, file_hash(self.start)] if self.start else content)
+
+
+def _hash_once(file: Path) -> str:
+    """Return the hash of a file, which is read again only if it has changed."""
+    status = file.stat()
+    return _hash_of(file, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _hash_of(file: Path, changed: int, size: int) -> str:
+    return file_hash(file)
 
 
 def finetune(job: FinetuneJob, progress: Progress, warn: Callable[[str], object]) -> None:
