@@ -48,3 +48,35 @@ def data_check_command(
             show(report.shown(), as_json=False, title=name)
     if any(report.problems for report in reports.values()):
         raise typer.Exit(1)
+
+
+@data_app.command("view")
+def data_view_command(
+    root: Annotated[Path, typer.Argument(help="Folder of a COCO-format data set.")],
+    split: Annotated[str, typer.Option("--split", help="Which split.")] = "train",
+    number: Annotated[int, typer.Option("--number", min=1, help="Images to show.")] = 16,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which images.")] = 0,
+    size: Annotated[
+        str, typer.Option("--size", help="Show them as a detector of this input trains: 256x320.")
+    ] = "",
+    out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("sheet.png"),
+    as_json: JsonOpt = False,
+) -> None:
+    """Draw random images with their boxes on one sheet.
+
+    Example: `adapt data view datasets/bccd --split val --size 256x320`
+    """
+    from torchvision.transforms.functional import to_pil_image
+
+    from adapt.artifacts import atomic_path, make_place
+    from adapt.data.coco import load_split
+    from adapt.data.drawing import contact_sheet
+    from adapt.data.images import InputSize
+
+    shown = InputSize.parse(size, "--size") if size else None
+    images = load_split(root, split, repair=True)
+    make_place(out)
+    sheet = to_pil_image(contact_sheet(images, number, seed, shown))
+    with atomic_path(out) as temporary:
+        sheet.save(temporary, format="PNG")
+    show({"sheet": str(out), "images": min(number, len(images))}, as_json=as_json)

@@ -1,19 +1,25 @@
 """What is wrong with a data set? (found before hours of training on it)"""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adapt.data.alike import Hashes, near
 from adapt.data.coco import CocoSplit, ImageBoxes, read_annotations
-from adapt.data.image_check import inspect_image, orientation_warnings, turned_problems
+from adapt.data.image_check import (
+    ImageFinding,
+    inspect_image,
+    orientation_warnings,
+    turned_problems,
+)
 from adapt.data.layout import check_folder, find_split, has_split, real_path, split_names
 from adapt.data.repair import Problem, Remedy
 from adapt.errors import AdaptError
-from adapt.progress import Stage, silent_stage
+from adapt.progress import Progress, Stage, silent, silent_stage
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's limits of the areas of medium objects, square pixels
 DETECTIONS = 100  # that a detector returns per image, unless its recipe asks for more
@@ -21,7 +27,11 @@ FIXES: dict[Remedy, str] = {
     "clipped": "correct them, or data.repair = true cuts them at the border of their image",
     "left out": "correct them, or data.repair = true leaves them out",
 }
+ALIKE = 2  # bits of 64 by which the hashes of copies differ at most
 EXAMPLES = 3  # problems of one kind that are told in full
+
+
+Looks = Mapping[Path, Hashes]  # by image file
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ def check_data(
         AdaptError: If there is no such folder, no split in it, or a single one that cannot be read.
     """
     check_folder(root)
-    reports, read = {}, {}
+    reports, read, looks = {}, {}, dict[str, Looks]()
     names = splits or ("train", "val", *(["test"] if has_split(root, "test") else []))
     for name in names:
         try:
@@ -117,22 +127,30 @@ def check_data(
             reports[name] = DataReport(problems=_by_kind([problem]))
             continue
         with stage(f"check {name}") as progress:
-            reports[name] = check_split(split, progress)
-    return {name: _compared(report, name, read) for name, report in reports.items()}
+            findings = inspected(split, progress)
+        reports[name] = check_split(split, findings)
+        # Of plain images, such as of one colour, every hash is the same.
+        looks[name] = {f.path: f.look for f in findings if f.look is not None and f.look.any()}
+    return {name: _compared(report, name, read, looks) for name, report in reports.items()}
 
 
-def check_split(split: CocoSplit, progress: Callable[[int, int], None] | None = None) -> DataReport:
-    """Open every image of a split and report all that is wrong with it.
-
-    Args:
-        split: The split, as :func:`read_annotations` reads it.
-        progress: Called with the number of images done and the number of all.
-    """
+def inspected(split: CocoSplit, progress: Progress = silent) -> list[ImageFinding]:
+    """Open every image of a split."""
     findings = []
     for done, image in enumerate(split.images, start=1):
         findings.append(inspect_image(image))
-        if progress is not None:
-            progress(done, len(split))
+        progress(done, len(split))
+    return findings
+
+
+def check_split(split: CocoSplit, findings: Sequence[ImageFinding] | None = None) -> DataReport:
+    """Report all that is wrong with a split.
+
+    Args:
+        split: The split, as :func:`read_annotations` reads it.
+        findings: What its images are; they are opened if None.
+    """
+    findings = inspected(split) if findings is None else findings
     image_kinds = Counter(kind for finding in findings for kind in finding.kinds)
     repaired = Counter(problem.remedy for problem in split.problems)
     per_class = _boxes_per_class(split)
@@ -189,8 +207,13 @@ def _no_boxes(split: CocoSplit) -> Problem:
     return Problem("splits without boxes", message, "annotate some", "refused")
 
 
-def _compared(report: DataReport, name: str, read: Mapping[str, CocoSplit]) -> DataReport:
-    """Add what does not fit the training split."""
+def _compared(
+    report: DataReport,
+    name: str,
+    read: Mapping[str, CocoSplit],
+    looks: Mapping[str, Looks],
+) -> DataReport:
+    """Add what does not fit the training split, and what is too like it."""
     split, train = read.get(name), read.get("train")
     if split is None or train is None or split is train:
         return report
@@ -209,7 +232,26 @@ def _compared(report: DataReport, name: str, read: Mapping[str, CocoSplit]) -> D
             f"{len(shared)} images of {split.annotations} are training images too (the first: "
             f"{shared[0]}); AP on them says nothing of new images",
         )
+    pairs = _alike(looks[name], looks["train"])
+    pairs = [pair for pair in pairs if real_path(pair[0]) not in trained]
+    if pairs:
+        warnings = (
+            *warnings,
+            f"{len(pairs)} images of {split.annotations} look like training images (the first: "
+            f"{pairs[0][0]} like {pairs[0][1]}); if they are copies or frames of one film, AP on "
+            "them is too good",
+        )
     return replace(report, problems=problems, warnings=warnings)
+
+
+def _alike(some: Looks, others: Looks) -> list[tuple[Path, Path]]:
+    """Return the images that look like another one, and which."""
+    if not some or not others:
+        return []
+    paths, trained = list(some), list(others)
+    held, taught = (np.stack(list(looks.values())) for looks in (some, others))
+    found = near(held, taught, ALIKE)
+    return [(paths[number], trained[places[0]]) for number, places in found if len(places)]
 
 
 def _boxes_per_class(split: CocoSplit) -> dict[str, int]:

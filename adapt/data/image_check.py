@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import ExifTags
 from PIL.Image import Image
 
+from adapt.data.alike import Hashes, difference_hash
 from adapt.data.annotated_image import CocoImage, as_annotated, stored_image
 from adapt.data.images import upright
 from adapt.data.layout import exists
@@ -17,11 +18,12 @@ from adapt.errors import AdaptError
 
 @dataclass(frozen=True)
 class ImageFinding:
-    """What an image is (such as ``grayscale``), and why it cannot be used."""
+    """What an image is (such as ``grayscale``), how it looks, and why it cannot be used."""
 
     image: CocoImage
     kinds: tuple[str, ...]
     problem: Problem | None = None
+    look: Hashes | None = None
 
     @property
     def path(self) -> Path:
@@ -45,7 +47,7 @@ def inspect_image(image: CocoImage) -> ImageFinding:
     except AdaptError as error:
         problem = _problem("images of another size than annotated", error, image)
         return ImageFinding(image, (*kinds, "mismatched"), problem)
-    return ImageFinding(image, kinds)
+    return ImageFinding(image, kinds, look=difference_hash(upright(stored)))
 
 
 def _problem(kind: str, error: AdaptError, image: CocoImage) -> Problem:

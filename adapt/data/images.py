@@ -60,6 +60,21 @@ class InputSize:
                 f"{self.height}x{self.width}; use {rounded.height}x{rounded.width}"
             )
 
+    @classmethod
+    def parse(cls, text: str, option: str) -> "InputSize":
+        """Read a letterbox like ``256x320``, height and width.
+
+        Raises:
+            AdaptError: If the text has another form, or there is no such letterbox.
+        """
+        try:
+            height, width = map(int, text.split("x"))
+        except ValueError:
+            raise AdaptError(
+                f"{option} must be like 256x320, height and width, got {text!r}"
+            ) from None
+        return cls(height, width)
+
     def fixed(self) -> "InputSize":
         """Return this size as a letterbox, rounded up to multiples of 32: one fixed input shape."""
         return InputSize(-(-self.height // 32) * 32, -(-self.width // 32) * 32)

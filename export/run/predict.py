@@ -9,15 +9,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import draw_bounding_boxes
 
 from adapt.artifacts import atomic_path, make_folder, write_json
+from adapt.data.drawing import draw_boxes
 from adapt.data.images import open_image
 from adapt.detector.file import DetectorInfo
 from adapt.progress import Progress, silent
 from export.run.inference import Runner
-
-COLOURS = ("red", "lime", "blue", "yellow", "magenta", "cyan", "orange", "white")
 
 
 def predict(
@@ -115,10 +113,5 @@ def _draw(
     labels: list[int],
     classes: Sequence[str],
 ) -> Tensor:
-    if not labels:
-        return pixels
     captions = [f"{classes[n]} {score:.2f}" for n, score in zip(labels, scores, strict=True)]
-    width = max(1, round(min(pixels.shape[-2:]) / 200))
-    colours = [COLOURS[label % len(COLOURS)] for label in labels]
-    drawn: Tensor = draw_bounding_boxes(pixels, boxes, captions, colours, width=width)
-    return drawn
+    return draw_boxes(pixels, boxes, labels, captions)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from adapt.artifacts import (
     atomic_folder,
@@ -15,6 +14,7 @@ from adapt.artifacts import (
     read_json,
     write_json,
 )
+from adapt.data.alike import difference_hash, groups_of
 from adapt.data.coco import CocoSplit
 from adapt.data.images import open_image
 from adapt.data.pooled import Entry, pooled, write_divided
@@ -106,21 +106,9 @@ def alike(entries: list[Entry], progress: Progress = silent) -> Ints:
     """
     hashes = []
     for done, (_, image, _) in enumerate(entries, start=1):
-        hashes.append(_difference_hash(image.path))
+        hashes.append(difference_hash(open_image(image.path)))
         progress(done, len(entries), image.path.name)
-    groups: Ints = np.arange(len(entries))
-    stacked = np.stack(hashes)
-    for number, one in enumerate(stacked):
-        near = np.flatnonzero((stacked != one).sum(1) <= ALIKE)
-        groups[np.isin(groups, groups[near])] = groups[number]
-    return groups
-
-
-def _difference_hash(path: Path) -> Bools:
-    grey = open_image(path).convert("L").resize((9, 8), Image.Resampling.BOX)
-    pixels = np.asarray(grey, dtype=np.int16)
-    brighter: Bools = (pixels[:, 1:] > pixels[:, :-1]).ravel()
-    return brighter
+    return groups_of(hashes, ALIKE)
 
 
 def _held_with_boxes(groups: Ints, entries: list[Entry], train: CocoSplit, seed: int) -> Bools:

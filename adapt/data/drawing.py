@@ -1,0 +1,74 @@
+"""How are boxes drawn into images, and images laid out on a sheet?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, make_grid
+
+from adapt.data.coco import CocoSplit
+from adapt.data.dataset import DetectionDataset
+from adapt.data.images import InputSize
+
+COLOURS = ("red", "lime", "blue", "yellow", "magenta", "cyan", "orange", "white")
+COLUMNS = 4
+TILE = InputSize(288, 384)  # of an image as it is
+
+
+def draw_boxes(
+    pixels: Tensor, boxes: Tensor, labels: Sequence[int], captions: Sequence[str]
+) -> Tensor:
+    """Return an image with boxes in the colours of their classes.
+
+    Args:
+        pixels: ``uint8[3, H, W]``.
+        boxes: ``float[N, 4]``, corners in pixels.
+        labels: Class of every box.
+        captions: What stands at every box.
+    """
+    if not len(labels):
+        return pixels
+    width = max(1, round(min(pixels.shape[-2:]) / 200))
+    colours = [COLOURS[label % len(COLOURS)] for label in labels]
+    drawn: Tensor = draw_bounding_boxes(pixels, boxes, list(captions), colours, width=width)
+    return drawn
+
+
+def contact_sheet(
+    split: CocoSplit,
+    number: int,
+    seed: int = 0,
+    size: InputSize | None = None,
+    *,
+    flip: bool = True,
+) -> Tensor:
+    """Return random images of a split with their boxes, side by side, as ``uint8[3, H, W]``.
+
+    Args:
+        split: The split.
+        number: Images at most.
+        seed: Which ones, and which of them are mirrored.
+        size: A detector's input: images are shown as it trains on them. As they are if None.
+        flip: Whether it mirrors half of them.
+    """
+    chance = np.random.default_rng(seed)
+    chosen = chance.permutation(len(split))[:number].tolist()
+    images = DetectionDataset(split, size or TILE)
+    tiles = []
+    for position in chosen:
+        mirrored = size is not None and flip and bool(chance.random() < 0.5)
+        pixels, target = images[position, mirrored]
+        labels = target["labels"].tolist()
+        names = [split.class_names[label] for label in labels]
+        tiles.append(draw_boxes(pixels, target["boxes"], labels, names))
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
+    padded = [_padded(tile, height, width) for tile in tiles]
+    sheet: Tensor = make_grid(padded, nrow=min(COLUMNS, len(padded)), padding=4, pad_value=255)
+    return sheet
+
+
+def _padded(tile: Tensor, height: int, width: int) -> Tensor:
+    below, right = height - tile.shape[1], width - tile.shape[2]
+    padded: Tensor = torch.nn.functional.pad(tile, (0, right, 0, below))
+    return padded
