@@ -53,6 +53,25 @@ def test_training_is_counted_in_operations(recipe: Recipe, tmp_path: Path) -> No
     assert plan.total == pytest.approx(sum(map(float, plan.seconds.values())))
 
 
+def test_a_joint_choice_measures_finalists_and_lets_them_race(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    changes = {
+        "search": {"choice": "joint", "cost": "latency"},
+        "finetune": {"shared_epochs": 1},
+        "joint": {"head_depth": [0, 1], "input": [[32, 32], [64, 64]], "survivors": 2},
+    }
+    plan = plan_run(recipe.changed(changes, "test"), tmp_path, Costs(), None)
+    stages = list(plan.seconds)
+    assert stages.index("score") < stages.index("finalists") < stages.index("race")
+    assert "derive" not in stages
+    assert "search" not in stages
+    each = float(plan.seconds["finetune derived"]) / 3  # of 3 epochs
+    raced = 4 * 2 + 2 * 4
+    assert float(plan.seconds["race"]) == pytest.approx(raced * each, rel=0.01)
+    assert float(plan.seconds["finalists"]) > 4 * PACE.build
+
+
 def test_a_device_elsewhere_has_unknown_times_and_says_why(recipe: Recipe, tmp_path: Path) -> None:
     on_gpu = recipe.with_search(cost="latency", target="4ms").with_device("tensorrt-rtx", "fp16")
     plan = planned(on_gpu, tmp_path)
