@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from adapt.command_line import JsonOpt, show
+from adapt.command_line import JsonOpt, show, warn
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data set.")
 
@@ -75,6 +75,8 @@ def data_view_command(
 
     shown = InputSize.parse(size, "--size") if size else None
     images = load_split(root, split, repair=True)
+    if repaired := images.repaired():
+        warn(repaired)
     make_place(out)
     sheet = to_pil_image(contact_sheet(images, number, seed, shown))
     with atomic_path(out) as temporary:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import recipe_of
 
+from adapt.artifacts import header, write_json
 from adapt.cost.units import detector_units, madds
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
@@ -175,6 +176,32 @@ def small(recipe: Recipe) -> list[Sized]:
     """Four detectors of different inputs and widths."""
     sizes = [Setting(recipe.detector, InputSize(size, size)) for size in (32, 64)]
     return [scaled("width", factor, setting) for factor in (0.1, 0.2) for setting in sizes]
+
+
+def test_a_race_is_won_by_held_out_ap_of_the_last_round(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = recipe.changed({"joint": {"epochs": 1, "survivors": 2}}, "test")
+    race = Race("race", recipe, tuple(small(recipe)), tmp_path)
+    ap = [{0: 10.0, 1: 30.0, 2: 20.0, 3: 5.0}, {1: 40.0, 2: 41.0}]  # by round and finalist
+
+    def train(racers: Sequence[Racer]) -> None:
+        of_round = ap[racers[0].job.recipe.finetune.epochs - 1]
+        assert [racer.number for racer in racers] == sorted(
+            of_round, key=lambda n: -ap[0][n] if len(of_round) < 4 else n
+        )
+        for racer in racers:
+            content = {"val_ap": of_round[racer.number], "seconds": 1.5}
+            write_json(racer.file, header("racer", key=racer.job.key(), **content))
+
+    run_races([race], train)
+    assert race.winner == 2
+    assert race.seconds == 6 * 1.5
+    assert not race.doubt
+    ap[1] = {1: 0.0, 2: 0.4}
+    for racer in race.round(1):
+        racer.file.unlink()
+    run_races([race], train)
+    assert race.winner == 2
+    assert "none of 4 finalists reached an AP of 0.5" in race.doubt
 
 
 def test_a_race_trains_the_best_longer_and_repeats_nothing(recipe: Recipe, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ class BudgetMeter:
         for _ in range(HOLDS):
             if _off(met, budget_ms) <= CLOSE:
                 break
-            held |= self._stepping("width", met.sized.setting, budget_ms, held)
+            held |= self._stepping(met.sized.setting, budget_ms, held)
             blocks = self._closest("width", met.sized.setting, budget_ms, held)
             how = f"{blocks.how}, blocks {_listed(held)} held, {met.how}"
             met = min(met, replace(blocks, how=how), key=lambda one: _off(one, budget_ms))
@@ -181,16 +181,16 @@ class BudgetMeter:
 
         return closest_factor(met, budget_ms, dict(known))
 
-    def _stepping(self, rule: str, setting: Setting, budget_ms: float, held: Held) -> Held:
+    def _stepping(self, setting: Setting, budget_ms: float, held: Held) -> Held:
         """Return the blocks whose widths change where the budget is passed, and the lower widths.
 
         Of measured networks, these are those between the two around the budget.
         """
-        known = self._scaled[_path(rule, setting, held)]
+        known = self._scaled[_path("width", setting, held)]
         below = [factor for factor, met in known.items() if met.measured_ms <= budget_ms]
-        low = scaled(rule, max(below, default=FACTORS[0]), setting, held).architecture.blocks
+        low = scaled("width", max(below, default=FACTORS[0]), setting, held).architecture.blocks
         above = [factor for factor in known if not below or factor > max(below)]
-        high = scaled(rule, min(above, default=FACTORS[1]), setting, held).architecture.blocks
+        high = scaled("width", min(above, default=FACTORS[1]), setting, held).architecture.blocks
         return {
             number: a.width
             for number, (a, b) in enumerate(zip(low, high, strict=True))

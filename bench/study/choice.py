@@ -209,9 +209,8 @@ class Chooser:
         described = [setting.to_dict() for setting in settings]
         inputs = [job.key(), space.hash, described, self._costs_identity]
         key = content_hash([budget_ms, self._measured, *inputs])
-        if path.is_file() and load_finalists(path)[1]["key"] == key:
-            found = load_finalists(path)[0]
-        else:
+        found, content = load_finalists(path) if path.is_file() else ([], {})
+        if content.get("key") != key:
             scores, model = Scores.load(job.scores)[0], self._cost_model(recipe)
             found = finalists(meter, scores.deriver, model, space, settings, budget_ms)
             save_finalists(found, path, key=key)
@@ -291,9 +290,7 @@ class Chooser:
     def _check_met(self, arm: Arm, seed: int, network: Chosen) -> None:
         assert network.measured_ms
         off = network.off_budget(network.measured_ms)
-        if (
-            arm.network == "joint"
-        ):  # another setting may be best below the budget, with the whole source
+        if arm.network == "joint":  # the best setting may be faster, with the whole source in it
             off = max(off, 0.0)
         if abs(off) > TOLERANCE:
             self.how.warn(

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from adapt.artifacts import named_toml, read_text
 from adapt.errors import FORBID_UNKNOWN, AdaptError
-from search.recipe.recipe import Recipe, merged, validated
+from search.recipe.content import merged, validated
+from search.recipe.recipe import Recipe
 
 STUDIES = Path(__file__).parent / "studies"
 Rule = Literal[

@@ -1,10 +1,12 @@
 """Which settings of a recipe fit the images, the boxes and the machine, and why?"""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from adapt.data.dataset import steps_per_epoch
 from adapt.data.images import InputSize
 from search.advice.boxes import Floats, Objects, best_anchor
 
@@ -19,7 +21,7 @@ LARGER = (1.0, 1.2, 1.4)  # inputs that are searched too, as sides
 STEPS = 1500  # of a fine-tuning of a few hundred images
 EPOCHS = (12, 60)  # at least, at most
 BATCH = {"cpu": 4, "gpu": 16}
-STEP_LR = {4: "1e-3", 16: "2e-3"}
+LR = {"cpu": 1e-3, "gpu": 2e-3}  # of AdamW at these batches
 HEADS = {"cpu": (64, 1), "gpu": (128, 2)}  # pyramid width, head depth
 DEPTHS = {"cpu": [0, 1], "gpu": [0, 1, 2]}
 
@@ -66,17 +68,17 @@ def advise(objects: Objects, on: str) -> dict[str, Advice]:
             "inputs to choose from: a larger one with a smaller backbone often wins",
         ),
         "joint.epochs": Advice(
-            -(-RACE_STEPS * batch // len(objects.images)),
+            math.ceil(RACE_STEPS / steps_per_epoch(len(objects.images), batch)),
             f"of the first round of the race: about {RACE_STEPS} steps",
         ),
         "finetune.epochs": Advice(
             epochs,
-            f"{epochs * -(-len(objects.images) // batch)} steps of {batch} of "
+            f"{epochs * steps_per_epoch(len(objects.images), batch)} steps of {batch} of "
             f"{len(objects.images)} images",
         ),
         "finetune.shared_epochs": Advice(max(1, epochs // 4), "of the source that is scored"),
         "finetune.batch_size": Advice(batch, f"images per step, for a {on.upper()}"),
-        "finetune.lr": Advice(float(STEP_LR[batch]), "of AdamW at this batch"),
+        "finetune.lr": Advice(LR[on], "of AdamW at this batch"),
         "finetune.val_epochs": Advice(max(1, epochs // 6), "epochs from one AP on val to the next"),
     }
 

@@ -43,7 +43,7 @@ def fixed_settings(
         "space.preset": Advice("mobilenet_v2", "the pretrained backbone that is adapted"),
         "space.width_grid": Advice(GRID, "candidate widths are multiples of this"),
         "search.choice": Advice("joint", "input and heads together with the backbone"),
-        "search.cost": Advice("latency", "measured on this machine"),
+        "search.cost": Advice("latency", "measured where it is run"),
     }
     if target:
         settings["search.target"] = Advice(target, "leave out for the latency of the source")

@@ -16,7 +16,8 @@ from search.advice.advise import Advice, advise
 from search.advice.boxes import Objects
 from search.advice.held_out import hold_out
 from search.advice.recipe_file import device_kind, fixed_settings, recipe_text
-from search.recipe.recipe import Recipe, validated
+from search.recipe.content import validated
+from search.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

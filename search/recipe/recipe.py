@@ -6,12 +6,11 @@ but the milestones of the fine-tuning are the usual ones of 24 epochs.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from adapt.architecture import with_source_widths
 from adapt.artifacts import LATER, content_hash, file_hash, identity, named_toml, read_text
@@ -22,6 +21,7 @@ from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.runtime import Precision, Runtime
 from adapt.space import SearchSpace
+from search.recipe.content import changed, merged, validated
 from search.recipe.joint import JointRecipe, Setting
 from search.recipe.optimisation import (
     ComputeRecipe,
@@ -33,8 +33,6 @@ from search.recipe.optimisation import (
 
 PRESETS = Path(__file__).parent / "presets"
 Init = Literal["imagenet", "scratch"]
-Content = TypeVar("Content")
-UNKNOWN = "unexpected_keyword_argument"  # pydantic's word for a field that there is not
 
 
 @dataclass(frozen=True)
@@ -251,7 +249,7 @@ class Recipe:
         Raises:
             AdaptError: If a value is wrong.
         """
-        return replace(self, search=_changed(self.search, changes))
+        return replace(self, search=changed(self.search, changes))
 
     def with_compute(self, **changes: Any) -> "Recipe":
         """Return the recipe with other fields of ``compute``, where they are not None.
@@ -259,7 +257,7 @@ class Recipe:
         Raises:
             AdaptError: If a value is wrong.
         """
-        return replace(self, compute=_changed(self.compute, changes))
+        return replace(self, compute=changed(self.compute, changes))
 
     def with_accumulate(self, search: int | None = None, finetune: int | None = None) -> "Recipe":
         """Return the recipe with other numbers of parts of a batch, where they are not None.
@@ -267,11 +265,11 @@ class Recipe:
         Raises:
             AdaptError: If a number does not divide the batch.
         """
-        weights = _changed(self.search.weights, {"accumulate": search})
+        weights = changed(self.search.weights, {"accumulate": search})
         return replace(
             self,
             search=replace(self.search, weights=weights),
-            finetune=_changed(self.finetune, {"accumulate": finetune}),
+            finetune=changed(self.finetune, {"accumulate": finetune}),
         )
 
     def with_device(
@@ -359,56 +357,3 @@ class Recipe:
     def measured_size(self) -> InputSize:
         """Return the input size at which multiply-adds are counted."""
         return InputSize(*self.cost_size) if self.cost_size else self.input.fixed()
-
-
-def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain content with other values; those of a section it has are merged into it."""
-    result = dict(content)
-    for name, value in changes.items():
-        inner = result.get(name)
-        if isinstance(value, Mapping) and isinstance(inner, Mapping):
-            value = merged(inner, value)
-        result[name] = value
-    return result
-
-
-def _changed(part: Any, changes: dict[str, Any]) -> Any:
-    given = {name: value for name, value in changes.items() if value is not None}
-    try:
-        return replace(part, **given)
-    except ValueError as error:
-        raise AdaptError(str(error)) from error
-
-
-def validated(cls: type[Content], content: Any, what: str) -> Content:
-    """Read plain content, such as that of a TOML file, into a dataclass.
-
-    Raises:
-        AdaptError: With the first wrong or unknown field; ``what`` names the content.
-    """
-    try:
-        return TypeAdapter(cls).validate_python(content)
-    except ValidationError as error:
-        # A misspelt field before the one that is missing for it.
-        first = min(error.errors(), key=lambda one: one["type"] != UNKNOWN)
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise AdaptError(f"{what}: {where}: {_reason(cls, first)}") from error
-
-
-def _reason(cls: Any, error: Any) -> str:
-    if error["type"] == UNKNOWN:
-        *parents, name = error["loc"]
-        for parent in parents:
-            cls = cls if isinstance(parent, int) else _part_type(cls, parent)
-        known = [one.name for one in fields(cls)]
-        alike = get_close_matches(str(name), known, n=1)
-        meant = f"is {alike[0]} meant?" if alike else f"use one of {', '.join(known)}"
-        return f"there is no such field; {meant}"
-    of_recipe = error.get("ctx", {}).get("error")  # a recipe's ValueError says what it got
-    return str(of_recipe) if of_recipe else f"{error['msg']}, got {error['input']!r}"
-
-
-def _part_type(cls: Any, name: str) -> Any:
-    """Return the dataclass of a field, or of the items of a tuple of them."""
-    kind = get_type_hints(cls)[name]
-    return get_args(kind)[0] if get_args(kind) else kind
