@@ -17,7 +17,7 @@ from adapt.errors import AdaptError
 from adapt.progress import silent
 from bench.acceptance.meet import BudgetMeter
 from bench.acceptance.scaling import Sized, scaled
-from bench.joint.finalists import finalists, load_finalists, save_finalists
+from bench.joint.finalists import drawn_jointly, finalists, load_finalists, save_finalists
 from bench.joint.race import Race, Racer, run_racer, run_races
 from search.derive.exact import Deriver
 from search.derive.scores import Scores
@@ -134,6 +134,28 @@ def test_finalists_fill_the_budget_in_every_setting_that_can_meet_it(recipe: Rec
     for met in found:
         assert met.measured_ms <= budget_ms * 1.015
         assert met.measured_ms > min(0.9 * budget_ms, 0.999 * ms[met.sized.setting][1])
+
+
+def test_joint_draws_fill_the_budget_in_any_setting_that_can(recipe: Recipe) -> None:
+    meter, space = Counted(recipe, 3), recipe.space.load()
+    model = recipe.detectors(3).costs(madds)
+    settings = JointRecipe(**SETTINGS).settings(recipe.setting)
+    own = zero_scores(recipe).deriver(model)
+    middle = own.best((own.cheapest + own.dearest) / 2).choices.architecture(space)
+    budget_ms = meter.measure(Sized(middle, settings[4]))[0]
+
+    def draw(seed: int, ms: float) -> Sized:
+        chance = np.random.default_rng(seed)
+        met = drawn_jointly(meter, model, space, settings, ms, chance)
+        assert 0.9 * ms < met.measured_ms <= 1.015 * ms
+        return met.sized
+
+    drawn = [draw(seed, budget_ms) for seed in range(12)]
+    assert len({sized.setting for sized in drawn}) > 1
+    assert len({sized.architecture for sized in drawn}) > 6
+    assert draw(3, budget_ms) == drawn[3]
+    with pytest.raises(AdaptError, match="none of 6 settings has a detector of 3 ms or less"):
+        draw(0, 3.0)
 
 
 def test_carried_costs_are_exact_where_one_line_carries_them(recipe: Recipe) -> None:

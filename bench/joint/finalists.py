@@ -7,8 +7,11 @@ is left of an error only costs measurements.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from adapt.architecture import Architecture
 from adapt.artifacts import check_header, header, read_json, write_json
@@ -16,8 +19,9 @@ from adapt.cost.expectation import CostModel
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
-from bench.acceptance.meet import BudgetMeter, Met
+from bench.acceptance.meet import TOLERANCE, BudgetMeter, Met
 from bench.acceptance.scaling import Sized
+from search.derive.chance import noise_deriver
 from search.derive.exact import Derived, Deriver
 from search.recipe.joint import Setting
 
@@ -90,6 +94,47 @@ def carried(
         return derive(model.corrected(low_ms / low, 0.0)), cheapest
     scale = (high_ms - low_ms) / (high - low)
     return derive(model.corrected(scale, low_ms - scale * low)), cheapest
+
+
+def drawn_jointly(
+    meter: BudgetMeter,
+    model: CostModel,
+    space: SearchSpace,
+    settings: Sequence[Setting],
+    budget_ms: float,
+    chance: np.random.Generator,
+) -> Met:
+    """Return a random network in a random setting that fills the budget.
+
+    Args:
+        meter: Measures detectors.
+        model: Costs in the recipe's own setting, in ms.
+        space: Space of the backbone.
+        settings: Pyramids, heads and inputs.
+        budget_ms: The latency to meet.
+        chance: Where the random numbers come from.
+
+    Raises:
+        AdaptError: If no setting has a network within the budget.
+    """
+    found = list[Met]()
+    for number in chance.permutation(len(settings)):
+        setting = settings[number]
+        derive = partial(noise_deriver, space=space, chance=chance)
+        deriver, cheapest = carried(meter, derive, model, space, setting)
+        if cheapest.measured_ms > budget_ms:
+            continue
+        met = meter.fitting_by_scores(deriver, setting, space, budget_ms) or cheapest
+        found.append(met)
+        # The largest network of a small setting may not fill the budget: then another one does.
+        if met.measured_ms >= (1 - TOLERANCE) * budget_ms:
+            break
+    if not found:
+        raise AdaptError(
+            f"none of {len(settings)} settings has a detector of {budget_ms:.4g} ms or less; raise "
+            "the budget, or add smaller candidates to [joint]"
+        )
+    return max(found, key=lambda met: met.measured_ms)
 
 
 def save_finalists(found: Sequence[Met], path: Path, **content: Any) -> None:

@@ -18,7 +18,7 @@ from bench.acceptance.meet import TOLERANCE, BudgetMeter, Met
 from bench.acceptance.scaling import scaled
 from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable
-from bench.joint.finalists import finalists, load_finalists, save_finalists
+from bench.joint.finalists import drawn_jointly, finalists, load_finalists, save_finalists
 from bench.joint.race import Race, Racer, run_racer, run_races
 from bench.study.chosen import Chosen, Networks
 from bench.study.execution import Execution
@@ -32,7 +32,7 @@ from search.recipe.recipe import Recipe
 from search.recipe.search_cost import check_certificate, latency_cost
 from search.train.pool import run_jobs
 
-DRAWN = {"random": 1, "random-best-of-k": CANDIDATES}  # networks per seed
+DRAWN = {"random": 1, "random-joint": 1, "random-best-of-k": CANDIDATES}  # networks per seed
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Chooser:
         match arm.network:
             case "softmax" | "scores" | "joint":
                 return []
-            case "random" | "random-best-of-k":
+            case "random" | "random-joint" | "random-best-of-k":
                 numbers = range(DRAWN[arm.network])
                 return [self._drawn(arm, seed, number, meter) for number in numbers]
             case _:
@@ -147,13 +147,17 @@ class Chooser:
 
         def find() -> Chosen:
             chance = np.random.default_rng([seed, number])
-            target = recipe.setting, space, self._budget_ms(meter)
-            met = meter.by_chance(self._cost_model(recipe), *target, chance)
+            model, budget_ms = self._cost_model(recipe), self._budget_ms(meter)
+            if arm.network == "random-joint":
+                met = drawn_jointly(meter, model, space, recipe.settings, budget_ms, chance)
+            else:
+                met = meter.by_chance(model, recipe.setting, space, budget_ms, chance)
             return Chosen(met.sized, met.measured_ms, met.how)
 
         name = f"{arm.label} {number + 1}" if DRAWN[arm.network] > 1 else arm.label
-        described = recipe.setting.to_dict(), space.hash, seed, number, self._costs_identity
-        return self._once(f"{name} seed{seed}", find, arm.network, *described)
+        settings = recipe.settings if arm.network == "random-joint" else [recipe.setting]
+        described = [setting.to_dict() for setting in settings], space.hash, seed, number
+        return self._once(f"{name} seed{seed}", find, arm.network, *described, self._costs_identity)
 
     def _job(self, arm: Arm, seed: int) -> Preparation:
         recipe, name = self.divided(arm, seed), file_name(f"{arm.label} seed{seed}")

@@ -19,6 +19,7 @@ Rule = Literal[
     "compound",
     "expansion",
     "random",
+    "random-joint",
     "random-best-of-k",
     "softmax",
     "scores",
@@ -28,7 +29,7 @@ FACTOR = ("width", "compound", "expansion")  # rules that have one; it may be fi
 SCORED = ("scores", "joint")  # rules that sum scores of a trained source
 SEARCHED = ("softmax", *SCORED)  # rules that a space's choices are scored for
 TRAINED = ("random-best-of-k", *SEARCHED)  # rules that train before they choose
-CHOSEN_ANEW = ("random", *TRAINED)  # rules with another network per seed
+CHOSEN_ANEW = ("random", "random-joint", *TRAINED)  # rules with another network per seed
 DEFAULT_ARMS = ("scores", "softmax", "random", "random-best-of-k", "width", "compound", "source")
 
 
@@ -41,7 +42,8 @@ class Arm:
         network: How the network is chosen. ``source`` leaves it alone. ``width`` multiplies the
             widths of all blocks by one factor, ``compound`` also pyramid and head depth;
             ``expansion`` gives all operations the expansion ``factor``. ``random`` draws a network
-            that fills the budget, ``random-best-of-k`` is the best of several drawn ones after a
+            that fills the budget, ``random-joint`` also the setting of pyramid, heads and input in
+            which it does, ``random-best-of-k`` is the best of several drawn ones after a
             training for which they get as much computation as a search, ``softmax`` is the
             recipe's search, ``scores`` sums what each choice costs a trained source in loss, and
             ``joint`` chooses pyramid, heads and input too, by these sums and a race.
