@@ -24,7 +24,7 @@ def weights_command(
 
 @data_app.command("check")
 def data_check_command(
-    root: Annotated[Path, typer.Argument(help="Folder of a COCO-format data set.")],
+    root: Annotated[Path, typer.Argument(help="Data set: a folder in COCO, VOC or YOLO format.")],
     split: Annotated[
         list[str] | None,
         typer.Option("--split", help="Split, repeatable; train, val, and test where there is one."),
@@ -52,33 +52,43 @@ def data_check_command(
 
 @data_app.command("view")
 def data_view_command(
-    root: Annotated[Path, typer.Argument(help="Folder of a COCO-format data set.")],
+    root: Annotated[Path, typer.Argument(help="Data set: a folder in COCO, VOC or YOLO format.")],
     split: Annotated[str, typer.Option("--split", help="Which split.")] = "train",
     number: Annotated[int, typer.Option("--number", min=1, help="Images to show.")] = 16,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which images.")] = 0,
     size: Annotated[
         str, typer.Option("--size", help="Show them as a detector of this input trains: 256x320.")
     ] = "",
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--augment",
+            help="A change and its probability, repeatable: zoom_out=0.5, crop, photometric, "
+            "mosaic. Images are shown before and after.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("sheet.png"),
     as_json: JsonOpt = False,
 ) -> None:
     """Draw random images with their boxes on one sheet.
 
-    Example: `adapt data view datasets/bccd --split val --size 256x320`
+    Example: `adapt data view datasets/bccd --size 256x320 --augment crop=0.5`
     """
     from torchvision.transforms.functional import to_pil_image
 
     from adapt.artifacts import atomic_path, make_place
+    from adapt.data.augmentation import Augmentation
     from adapt.data.coco import load_split
     from adapt.data.drawing import contact_sheet
     from adapt.data.images import InputSize
 
     shown = InputSize.parse(size, "--size") if size else None
+    augmentation = Augmentation.parse(change or (), "--augment")
     images = load_split(root, split, repair=True)
     if repaired := images.repaired():
         warn(repaired)
     make_place(out)
-    sheet = to_pil_image(contact_sheet(images, number, seed, shown))
+    sheet = to_pil_image(contact_sheet(images, number, seed, shown, augmentation=augmentation))
     with atomic_path(out) as temporary:
         sheet.save(temporary, format="PNG")
     show({"sheet": str(out), "images": min(number, len(images))}, as_json=as_json)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the results.")]
 DataOpt = Annotated[
-    Path | None, typer.Option("--data", help="Folder of a COCO-format data set, not the recipe's.")
+    Path | None, typer.Option("--data", help="Data set (COCO, VOC or YOLO), not the recipe's.")
 ]
 LimitOpt = Annotated[
     int | None,

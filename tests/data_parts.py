@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from adapt.data.check import DataReport
-from adapt.data.coco import CocoSplit, read_annotations
+from adapt.data.coco import CocoSplit, read_split
 from adapt.data.layout import find_split
 
 IMAGE = {"id": 7, "file_name": "a.png", "width": 40, "height": 30}
@@ -46,7 +46,7 @@ def with_boxes(root: Path, *boxes: list[float], **changes: Any) -> Path:
 
 def read(root: Path, split: str = "train") -> CocoSplit:
     """What can be used of a split, with its problems."""
-    return read_annotations(*find_split(root, split))
+    return read_split(find_split(root, split))
 
 
 def told(report: DataReport) -> str:

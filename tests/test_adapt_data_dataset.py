@@ -20,6 +20,7 @@ from adapt.data.dataset import (
     training_batches,
 )
 from adapt.data.evaluate import detections_to_original
+from adapt.data.formats.place import Place
 from adapt.data.images import PADDING, InputSize
 from adapt.errors import AdaptError
 
@@ -40,7 +41,7 @@ def split_of(folder: Path, *boxes: ImageBoxes, width: int = 60, height: int = 50
         noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(noise).save(path)
         images.append(CocoImage(100 + number, path, width, height))
-    return CocoSplit(folder / "x.json", folder, tuple(images), boxes, ("a", "b"), (1, 2))
+    return CocoSplit(Place(folder / "x.json", folder), tuple(images), boxes, ("a", "b"), (1, 2))
 
 
 def assert_same(first: Batch, second: Batch) -> None:
@@ -130,15 +131,15 @@ def test_collate_gives_unit_floats(tmp_path: Path) -> None:
 
 def test_epoch_shows_every_image_at_most_once_in_full_batches() -> None:
     batches = epoch_batches(11, 4, seed=0, epoch=0, flip=False)
-    shown = [position for batch in batches for position, _ in batch]
+    shown = [draw.position for batch in batches for draw in batch]
     assert [len(batch) for batch in batches] == [4, 4]
     assert len(set(shown)) == 8
-    assert not any(flipped for batch in batches for _, flipped in batch)
+    assert not any(draw.mirrored for batch in batches for draw in batch)
 
 
 def test_fewer_images_than_a_batch_make_one_small_batch() -> None:
     batches = epoch_batches(3, 8, seed=0, epoch=0, flip=True)
-    assert [sorted(position for position, _ in batch) for batch in batches] == [[0, 1, 2]]
+    assert [sorted(draw.position for draw in batch) for batch in batches] == [[0, 1, 2]]
     assert steps_per_epoch(3, 8) == 1
 
 
@@ -151,7 +152,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 def test_about_half_of_the_images_are_mirrored() -> None:
     batches = epoch_batches(1000, 10, seed=0, epoch=0, flip=True)
-    assert 430 < sum(flipped for batch in batches for _, flipped in batch) < 570
+    assert 430 < sum(draw.mirrored for batch in batches for draw in batch) < 570
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 7])

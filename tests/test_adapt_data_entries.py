@@ -7,8 +7,9 @@ import pytest
 from data_parts import CAT, IMAGE, annotation, read, write_set
 
 from adapt.data.check import check_split
-from adapt.data.coco import load_annotations, load_split
+from adapt.data.coco import load_place, load_split
 from adapt.data.dataset import DetectionDataset
+from adapt.data.formats.place import Place
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 
@@ -32,7 +33,7 @@ def test_area_falls_back_to_the_box_where_the_file_gives_none(tmp_path: Path) ->
 def test_file_of_another_kind_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(AdaptError, match=rf"x\.json.*{message}"):
-        load_annotations(tmp_path / "x.json", tmp_path)
+        load_place(Place(tmp_path / "x.json", tmp_path))
 
 
 BAD_ENTRIES: list[tuple[dict[str, Any], str]] = [

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from adapt.data.annotated_image import CocoImage
 from adapt.data.coco import CocoSplit, ImageBoxes, load_split
 from adapt.data.evaluate import Detections, coco_results, detections_to_original, evaluate
+from adapt.data.formats.place import Place
 from adapt.errors import AdaptError
 
 SIDE = 40.0  # of the squares below: 1600 square pixels, a medium object
@@ -31,7 +32,7 @@ def squares(*corners: tuple[float, float], crowd: bool = False) -> ImageBoxes:
 
 def split_of(*boxes: ImageBoxes) -> CocoSplit:
     images = tuple(CocoImage(k, Path(f"{k}.jpg"), 640, 480) for k in range(len(boxes)))
-    return CocoSplit(Path("x.json"), Path(), images, boxes, ("cat", "dog"), (5, 9))
+    return CocoSplit(Place(Path("x.json"), Path()), images, boxes, ("cat", "dog"), (5, 9))
 
 
 def found(image_id: int, boxes: ImageBoxes, score: float = 0.9) -> Detections:

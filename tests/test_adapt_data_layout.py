@@ -5,7 +5,8 @@ import pytest
 from data_parts import IMAGE, content, read, write_set
 
 from adapt.data.check import check_split
-from adapt.data.coco import load_annotations, load_split
+from adapt.data.coco import load_place, load_split
+from adapt.data.formats.place import Place
 from adapt.data.layout import usual_split
 from adapt.errors import AdaptError
 
@@ -62,10 +63,10 @@ def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match="nowhere is not a folder"):
         load_split(tmp_path / "nowhere", "train")
     with pytest.raises(AdaptError, match=r"none\.json does not exist"):
-        load_annotations(tmp_path / "none.json", tmp_path)
+        load_place(Place(tmp_path / "none.json", tmp_path))
     root = write_set(tmp_path / "set")
     with pytest.raises(AdaptError, match=r"image folder .*gone of .*train\.json does not exist"):
-        load_annotations(root / "annotations" / "train.json", root / "gone")
+        load_place(Place(root / "annotations" / "train.json", root / "gone"))
 
 
 @pytest.mark.parametrize(

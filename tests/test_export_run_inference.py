@@ -5,6 +5,7 @@ from PIL import Image
 
 from adapt.data.annotated_image import CocoImage
 from adapt.data.coco import CocoSplit, ImageBoxes
+from adapt.data.formats.place import Place
 from adapt.data.images import Fitting, InputSize
 from bench.networks.measure import evaluate_runner
 from export.run.inference import ImageDetections, Runner
@@ -97,7 +98,7 @@ def test_predict_and_eval_see_the_same_pixels(orientation, tmp_path):
     Image.fromarray(noise).save(tmp_path / "x.png", exif=exif)
     annotated = CocoImage(1, tmp_path / "x.png", 40, 40)
     box = ImageBoxes(np.array([[1, 1, 9, 9.0]]), np.array([0]), np.array([False]), np.array([64.0]))
-    split = CocoSplit(tmp_path, tmp_path, (annotated,), (box,), INFO.classes, (1, 2, 3))
+    split = CocoSplit(Place(tmp_path, tmp_path), (annotated,), (box,), INFO.classes, (1, 2, 3))
     runner = Seen()
     evaluate_runner(runner, split)
     predict(runner, [annotated.path], tmp_path / "out")

@@ -149,7 +149,7 @@ def test_images_that_are_all_alike_cannot_be_held_out(tiny_data: CocoSplit, tmp_
     ]
     file = tmp_path / "one.json"
     file.write_text(json.dumps(content))
-    split = replace(one, annotations=file)
+    split = replace(one, place=replace(one.place, annotations=file))
     with pytest.raises(AdaptError, match="has 1 images, too few to hold some out"):
         hold_out(split, tmp_path / "held")
     data = copied(split, tmp_path / "data", repeated=6)
@@ -184,6 +184,22 @@ def test_a_data_set_without_val_is_divided_beside_the_recipe(
     assert advised.found["held_out_in"] == str(tmp_path / "mine-data")
     recipe = advised.recipe
     assert len(recipe.split("train")) + len(recipe.split("val")) == len(tiny_data)
+
+
+def test_the_only_split_is_trained_on_whatever_its_name_is(
+    tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    from format_parts import as_yolo
+
+    data = copied(tiny_data, tmp_path / "data")
+    (data / "annotations" / "train.json").rename(data / "annotations" / "instances_default.json")
+    advised = advised_recipe(data, tmp_path / "mine.toml", "ort-cpu")
+    same = as_yolo(data, tmp_path / "yolo", ["default"])
+    (same / "data.yaml").write_text((same / "data.yaml").read_text().replace("default:", "train:"))
+    again = advised_recipe(same / "data.yaml", tmp_path / "other.toml", "ort-cpu")
+    for recipe in (advised.recipe, again.recipe):
+        assert len(recipe.split("train")) + len(recipe.split("val")) == len(tiny_data)
+    assert advised.settings["detector.anchor_size"] == again.settings["detector.anchor_size"]
 
 
 def test_test_images_stay_a_split_where_others_are_held_out(

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from adapt.data.images import SUFFIXES, decode, upright
-from adapt.data.layout import exists
+from adapt.data.paths import exists
 from adapt.errors import AdaptError
 
 SEE_CHECK = "(`adapt data check` lists all such images)"  # in errors about one image

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from adapt.data.alike import Hashes, near
-from adapt.data.coco import CocoSplit, ImageBoxes, read_annotations
+from adapt.data.coco import CocoSplit, ImageBoxes, read_split
 from adapt.data.image_check import (
     ImageFinding,
     inspect_image,
     orientation_warnings,
     turned_problems,
 )
-from adapt.data.layout import check_folder, find_split, has_split, real_path, split_names
+from adapt.data.layout import check_folder, find_split, has_split, split_names
+from adapt.data.paths import real_path
 from adapt.data.repair import Problem, Remedy
 from adapt.errors import AdaptError
 from adapt.progress import Progress, Stage, silent, silent_stage
@@ -118,7 +119,7 @@ def check_data(
     names = splits or ("train", "val", *(["test"] if has_split(root, "test") else []))
     for name in names:
         try:
-            read[name] = split = read_annotations(*find_split(root, name))
+            read[name] = split = read_split(find_split(root, name))
         except AdaptError as error:
             if len(names) == 1 or not split_names(root):
                 raise
@@ -147,7 +148,7 @@ def check_split(split: CocoSplit, findings: Sequence[ImageFinding] | None = None
     """Report all that is wrong with a split.
 
     Args:
-        split: The split, as :func:`read_annotations` reads it.
+        split: The split, as :func:`read_split` reads it.
         findings: What its images are; they are opened if None.
     """
     findings = inspected(split) if findings is None else findings

@@ -1,4 +1,4 @@
-"""Which images and boxes does a COCO-format data set hold?"""
+"""Which images and boxes does a data set hold, in COCO's terms?"""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from adapt.data.annotated_image import CocoImage
 from adapt.data.box_format import box_format_problem, corner_doubt
-from adapt.data.entries import Annotation, Id, Reader, category_name, find_root_category, read_lists
+from adapt.data.entries import Annotation, Id, Reader, category_name, find_root_category
+from adapt.data.formats.place import Place
 from adapt.data.image_check import inspect_image, turned_problems
-from adapt.data.layout import find_split
+from adapt.data.layout import annotation_hash, find_split, read_place
 from adapt.data.repair import Problem, refuse
 from adapt.errors import AdaptError
 
@@ -45,8 +46,7 @@ class CocoSplit:
     """One split of a data set.
 
     Attributes:
-        annotations: The JSON file.
-        folder: The folder the file names are relative to.
+        place: Where its annotations and images lie.
         images: The images in the order of the file.
         boxes: Their boxes, in the same order.
         class_names: Names in label order, which is the ascending order of the category ids.
@@ -55,8 +55,7 @@ class CocoSplit:
         root_category: Name of the category that only stands above the others and is no class.
     """
 
-    annotations: Path
-    folder: Path
+    place: Place
     images: tuple[CocoImage, ...]
     boxes: tuple[ImageBoxes, ...]
     class_names: tuple[str, ...]
@@ -66,6 +65,21 @@ class CocoSplit:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def annotations(self) -> Path:
+        """The annotation file, or the folder of annotation files."""
+        return self.place.annotations
+
+    @property
+    def folder(self) -> Path:
+        """The folder the file names are relative to."""
+        return self.place.images
+
+    @property
+    def sha256(self) -> str:
+        """Hash of its annotations."""
+        return annotation_hash(self.place)
 
     @property
     def image_ids(self) -> tuple[int, ...]:
@@ -243,34 +257,31 @@ def _other_case(unknown: Sequence[str], class_names: Sequence[str]) -> str:
 def load_split(root: Path, split: str, *, repair: bool = False) -> CocoSplit:
     """Find and load a split of a data set.
 
-    Three layouts are known: COCO's own (``annotations/instances_train2017.json`` and
-    ``train2017/``), ``annotations/train.json`` with ``images/``, and Roboflow's COCO export
-    (``train/_annotations.coco.json`` with the images beside it).
+    The layouts of :mod:`adapt.data.formats` are known.
 
     Args:
-        root: Folder of the data set.
+        root: Folder of the data set, or the ``data.yaml`` of one in YOLO's format.
         split: Name of the split; ``train`` also finds ``train2017``, ``val`` also ``valid``.
         repair: Clip and leave out what cannot be used as it is, instead of refusing the split.
 
     Raises:
         AdaptError: If no or more than one split fits, or its file is not sound.
     """
-    return load_annotations(*find_split(root, split), repair=repair)
+    return load_place(find_split(root, split), repair=repair)
 
 
-def load_annotations(annotations: Path, images: Path, *, repair: bool = False) -> CocoSplit:
-    """Load a COCO JSON file; images are not opened (:func:`adapt.data.check.check_split` does).
+def load_place(place: Place, *, repair: bool = False) -> CocoSplit:
+    """Load a split; its images are not decoded (:func:`adapt.data.check.check_split` does).
 
     Args:
-        annotations: The JSON file.
-        images: Folder its file names are relative to.
-        repair: Clip and leave out what cannot be used as it is, instead of refusing the file.
+        place: Where it lies.
+        repair: Clip and leave out what cannot be used as it is, instead of refusing the split.
 
     Raises:
-        AdaptError: If the file or the folder is missing, or something in it is not sound; with the
-            first problem and the number of others.
+        AdaptError: If the annotations or the folder are missing, or something in them is not sound;
+            with the first problem and the number of others.
     """
-    split = read_annotations(annotations, images)
+    split = read_split(place)
     refuse((*_turned(split), *split.problems), repair=repair)
     return split
 
@@ -287,35 +298,31 @@ def _turned(split: CocoSplit) -> list[Problem]:
     return turned if 2 * len(turned) >= len(images) else []
 
 
-def read_annotations(annotations: Path, images: Path) -> CocoSplit:
-    """Read what can be used of a COCO JSON file, repaired, and all its problems.
+def read_split(place: Place) -> CocoSplit:
+    """Read what can be used of a split, repaired, and all its problems.
 
     Args:
-        annotations: The JSON file.
-        images: Folder its file names are relative to.
+        place: Where it lies.
 
     Raises:
-        AdaptError: If the file or the folder is missing, or the file is none of COCO's format.
+        AdaptError: If the annotations or the folder are missing, or of no known format.
     """
-    content = read_lists(annotations)
-    if not images.is_dir():
-        raise AdaptError(f"image folder {images} of {annotations} does not exist; check the path")
-    reader = Reader(annotations)
-    records = reader.images(content["images"], images)
-    root = find_root_category(content)
-    classes = reader.categories(entry for entry in content["categories"] if entry is not root)
-    found = reader.annotations(content["annotations"], records, classes)
+    content = read_place(place)
+    reader = Reader(place.annotations)
+    records = reader.images(content.images, place.images)
+    root = find_root_category(content) if place.format == "COCO" else None
+    classes = reader.categories(entry for entry in content.categories if entry is not root)
+    found = reader.annotations(content.annotations, records, classes)
     boxes = [annotation.box for annotation in found]
     sizes = [(annotation.image.width, annotation.image.height) for annotation in found]
-    cause = box_format_problem(boxes, sizes, annotations)
+    cause = box_format_problem(boxes, sizes, place.annotations) if place.format == "COCO" else None
     return CocoSplit(
-        annotations=annotations,
-        folder=images,
+        place=place,
         images=tuple(records.values()),
         boxes=_boxes_by_image(found, list(records.values()), list(classes)),
         class_names=tuple(name for name, _ in classes.values()),
         category_ids=tuple(written for _, written in classes.values()),
-        problems=(*((cause,) if cause else ()), *reader.problems),
+        problems=(*((cause,) if cause else ()), *content.problems, *reader.problems),
         root_category=(category_name(root) or "") if root else "",
     )
 

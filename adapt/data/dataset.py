@@ -9,8 +9,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import clip_boxes_to_image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from adapt.data.annotated_image import read_image
+from adapt.data.augmentation import (
+    NONE,
+    Augmentation,
+    Draw,
+    Labelled,
+    drawn,
+    mosaic,
+    moved,
+    recoloured,
+    seeded,
+)
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize, fit
 from adapt.errors import AdaptError
@@ -18,31 +30,42 @@ from adapt.errors import AdaptError
 Target = dict[str, Tensor]
 Sample = tuple[Tensor, Target]
 Batch = tuple[list[Tensor], list[Target]]
-Index = tuple[int, bool]  # position of the image in the split, and whether it is mirrored
+Index = tuple[int, bool] | Draw
+Fitted = tuple[Tensor, tuple[float, float]]
 
 
 class DetectionDataset(Dataset[Sample]):
     """Images of a split, fitted into the detector's input, with their boxes.
 
-    An index is a position, or a position and whether to mirror the image. A sample depends on its
-    index only: :func:`epoch_batches` draws the random numbers. Images without boxes stay, as
-    negatives.
+    An index is a position, or a :class:`~adapt.data.augmentation.Draw`: how an image is shown. A
+    sample depends on its index only: :func:`epoch_batches` draws the random numbers. Images without
+    boxes stay, as negatives.
 
     Args:
         split: Images and boxes.
         size: The detector's input.
         flip: Whether :func:`training_batches` mirrors half of the images.
-        cache_mb: Megabytes of fitted images to keep in memory, in every process that loads.
+        augmentation: How it changes them otherwise.
+        cache_mb: Megabytes of images to keep in memory, in every process that loads: fitted ones,
+            or whole ones if they are fitted in another way each time.
     """
 
     def __init__(
-        self, split: CocoSplit, size: InputSize, *, flip: bool = False, cache_mb: float = 0
+        self,
+        split: CocoSplit,
+        size: InputSize,
+        *,
+        flip: bool = False,
+        augmentation: Augmentation = NONE,
+        cache_mb: float = 0,
     ) -> None:
         self.split = split
         self.size = size
         self.flip = flip
+        self.augmentation = augmentation
         self._free_bytes = int(cache_mb * 2**20)
-        self._cache: dict[int, tuple[Tensor, tuple[float, float]]] = {}
+        self._cache: dict[int, Fitted] = {}
+        self._whole: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.split)
@@ -53,51 +76,101 @@ class DetectionDataset(Dataset[Sample]):
         Returns:
             ``uint8[3, H, W]``, and ``boxes`` (``float32[N, 4]``, xyxy in input pixels, no crowds),
             ``labels`` (``int64[N]``), ``image_id`` (``int64[]``) and ``factors`` (``float32[2]``,
-            x and y from image to input).
+            x and y from image to input, of an image that is shown as it is).
 
         Raises:
             AdaptError: If the image cannot be read.
         """
-        position, flipped = index if isinstance(index, tuple) else (index, False)
-        image = self.split.images[position]
-        pixels, factors = self._fitted(position)
-        width, height = round(image.width * factors[0]), round(image.height * factors[1])
-        boxes, labels = self._boxes(position, factors, width, height)
-        if flipped:
-            pixels, boxes = mirror(pixels, boxes, width, height)
-        return pixels, {
-            "boxes": boxes,
-            "labels": labels,
-            "image_id": torch.tensor(image.id),
+        draw = Draw(*index) if isinstance(index, tuple) else Draw(index)
+        if draw.others:
+            shown, factors = self._mosaic(draw)
+        else:
+            shown, factors = self._shown(draw)
+        return shown.pixels, {
+            "boxes": shown.boxes,
+            "labels": shown.labels,
+            "image_id": torch.tensor(self.split.images[draw.position].id),
             "factors": torch.tensor(factors),
         }
 
-    def _fitted(self, position: int) -> tuple[Tensor, tuple[float, float]]:
+    def _mosaic(self, draw: Draw) -> tuple[Labelled, tuple[float, float]]:
+        assert draw.seed is not None
+        places = [draw.position, *draw.others]
+        draws = [Draw(place, draw.mirrored, draw.seed + n) for n, place in enumerate(places)]
+        parts = [self._shown(one) for one in draws]
+        shown = seeded(draw.seed, lambda: mosaic([part for part, _ in parts], self.size))
+        return shown, parts[0][1]
+
+    def _shown(self, draw: Draw) -> tuple[Labelled, tuple[float, float]]:
+        if draw.seed is not None:
+            return seeded(draw.seed, lambda: self._changed(draw))
+        image = self.split.images[draw.position]
+        pixels, factors = self._fitted(draw.position)
+        extent = round(image.width * factors[0]), round(image.height * factors[1])
+        boxes, labels = self._boxes(draw.position)
+        shown = _scaled(Labelled(pixels, boxes, labels), factors, extent)
+        return (mirror(shown, *extent) if draw.mirrored else shown), factors
+
+    def _changed(self, draw: Draw) -> tuple[Labelled, tuple[float, float]]:
+        """Return an image as it is augmented, with torch's random numbers."""
+        boxes, labels = self._boxes(draw.position)
+        whole = Labelled(self._read(draw.position), boxes.float(), labels)
+        image = moved(whole, self.augmentation)
+        height, width = image.pixels.shape[-2:]
+        pixels, factors = fit(to_pil_image(image.pixels), self.size)
+        extent = round(width * factors[0]), round(height * factors[1])
+        shown = _scaled(image._replace(pixels=pixels), factors, extent)
+        shown = mirror(shown, *extent) if draw.mirrored else shown
+        inside = shown.pixels[:, : extent[1], : extent[0]]  # padding keeps its colour
+        inside.copy_(recoloured(inside.clone(), self.augmentation.photometric))
+        return shown, factors
+
+    def _fitted(self, position: int) -> Fitted:
         if position in self._cache:
             return self._cache[position]
         pixels, factors = fit(read_image(self.split.images[position]), self.size)
-        if pixels.nbytes <= self._free_bytes:
-            self._free_bytes -= pixels.nbytes
+        if self._keeps(pixels):
             self._cache[position] = pixels, factors
         return pixels, factors
 
-    def _boxes(
-        self, position: int, factors: tuple[float, float], width: int, height: int
-    ) -> tuple[Tensor, Tensor]:
+    def _read(self, position: int) -> Tensor:
+        """Return a whole image, as ``uint8[3, H, W]``."""
+        if position in self._whole:
+            return self._whole[position]
+        pixels: Tensor = pil_to_tensor(read_image(self.split.images[position]))
+        if self._keeps(pixels):
+            self._whole[position] = pixels
+        return pixels
+
+    def _keeps(self, pixels: Tensor) -> bool:
+        """Return whether there is memory for an image, which it takes then."""
+        kept = pixels.nbytes <= self._free_bytes
+        self._free_bytes -= pixels.nbytes if kept else 0
+        return kept
+
+    def _boxes(self, position: int) -> tuple[Tensor, Tensor]:
+        """Return boxes of single objects in pixels of the image, and their labels."""
         annotated = self.split.boxes[position]
-        scaled = torch.from_numpy(annotated.xyxy * (*factors, *factors)).float()
-        boxes = clip_boxes_to_image(scaled, (height, width))
-        # RetinaNet refuses boxes of no size, which float32 can make of very thin ones.
-        used = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & torch.from_numpy(~annotated.crowd)
-        return boxes[used], torch.from_numpy(annotated.labels)[used]
+        used = torch.from_numpy(~annotated.crowd)
+        return torch.from_numpy(annotated.xyxy)[used], torch.from_numpy(annotated.labels)[used]
 
 
-def mirror(pixels: Tensor, boxes: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
+def _scaled(image: Labelled, factors: tuple[float, float], extent: tuple[int, int]) -> Labelled:
+    """Return a fitted image with its boxes scaled too, and cut at its ``extent`` (x, y)."""
+    scaled = (image.boxes.double() * torch.tensor([*factors, *factors]).double()).float()
+    boxes = clip_boxes_to_image(scaled, (extent[1], extent[0]))
+    # RetinaNet refuses boxes of no size, which float32 can make of very thin ones.
+    used = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return Labelled(image.pixels, boxes[used], image.labels[used])
+
+
+def mirror(image: Labelled, width: int, height: int) -> Labelled:
     """Mirror the upper left ``width`` x ``height`` pixels, the image without its padding."""
-    mirrored = pixels.clone()
-    mirrored[:, :height, :width] = pixels[:, :height, :width].flip(-1)
-    left, top, right, bottom = boxes.unbind(dim=1)
-    return mirrored, torch.stack((width - right, top, width - left, bottom), dim=1)
+    mirrored = image.pixels.clone()
+    mirrored[:, :height, :width] = image.pixels[:, :height, :width].flip(-1)
+    left, top, right, bottom = image.boxes.unbind(dim=1)
+    boxes = torch.stack((width - right, top, width - left, bottom), dim=1)
+    return Labelled(mirrored, boxes, image.labels)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -111,8 +184,14 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    num_images: int, batch_size: int, *, seed: int, epoch: int, flip: bool
-) -> list[list[Index]]:
+    num_images: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    flip: bool,
+    augmentation: Augmentation = NONE,
+) -> list[list[Draw]]:
     """Shuffle one epoch into full batches; the images left over wait for another epoch.
 
     Args:
@@ -121,22 +200,37 @@ def epoch_batches(
         seed: Seed of the run.
         epoch: Number of the epoch.
         flip: Whether every image is mirrored with probability 1/2.
+        augmentation: How images are changed otherwise.
     """
     chance = np.random.default_rng((seed, epoch))
     order = chance.permutation(num_images).tolist()
     flips = (chance.random(num_images) < 0.5).tolist()
-    indices = [(position, flip and flips[position]) for position in order]
+    mirrored = [flip and flips[position] for position in order]
+    draws = drawn(order, mirrored, augmentation, num_images, chance)
     steps = steps_per_epoch(num_images, batch_size)
-    return [indices[step * batch_size : (step + 1) * batch_size] for step in range(steps)]
+    return [draws[step * batch_size : (step + 1) * batch_size] for step in range(steps)]
 
 
 def endless_batches(
-    num_images: int, batch_size: int, *, seed: int, flip: bool, start_step: int = 0
-) -> Iterator[list[Index]]:
+    num_images: int,
+    batch_size: int,
+    *,
+    seed: int,
+    flip: bool,
+    augmentation: Augmentation = NONE,
+    start_step: int = 0,
+) -> Iterator[list[Draw]]:
     """Yield the batches of one epoch after the other, from step ``start_step`` of the run on."""
     first, done = divmod(start_step, steps_per_epoch(num_images, batch_size))
     for epoch in count(first):
-        batches = epoch_batches(num_images, batch_size, seed=seed, epoch=epoch, flip=flip)
+        batches = epoch_batches(
+            num_images,
+            batch_size,
+            seed=seed,
+            epoch=epoch,
+            flip=flip,
+            augmentation=augmentation,
+        )
         yield from islice(batches, done if epoch == first else 0, None)
 
 
@@ -179,19 +273,23 @@ def training_batches(
         start_step: Batches to leave out.
         loading: Processes that load, and which images of every batch are this process's.
     """
-    indices = endless_batches(
-        len(dataset), batch_size, seed=seed, flip=dataset.flip, start_step=start_step
+    draws = endless_batches(
+        len(dataset),
+        batch_size,
+        seed=seed,
+        flip=dataset.flip,
+        augmentation=dataset.augmentation,
+        start_step=start_step,
     )
     number, count = loading.shard
     shares = (
-        batch[number * len(batch) // count : (number + 1) * len(batch) // count]
-        for batch in indices
+        batch[number * len(batch) // count : (number + 1) * len(batch) // count] for batch in draws
     )
     return _load(dataset, shares, loading)
 
 
 def _load(
-    dataset: DetectionDataset, batches: Iterable[list[Index]], loading: Loading
+    dataset: DetectionDataset, batches: Iterable[list[Draw]], loading: Loading
 ) -> Iterator[Batch]:
     if not loading.num_workers:
         yield from (collate([dataset[index] for index in batch]) for batch in batches)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
 
+from adapt.data.augmentation import NONE, Augmentation, Draw, drawn
 from adapt.data.coco import CocoSplit
-from adapt.data.dataset import DetectionDataset
+from adapt.data.dataset import DetectionDataset, Sample
 from adapt.data.images import InputSize
 
 COLOURS = ("red", "lime", "blue", "yellow", "magenta", "cyan", "orange", "white")
@@ -42,6 +43,7 @@ def contact_sheet(
     size: InputSize | None = None,
     *,
     flip: bool = True,
+    augmentation: Augmentation = NONE,
 ) -> Tensor:
     """Return random images of a split with their boxes, side by side, as ``uint8[3, H, W]``.
 
@@ -51,21 +53,26 @@ def contact_sheet(
         seed: Which ones, and which of them are mirrored.
         size: A detector's input: images are shown as it trains on them. As they are if None.
         flip: Whether it mirrors half of them.
+        augmentation: How it changes them otherwise; each is shown before and after.
     """
     chance = np.random.default_rng(seed)
     chosen = chance.permutation(len(split))[:number].tolist()
-    images = DetectionDataset(split, size or TILE)
+    images = DetectionDataset(split, size or TILE, augmentation=augmentation)
+    mirrored = [size is not None and flip and bool(chance.random() < 0.5) for _ in chosen]
     tiles = []
-    for position in chosen:
-        mirrored = size is not None and flip and bool(chance.random() < 0.5)
-        pixels, target = images[position, mirrored]
-        labels = target["labels"].tolist()
-        names = [split.class_names[label] for label in labels]
-        tiles.append(draw_boxes(pixels, target["boxes"], labels, names))
+    for draw in drawn(chosen, mirrored, augmentation, len(split), chance):
+        shown = [Draw(draw.position), draw] if augmentation.active else [draw]
+        tiles += [_tile(images[one], split.class_names) for one in shown]
     height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
     padded = [_padded(tile, height, width) for tile in tiles]
     sheet: Tensor = make_grid(padded, nrow=min(COLUMNS, len(padded)), padding=4, pad_value=255)
     return sheet
+
+
+def _tile(sample: Sample, class_names: Sequence[str]) -> Tensor:
+    pixels, target = sample
+    labels = target["labels"].tolist()
+    return draw_boxes(pixels, target["boxes"], labels, [class_names[label] for label in labels])
 
 
 def _padded(tile: Tensor, height: int, width: int) -> Tensor:

@@ -6,11 +6,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple, TypeVar, cast
 
-from adapt.artifacts import read_json
 from adapt.data.annotated_image import CocoImage
-from adapt.data.layout import image_path
+from adapt.data.formats.place import Lists
+from adapt.data.paths import image_path
 from adapt.data.repair import Box, Problem, UnusableError, usable_box
-from adapt.errors import AdaptError
 
 Id = int | str  # as files give it
 Value = TypeVar("Value")
@@ -36,30 +35,6 @@ class Annotation(NamedTuple):
     crowd: bool
     area: float
     problem: Problem | None
-
-
-def read_lists(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return images, annotations and categories of a file; what is no entry becomes an empty one.
-
-    Raises:
-        AdaptError: If the file is none of COCO's format, or has no images or categories.
-    """
-    content = read_json(file, "annotation file")
-    needed = ("images", "annotations", "categories")
-    entries = content if isinstance(content, dict) else {}
-    missing = [name for name in needed if not isinstance(entries.get(name), list)]
-    if missing:
-        raise AdaptError(
-            f"{file} has no list of {' or '.join(missing)}; export the data set in COCO format, "
-            "or choose another split"
-        )
-    for name in ("images", "categories"):
-        if not entries[name]:
-            raise AdaptError(f"{file} holds no {name}; choose another split or export it again")
-    return {
-        name: [entry if isinstance(entry, dict) else {} for entry in entries[name]]
-        for name in needed
-    }
 
 
 class Reader:
@@ -251,13 +226,13 @@ def category_name(entry: Mapping[str, Any]) -> str | None:
     return (name.strip() or None) if isinstance(name, str) else None
 
 
-def find_root_category(content: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+def find_root_category(content: Lists) -> dict[str, Any] | None:
     """Return the entry that only stands above all other categories, as Roboflow writes one.
 
     It is no class: no box is of it, and all others name it as their supercategory.
     """
-    used = {identity(box.get("category_id")) for box in content["annotations"]}
-    categories = content["categories"]
+    used = {identity(box.get("category_id")) for box in content.annotations}
+    categories = content.categories
     above = [category_name({"name": entry.get("supercategory")}) for entry in categories]
     if len(set(above)) > 2 or len(categories) < 2:
         return None

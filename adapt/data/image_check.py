@@ -11,7 +11,7 @@ from PIL.Image import Image
 from adapt.data.alike import Hashes, difference_hash
 from adapt.data.annotated_image import CocoImage, as_annotated, stored_image
 from adapt.data.images import upright
-from adapt.data.layout import exists
+from adapt.data.paths import exists
 from adapt.data.repair import TOLERANCE, Problem
 from adapt.errors import AdaptError
 

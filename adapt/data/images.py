@@ -1,14 +1,15 @@
 """How does an image become the detector's input, the same way in training and deployment?"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from adapt.errors import FORBID_UNKNOWN, AdaptError
@@ -216,6 +217,17 @@ def upright(stored: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(stored)
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return width and height of an image as a viewer shows it; its pixels are not decoded.
+
+    Raises:
+        AdaptError: If the file is missing, damaged, or no image.
+    """
+    with _opened(path) as file:
+        turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (file.height, file.width) if turned else (file.width, file.height)
+
+
 def decode(path: Path) -> Image.Image:
     """Return all pixels of an image file as they are stored, in a mode that converts to RGB.
 
@@ -226,12 +238,18 @@ def decode(path: Path) -> Image.Image:
         AdaptError: If the file is missing, damaged, no image, larger than
             :func:`max_megapixels`, or is gray of more than 8 bits.
     """
+    with _opened(path) as file:
+        _check_pixels(file, path)
+        file.load()
+        # Via RGBA, because a palette with transparency has no direct way to RGB.
+        return file.convert("RGBA") if file.mode == "P" else file.copy()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as file:
-            _check_pixels(file, path)
-            file.load()
-            # Via RGBA, because a palette with transparency has no direct way to RGB.
-            return file.convert("RGBA") if file.mode == "P" else file.copy()
+            yield file
     except FileNotFoundError as error:
         raise AdaptError(f"image {path} does not exist; check the path") from error
     except AdaptError:  # a ValueError too

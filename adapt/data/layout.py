@@ -1,16 +1,46 @@
 """Where do the annotations and the images of a split lie?"""
 
+import hashlib
+import json
 import os
 import re
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from unicodedata import normalize
-from urllib.parse import unquote
 
+from adapt.artifacts import file_hash
+from adapt.data.formats import coco, voc, yolo
+from adapt.data.formats.place import Format, Lists, Place, Sources
 from adapt.errors import AdaptError
 
+Finders = Mapping[Format, Callable[[Path], dict[str, Place]]]
+FIND: Finders = {
+    "COCO": coco.find,
+    "Pascal VOC": voc.find,
+    "YOLO": yolo.find,
+}
+FIND_LOOSE: Finders = {
+    "Pascal VOC": voc.find_unlisted,
+    "YOLO": yolo.find_undescribed,
+}
+SOURCES: dict[Format, Callable[[Place], Sources]] = {
+    "COCO": coco.sources,
+    "Pascal VOC": voc.sources,
+    "YOLO": yolo.sources,
+}
+READ: dict[Format, Callable[[Place], Lists]] = {
+    "COCO": coco.read,
+    "Pascal VOC": voc.read,
+    "YOLO": yolo.read,
+}
 
-def find_split(root: Path, split: str) -> tuple[Path, Path]:
-    """Return annotation file and image folder of a split, as :func:`load_split` finds it.
+
+def find_split(root: Path, split: str) -> Place:
+    """Return where a split of a data set lies.
+
+    Args:
+        root: Folder of the data set, or the ``data.yaml`` of one in YOLO's format.
+        split: Name of the split; ``train`` also finds ``train2017``, ``val`` also ``valid``.
 
     Raises:
         AdaptError: If no or more than one split fits.
@@ -24,10 +54,44 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
         problem = f"{len(matches)} splits named {split!r}" if matches else f"no split {split!r}"
         raise AdaptError(
             f"{root} has {problem}: looked for annotations/instances_{split}*.json, "
-            f"annotations/{split}.json and {split}/_annotations.coco.json; choose one of "
-            f"the splits it has ({', '.join(splits) or 'none'})"
+            f"annotations/{split}.json and {split}/_annotations.coco.json, for Pascal VOC's "
+            f"ImageSets/Main/{split}.txt and {split}/*.xml, and for YOLO's data.yaml; choose one "
+            f"of the splits it has ({', '.join(splits) or 'none'})"
         )
     return splits[matches[0]]
+
+
+def read_place(place: Place) -> Lists:
+    """Return what the annotations of a split say, as COCO lists it.
+
+    Raises:
+        AdaptError: If they are missing or damaged.
+    """
+    return READ[place.format](place)
+
+
+def annotation_hash(place: Place) -> str:
+    """Return the SHA-256 of a split's annotations; they are read again only if they have changed.
+
+    Raises:
+        AdaptError: If they are missing.
+    """
+    files, names = SOURCES[place.format](place)
+    hashes = [_hash_once(file) for file in files]
+    if len(files) == 1:
+        return hashes[0]
+    paths = [os.path.relpath(file, place.images) for file in files]
+    return hashlib.sha256(json.dumps([paths, hashes, names]).encode()).hexdigest()
+
+
+def _hash_once(file: Path) -> str:
+    status = file.stat()
+    return _hash_of(file, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _hash_of(file: Path, changed: int, size: int) -> str:
+    return file_hash(file)
 
 
 def check_folder(root: Path) -> None:
@@ -36,8 +100,10 @@ def check_folder(root: Path) -> None:
     Raises:
         AdaptError: If not.
     """
-    if not root.is_dir():
-        raise AdaptError(f"data set {root} is not a folder; pass the one that holds annotations")
+    if not root.is_dir() and not (root.is_file() and root.suffix in yolo.YAML):
+        raise AdaptError(
+            f"data set {root} is not a folder; pass the one that holds annotations, or a data.yaml"
+        )
 
 
 def split_names(root: Path) -> list[str]:
@@ -55,59 +121,35 @@ def usual_split(root: Path) -> str:
 
 def has_split(root: Path, split: str) -> bool:
     """Return whether a folder is a data set with this split."""
-    return root.is_dir() and split in map(_without_year, _find_splits(root))
+    known = root.is_dir() or root.suffix in yolo.YAML
+    return known and split in map(_without_year, _find_splits(root))
 
 
 def _without_year(name: str) -> str:
     return re.sub(r"\d{4}$", "", name)  # of train2017
 
 
-def _find_splits(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Return (annotation file, image folder) of every split by its name."""
-    splits = {}
-    folder = root / "annotations"
-    # COCO's folder also holds captions and key points: every file counts only where none is named
-    # instances_*.
-    for file in sorted(folder.glob("instances_*.json")) or sorted(folder.glob("*.json")):
-        name = file.stem.removeprefix("instances_")
-        places = (root / name, root / "images" / name, root / "images")
-        splits[name] = file, next((place for place in places if place.is_dir()), places[0])
-    for file in sorted(root.glob("*/_annotations.coco.json")):
-        splits[file.parent.name] = file, file.parent
-    return splits
+def _find_splits(root: Path) -> dict[str, Place]:
+    """Return all splits by name.
 
-
-def exists(path: Path) -> bool:
-    """Return whether there is a file of a name that annotations give; any text may be one."""
-    try:
-        return path.exists()
-    except OSError:  # too long
-        return False
-
-
-def real_path(path: Path) -> str:
-    """Return the file that links lead to; the path itself where the system knows no such name."""
-    try:
-        return os.path.realpath(path)
-    except (OSError, ValueError):  # of a link to itself, with a zero byte, of half a character
-        return str(path)
-
-
-def image_path(folder: Path, name: str) -> Path:
-    """Return the path of an image by the name that the annotations give it.
-
-    Tools write names that are not those on the disk: with backslashes, relative to a folder above,
-    with %20 for a space, with a composed letter where the disk has two signs.
+    Raises:
+        AdaptError: If there are some of two formats.
     """
-    path = folder / name
-    # Usual names are not looked up: a hundred thousand of them take minutes on a network drive.
-    odd = name.partition("/")[0] in folder.parts[-2:] or re.search(r"^/|[\\%]|[^ -~]", name)
-    if not odd or exists(path):
-        return path
-    # One that starts with a slash is below the folder, unless there is such a file elsewhere.
-    slashes = name.replace("\\", "/").lstrip("/")
-    names = [slashes, unquote(slashes)]
-    names += [normalize(form, variant) for variant in names for form in ("NFC", "NFD")]
-    above = folder, folder.parent, folder.parent.parent
-    paths = [place / variant for place in above for variant in names]
-    return next((variant for variant in paths if exists(variant)), folder / name.lstrip("/"))
+    if root.is_file():
+        return yolo.find(root)
+    if not root.is_dir():
+        return {}
+    # Only where no file lists splits: folders of a hundred thousand images are searched then.
+    found = _found(root, FIND) or _found(root, FIND_LOOSE)
+    if len(found) > 1:
+        places = (f"{next(iter(of.values())).annotations} ({name})" for name, of in found.items())
+        raise AdaptError(
+            f"{root} holds annotations of two formats, {' and '.join(places)}; move those that are "
+            "not meant out of it"
+        )
+    return next(iter(found.values()), {})
+
+
+def _found(root: Path, finders: Finders) -> dict[Format, dict[str, Place]]:
+    found = {name: find(root) for name, find in finders.items()}
+    return {name: splits for name, splits in found.items() if splits}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def init_command(
-    data: Annotated[Path, typer.Argument(help="Folder of a COCO-format data set.")],
+    data: Annotated[Path, typer.Argument(help="Data set: a folder in COCO, VOC or YOLO format.")],
     target: Annotated[
         str, typer.Option("--target", help="Latency to meet, such as 12ms; the source's if empty.")
     ] = "",

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class SplitOptions:
     """Which images are evaluated."""
 
-    data: Annotated[Path, typer.Option("--data", help="Folder of a COCO-format data set.")]
+    data: Annotated[
+        Path, typer.Option("--data", help="Data set: a folder in COCO, VOC or YOLO format.")
+    ]
     split: Annotated[
         str | None,
         typer.Option("--split", help="Split to evaluate; test where there is one, or val."),

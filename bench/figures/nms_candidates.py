@@ -44,7 +44,7 @@ def ap_by_candidates(detector: Path, split: CocoSplit, counts: Sequence[int]) ->
 
 def main(
     detector: Annotated[Path, typer.Argument(help="Detector file that `adapt finetune` wrote.")],
-    data: Annotated[Path, typer.Option(help="Folder of a COCO-format data set.")],
+    data: Annotated[Path, typer.Option(help="Data set: a folder in COCO, VOC or YOLO format.")],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
 ) -> None:
     """Print AP by number of candidates as JSON."""

@@ -242,7 +242,7 @@ class Run:
         assert start is not None
         recipe, file = self.recipe, self.out / "scores.json"
         images = [recipe.split(name) for name in (recipe.data.train, recipe.data.val)]
-        inputs = [file_hash(start), *(file_hash(split.annotations) for split in images)]
+        inputs = [file_hash(start), *(split.sha256 for split in images)]
         key = content_hash([*inputs, recipe.space.load().hash, recipe.input.to_dict()])
 
         def work(progress: Progress) -> None:

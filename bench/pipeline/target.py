@@ -108,7 +108,7 @@ class Target:
 
     def identity(self, detector: Path, train: CocoSplit) -> list[Any]:
         """Return everything that the deployed file of a detector depends on."""
-        calibrated = file_hash(train.annotations) if self.device.precision == "int8" else ""
+        calibrated = train.sha256 if self.device.precision == "int8" else ""
         library = load_tensorrt(self.flavour).__version__ if self.on_engine else ""
         device = asdict(self.device)
         kept = [device[n] for n in ("runtime", "precision", "batch", "max_ap_drop")]

@@ -13,7 +13,6 @@ from adapt.artifacts import (
     atomic_folder,
     check_header,
     content_hash,
-    file_hash,
     header,
     read_json,
     write_json,
@@ -43,7 +42,7 @@ def divided_anew(recipe: Recipe, folder: Path, seed: int) -> Recipe:
     """
     splits = _splits(recipe)
     sizes = [len(split) for split in splits]
-    key = content_hash([seed, sizes, [file_hash(split.annotations) for split in splits]])
+    key = content_hash([seed, sizes, [split.sha256 for split in splits]])
     if not folder.exists():
         with atomic_folder(folder) as temporary:
             write_divided(splits, _parts(splits, seed), temporary)

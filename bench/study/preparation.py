@@ -9,7 +9,6 @@ from adapt.architecture import mobilenet_v2
 from adapt.artifacts import (
     check_header,
     content_hash,
-    file_hash,
     header,
     read_json,
     write_json,
@@ -73,7 +72,7 @@ class Preparation:
         train = self.recipe.split(self.recipe.data.train)
         if self.rule in TEACHING:
             val = self.recipe.split(self.recipe.data.val)
-            images = [file_hash(split.annotations) for split in (train, val)]
+            images = [split.sha256 for split in (train, val)]
             scored = [self.recipe.space.load().hash] if self.rule == "scores" else []
             return content_hash([self.teaching.finetune_hash, *scored, *images])
         cost = search_cost(self.recipe, train, self.costs)

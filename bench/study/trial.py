@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.architecture import Architecture
-from adapt.artifacts import check_header, content_hash, file_hash, header, read_json, write_json
+from adapt.artifacts import check_header, content_hash, header, read_json, write_json
 from adapt.errors import AdaptError
 from adapt.progress import Progress, ignore, silent
 from bench.networks.measure import evaluate_artifact
@@ -63,7 +63,7 @@ class Trial:
         """Return the hash of everything that the result depends on."""
         data = self.recipe.data
         splits = [self.recipe.split(name) for name in (data.train, data.val, data.test)]
-        images = [file_hash(split.annotations) for split in splits]
+        images = [split.sha256 for split in splits]
         device = self.recipe.device
         deployed = [device.runtime, device.precision, device.batch]
         taught = [self.teacher.stem] if self.teacher else []  # which says what it was made from

@@ -9,7 +9,6 @@ from adapt.artifacts import (
     atomic_folder,
     check_header,
     content_hash,
-    file_hash,
     header,
     read_json,
     write_json,
@@ -62,7 +61,7 @@ def hold_out(
             f"{train.annotations} has {len(train)} images, too few to hold some out; annotate more"
         )
     splits = [train, test] if test else [train]
-    made_from = [[file_hash(one.annotations), str(one.folder.resolve())] for one in splits]
+    made_from = [[one.sha256, str(one.folder.resolve())] for one in splits]
     key = content_hash([made_from, seed, SHARE, ALIKE])
     if folder.exists():
         return _held_before(folder, key)

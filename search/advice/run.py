@@ -76,19 +76,13 @@ def advised_recipe(
     Raises:
         AdaptError: If the data set cannot be read or has no boxes, or the target is none.
     """
-    check_folder(root)
-    if not has_split(root, "train"):
-        known = ", ".join(split_names(root)) or "none"
-        raise AdaptError(
-            f"{root} has no split `train` (it has {known}); name the annotations of the training "
-            "images annotations/train.json, or train/_annotations.coco.json"
-        )
+    training = _training_split(root)
     if out.suffix != ".toml":
         raise AdaptError(f"a recipe is a .toml file, got --out {out}; name it {out.name}.toml")
     if target:  # one that is none is told before images are looked at
         Recipe().with_search(cost="latency", target=target)
-    present = [name for name in ("train", "val", "test") if _has(root, name)]
-    splits = {name: load_split(root, name, repair=True) for name in present}
+    names = {"train": training} | {name: name for name in ("val", "test") if _has(root, name)}
+    splits = {name: load_split(root, of, repair=True) for name, of in names.items()}
     train = splits["train"]
     for split in splits.values():
         check_has_boxes(split)
@@ -108,6 +102,25 @@ def advised_recipe(
         settings["data.repair"] = Advice(True, "boxes that cannot be used are cut or left out")
     settings |= advise(objects, device_kind(runtime))
     return AdvisedRecipe(out, out.stem, settings, found, tuple(doubts))
+
+
+def _training_split(root: Path) -> str:
+    """Return the split to train on: ``train``, or the only one, which exporters name variously.
+
+    Raises:
+        AdaptError: If there is none.
+    """
+    check_folder(root)
+    known = split_names(root)
+    if has_split(root, "train"):
+        return "train"
+    if len(known) == 1:
+        return known[0]
+    raise AdaptError(
+        f"{root} has no split `train` (it has {', '.join(known) or 'none'}); name the annotations "
+        "of the training images annotations/train.json, train/_annotations.coco.json or "
+        "ImageSets/Main/train.txt, or add a data.yaml"
+    )
 
 
 def _has(root: Path, name: str) -> bool:

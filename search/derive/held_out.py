@@ -105,7 +105,7 @@ class Examiner:
         """Return batches of training images, the same for all networks."""
         size, seed = self._batch_size, self._recipe.seed
         order = epoch_batches(len(self._train_images), size, seed=seed, epoch=0, flip=False)
-        positions = [position for batch in order[: self._batches] for position, _ in batch]
+        positions = [draw.position for batch in order[: self._batches] for draw in batch]
         return batches_of(self._train_images, positions, size, self._recipe.data.workers)
 
     def _held_out_batches(self) -> Iterable[Batch]:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from adapt.architecture import with_source_widths
 from adapt.artifacts import LATER, content_hash, file_hash, identity, named_toml, read_text
 from adapt.cost.detector_space import DetectorSpace
+from adapt.data.augmentation import NONE, Augmentation
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
@@ -40,7 +41,7 @@ class DataRecipe:
     """Which images are used, and how they are loaded.
 
     Attributes:
-        root: Folder of a COCO-format data set, relative to the recipe file.
+        root: Data set (COCO, VOC or YOLO), relative to the recipe file.
         train: Split for search and fine-tuning.
         val: Split for evaluation.
         test: Split that the benchmark reports; ``val`` if empty.
@@ -49,7 +50,8 @@ class DataRecipe:
         repair: Whether annotations that cannot be used (boxes of no size or outside of their image,
             annotations of unknown images) are left out, and boxes that stick out of their image
             cut, instead of refusing the data set.
-        cache_mb: Memory for decoded and resized images of every split; 0 decodes every time.
+        cache_mb: Memory for decoded images of every split; 0 decodes every time.
+        augment: How training images are changed, besides being flipped.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -61,6 +63,7 @@ class DataRecipe:
     workers: int = 8
     cache_mb: int = 0
     repair: bool = False
+    augment: Augmentation = field(default=NONE, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name in ("workers", "cache_mb"):
@@ -156,6 +159,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_not_negative("seed", self.seed)
+        if self.data.augment.mosaic and self.input.resize != "letterbox":
+            raise ValueError(
+                "data.augment.mosaic needs an input that is a letterbox, got "
+                f"{self.input.resize!r}; set it to 0, or input.resize to 'letterbox'"
+            )
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":
@@ -205,7 +213,7 @@ class Recipe:
         content = {k: v for k, v in identity(self).items() if k not in without}
         content["compute"] = self.compute.meaning
         # Where the data lie and how they are loaded changes no result.
-        kept = ("train", "flip", "repair")
+        kept = ("train", "flip", "repair", "augment")
         content["data"] = {k: v for k, v in content["data"].items() if k in kept}
         weights = Path(self.weights)
         content["weights"] = file_hash(weights) if self.weights and weights.is_file() else ""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from adapt.architecture import Architecture
-from adapt.artifacts import file_hash
 from adapt.cost.expectation import CostModel, detector_cost
 from adapt.cost.resolution import check_resolution
 from adapt.cost.table import CostTable, predict_latency
@@ -143,7 +142,7 @@ def search_cost(
         AdaptError: If the table is missing, does not fit or has no certificate.
     """
     classes = len(train.class_names)
-    provenance: dict[str, Any] = {"annotations_sha256": file_hash(train.annotations)}
+    provenance: dict[str, Any] = {"annotations_sha256": train.sha256}
     if recipe.search.cost == "madds":
         if costs is not None:
             raise AdaptError(

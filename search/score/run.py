@@ -52,7 +52,7 @@ def run_score(
     scores = score(loss, replacement.source, space)
     model = recipe.detectors(len(train.class_names)).costs(madds)
     certificate = certify_scores(scores, loss, space, model, number=networks)
-    images = [file_hash(split.annotations) for split in (train, val)]
+    images = [split.sha256 for split in (train, val)]
     identity = content_hash([file_hash(start), space.hash, *images])
     scores.save(
         out,

@@ -34,9 +34,15 @@ def split_halves(split: CocoSplit, seed: int) -> tuple[CocoSplit, CocoSplit]:
 
 
 def training_dataset(recipe: Recipe, split: CocoSplit) -> DetectionDataset:
-    """Return a split as training images, resized, flipped and cached as the recipe says."""
+    """Return a split as training images, fitted, changed and cached as the recipe says."""
     data = recipe.data
-    return DetectionDataset(split, recipe.input, flip=data.flip, cache_mb=data.cache_mb)
+    return DetectionDataset(
+        split,
+        recipe.input,
+        flip=data.flip,
+        augmentation=data.augment,
+        cache_mb=data.cache_mb,
+    )
 
 
 def training_loading(recipe: Recipe, world: World) -> Loading:

@@ -248,8 +248,9 @@ def run_finetune(
     val = validation_split(recipe, train)
     check_teacher(recipe, trained)
     training = Finetuning(recipe, info, train, session, val, trained)
-    files = [split.annotations for split in (train, val) if split] + trained.files
-    checkpoint = _checkpoint(training, info, files, path, session)
+    inputs = [split.sha256 for split in (train, val) if split]
+    inputs += [file_hash(file) for file in trained.files]
+    checkpoint = _checkpoint(training, info, inputs, path, session)
     done = checkpoint.resume(session.world)
     # Only now: of inputs that cannot be trained on there is one sentence, the error.
     session.tell(recipe.finetune.warm_up_doubt("finetune", len(train), session.limit_steps))
@@ -309,11 +310,11 @@ def _draw(board: "SummaryWriter", entry: Entry) -> None:
 def _checkpoint(
     training: Finetuning,
     info: DetectorInfo,
-    files: Sequence[Path],
+    inputs: Sequence[str],
     path: Path,
     session: Session,
 ) -> Checkpoint:
-    recipe_hash, inputs = training.recipe.finetune_hash, [file_hash(file) for file in files]
+    recipe_hash = training.recipe.finetune_hash
     built = replace(info, category_ids=None).to_dict()  # they are in the annotations' hash
     built["detector"] = identity(info.detector)
     trained = [recipe_hash, session.limit_steps, built, *inputs]

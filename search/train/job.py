@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from adapt.architecture import Architecture
 from adapt.artifacts import content_hash, file_hash
-from adapt.data.layout import find_split
+from adapt.data.layout import annotation_hash, find_split
 from adapt.progress import Progress
 from search.recipe.recipe import Recipe
 from search.train.finetune import run_finetune
@@ -44,22 +43,11 @@ class FinetuneJob:
     def key(self) -> str:
         """Return the hash of everything that the detector depends on."""
         recipe, root = self.recipe, Path(self.recipe.data.root)
-        data = _hash_once(find_split(root, recipe.data.train)[0])
+        data = annotation_hash(find_split(root, recipe.data.train))
         validates = recipe.finetune.val_epochs > 0
-        splits = [_hash_once(find_split(root, recipe.data.val)[0])] if validates else []
+        splits = [annotation_hash(find_split(root, recipe.data.val))] if validates else []
         content = [recipe.finetune_hash, self.architecture.hash, data, self.limit_steps, *splits]
         return content_hash([*content, file_hash(self.start)] if self.start else content)
-
-
-def _hash_once(file: Path) -> str:
-    """Return the hash of a file, which is read again only if it has changed."""
-    status = file.stat()
-    return _hash_of(file, status.st_mtime_ns, status.st_size)
-
-
-@cache
-def _hash_of(file: Path, changed: int, size: int) -> str:
-    return file_hash(file)
 
 
 def finetune(job: FinetuneJob, progress: Progress, warn: Callable[[str], object]) -> None:
@@ -69,7 +57,7 @@ def finetune(job: FinetuneJob, progress: Progress, warn: Callable[[str], object]
         AdaptError: If weights are missing or the loss diverges.
     """
     train = job.recipe.split(job.recipe.data.train)
-    provenance = {"annotations_sha256": file_hash(train.annotations)}
+    provenance = {"annotations_sha256": train.sha256}
     session = Session(
         progress=progress, warn=warn, limit_steps=job.limit_steps, provenance=provenance
     )

@@ -101,7 +101,7 @@ class Kept:
             len(images), settings.batch_size, seed=self._recipe.seed, epoch=0, flip=False
         )
         number = -(-settings.recalibrate // settings.batch_size)
-        positions = [position for batch in order[:number] for position, _ in batch]
+        positions = [draw.position for batch in order[:number] for draw in batch]
         batches = batches_of(images, positions, settings.batch_size, self._recipe.data.workers)
         with exact_fp32():
             recalibrate(self._plain, batches, self._world.device)

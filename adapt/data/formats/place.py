@@ -1,0 +1,47 @@
+"""Where does a split lie, and what is read from there?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from adapt.data.repair import Problem
+
+Format = Literal["COCO", "Pascal VOC", "YOLO"]
+Entries = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a split lies.
+
+    Attributes:
+        annotations: The file or folder that says which images and boxes it has: COCO's JSON file,
+            a list of images, or a folder with a file for every image.
+        images: The folder that names of images are relative to.
+        format: How annotations are written.
+        classes: The file that names the classes; None where the annotations do so.
+    """
+
+    annotations: Path
+    images: Path
+    format: Format = "COCO"
+    classes: Path | None = None
+
+
+class Lists(NamedTuple):
+    """The content of a split, as COCO writes it.
+
+    Attributes:
+        images: Entries of images.
+        annotations: Entries of boxes.
+        categories: Entries of classes.
+        problems: What is wrong and has no entry.
+    """
+
+    images: Entries
+    annotations: Entries
+    categories: Entries
+    problems: tuple[Problem, ...] = ()
+
+
+Sources = tuple[list[Path], list[str]]  # files that say what a split holds, and names of its images
