@@ -1,5 +1,6 @@
 """Boxes stay on their objects, and a draw gives the same sample wherever it is loaded."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -136,6 +137,34 @@ def test_workers_and_a_cache_change_nothing(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_nothing_is_learned_on_crowds_and_they_move_with_the_image(tmp_path: Path) -> None:
+    split = split_of(tmp_path, 1)
+    crowd = replace(split.boxes[0], crowd=np.array([False, True]))
+    grouped = replace(split, boxes=(crowd,))
+    plain, alone = DetectionDataset(split, SIZE), DetectionDataset(grouped, SIZE)
+    both = DetectionDataset(grouped, SIZE, crowds=True, augmentation=Augmentation(zoom_out=1.0))
+    boxes = plain[0][1]["boxes"]
+    assert torch.equal(alone[0][1]["boxes"], boxes[:1])
+    assert "crowds" not in alone[0][1]
+    assert torch.equal(both[0][1]["crowds"], boxes[1:])
+    assert both[0][1]["labels"].tolist() == [0]
+    for seed in range(5):
+        pixels, target = both[Draw(0, True, seed)]
+        assert len(target["crowds"]) == 1
+        assert_boxes_hold_their_objects(pixels, target["crowds"], torch.tensor([1]))
+
+
+def test_short_sides_scale_images_of_no_fixed_size(tmp_path: Path) -> None:
+    size = InputSize(96, 400, "shortest-edge")
+    sides = Augmentation(short_sides=(64, 96, 128))
+    dataset = DetectionDataset(split_of(tmp_path), size, augmentation=sides)
+    shown = {dataset[Draw(1, False, seed)][0].shape[1] for seed in range(30)}
+    assert shown == {64, 96, 128}
+    assert dataset[1][0].shape[1] == 96
+    pixels, target = dataset[Draw(1, False, 7)]
+    assert_boxes_hold_their_objects(pixels, target["boxes"], target["labels"])
+
+
 def test_order_and_mirroring_do_not_depend_on_other_changes() -> None:
     plain = epoch_batches(40, 8, seed=1, epoch=2, flip=True)
     changed = epoch_batches(40, 8, seed=1, epoch=2, flip=True, augmentation=ALL)
@@ -152,6 +181,7 @@ def test_order_and_mirroring_do_not_depend_on_other_changes() -> None:
     ("changes", "message"),
     [
         ({"crop": 1.5}, "crop is a probability from 0 to 1, got 1.5"),
+        ({"short_sides": [16]}, r"short_sides are at least 32 pixels, got \[16\]"),
         ({"zoom": 0.5}, "data.augment.zoom"),
         ({"mosaic": 0.5}, "mosaic needs an input that is a letterbox, got 'shortest-edge'"),
     ],
@@ -159,6 +189,15 @@ def test_order_and_mirroring_do_not_depend_on_other_changes() -> None:
 def test_wrong_changes_are_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(AdaptError, match=message):
         Recipe().changed({"data": {"augment": changes}}, "test")
+
+
+def test_short_sides_of_a_letterbox_are_refused() -> None:
+    with pytest.raises(AdaptError, match="short_sides needs an input of another size"):
+        Recipe().changed(
+            {"input": {"resize": "letterbox", "height": 96, "width": 96}}
+            | {"data": {"augment": {"short_sides": [96]}}},
+            "test",
+        )
 
 
 def test_a_training_depends_on_its_changes_and_keeps_its_hash_without() -> None:

@@ -32,7 +32,9 @@ def test_a_sheet_has_a_tile_for_every_image(
     assert not torch.equal(sheet, contact_sheet(tiny_data, number, 1, InputSize(64, 96)))
 
 
-@pytest.mark.parametrize("options", [[], ["--size", "64x96"], ["--split", "val", "--number", "1"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--size", "64x96"], ["--split", "val", "--number", "1"], ["--augment", "crop"]]
+)
 def test_data_view_writes_a_sheet(options: list[str], tiny_data: CocoSplit, tmp_path: Path) -> None:
     root, out = str(tiny_data.annotations.parents[1]), tmp_path / "new" / "sheet.png"
     result = CliRunner().invoke(app, ["data", "view", root, "--out", str(out), *options])

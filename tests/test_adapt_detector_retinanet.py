@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from adapt.data.images import PADDING, InputSize, fit
@@ -71,6 +72,31 @@ def test_head_has_the_asked_depth_and_trains(info: DetectorInfo, depth: int) -> 
     target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([2])}
     losses = model([torch.rand(3, 64, 96)], [target])
     assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_nothing_is_learned_from_anchors_on_a_crowd(info: DetectorInfo) -> None:
+    torch.manual_seed(0)
+    model = info.build().train()
+    image, box = torch.rand(3, 64, 64), torch.tensor([[2.0, 2.0, 30.0, 30.0]])
+    target = {"boxes": box, "labels": torch.tensor([1])}
+    crowd = torch.tensor([[32.0, 0.0, 64.0, 64.0]])
+    features = list(model.backbone(image[None]).values())
+    outputs = model.head(features)
+    anchors = model.anchor_generator(ImageList(image[None], [(64, 64)]), features)
+    plain = model.compute_loss([target], outputs, anchors)
+    none = model.compute_loss([target | {"crowds": crowd[:0]}], outputs, anchors)
+    some = model.compute_loss([target | {"crowds": crowd}], outputs, anchors)
+    assert torch.equal(none["classification"], plain["classification"])
+    assert torch.equal(some["bbox_regression"], plain["bbox_regression"])
+    # What is left out is the background among the anchors that lie on the crowd by half.
+    matched = model._matched(target | {"crowds": crowd}, anchors[0])
+    assert torch.equal(matched >= 0, model._matched(target, anchors[0]) >= 0)
+    ignored = (matched == -2) & (model._matched(target, anchors[0]) == -1)
+    x1, _, x2, _ = anchors[0][ignored].unbind(1)
+    inside = (x2.clamp(max=64) - x1.clamp(min=32)) / (x2 - x1)
+    assert int(ignored.sum()) > 10
+    assert (inside >= 0.5).all()
+    assert some["classification"].item() < plain["classification"].item()
 
 
 def test_head_of_depth_four_is_torchvisions(info: DetectorInfo) -> None:

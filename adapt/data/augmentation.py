@@ -6,7 +6,7 @@ the same in any process.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from adapt.data.images import PADDING, InputSize
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
+PROBABILITIES = ("zoom_out", "crop", "photometric", "mosaic")
 ZOOM_OUT = (1.0, 1.5)  # sides of the padded image, in sides of the image
 CROP = 0.5  # least side of a crop, in sides of the image
 # Shares of brightness, contrast, saturation and hue. Channels are not exchanged: dyes, lamps and
@@ -36,6 +37,8 @@ class Augmentation:
         crop: A crop keeps at least half of each side, and overlaps some box by a random share.
         photometric: Brightness, contrast, saturation and hue change a little.
         mosaic: A window onto four images, laid out two by two, takes the image's place.
+        short_sides: Pixels of the short side, one of which every image is scaled to; none for the
+            input's own. Of ``shortest-edge``: RetinaNet is often trained with 640 to 800.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -43,12 +46,32 @@ class Augmentation:
     crop: float = 0.0
     photometric: float = 0.0
     mosaic: float = 0.0
+    short_sides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for name in PROBABILITIES:
+            value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise ValueError(f"{one.name} is a probability from 0 to 1, got {value}")
+                raise ValueError(f"{name} is a probability from 0 to 1, got {value}")
+        if any(side < 32 for side in self.short_sides):
+            raise ValueError(f"short_sides are at least 32 pixels, got {list(self.short_sides)}")
+
+    def check(self, size: InputSize) -> None:
+        """Check that images of an input can be changed so.
+
+        Raises:
+            ValueError: If not.
+        """
+        if self.mosaic and size.resize != "letterbox":
+            raise ValueError(
+                f"data.augment.mosaic needs an input that is a letterbox, got {size.resize!r}; set "
+                "it to 0, or input.resize to 'letterbox'"
+            )
+        if self.short_sides and size.resize == "letterbox":
+            raise ValueError(
+                "data.augment.short_sides needs an input of another size for every image, got a "
+                "letterbox; leave it out, or set input.resize to 'shortest-edge'"
+            )
 
     @classmethod
     def parse(cls, changes: Sequence[str], option: str) -> "Augmentation":
@@ -57,7 +80,7 @@ class Augmentation:
         Raises:
             AdaptError: If a name is unknown, or the number no probability.
         """
-        known = [one.name for one in fields(cls)]
+        known = PROBABILITIES
         found = {}
         for text in changes:
             name, _, number = text.partition("=")
@@ -70,14 +93,23 @@ class Augmentation:
                     f"{option} must be one of {', '.join(known)} with a probability, such as "
                     f"crop=0.5, got {text!r}"
                 )
-        return cls(**found)
+        zoom_out, crop, photometric, mosaic = (found.get(name, 0.0) for name in known)
+        return cls(zoom_out, crop, photometric, mosaic)
 
     @property
     def active(self) -> bool:
         """Whether any change may be made."""
-        return any(getattr(self, one.name) for one in fields(self))
+        return any(getattr(self, name) for name in (*PROBABILITIES, "short_sides"))
+
+    def shown_size(self, size: InputSize) -> InputSize:
+        """Return the size that an image is fitted into, with torch's random numbers."""
+        if not self.short_sides:
+            return size
+        chosen = int(torch.randint(0, len(self.short_sides), ()))
+        return replace(size, height=self.short_sides[chosen])
 
 
+CROWD = -1
 NONE = Augmentation()
 Changed = TypeVar("Changed")
 
@@ -104,7 +136,7 @@ class Labelled(NamedTuple):
     Attributes:
         pixels: ``uint8[3, H, W]``.
         boxes: ``float32[N, 4]``, xyxy in its pixels.
-        labels: ``int64[N]``.
+        labels: ``int64[N]``; :data:`CROWD` of a box around a group.
     """
 
     pixels: Tensor

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from adapt.data.annotated_image import read_image
 from adapt.data.augmentation import (
+    CROWD,
     NONE,
     Augmentation,
     Draw,
@@ -25,6 +26,7 @@ from adapt.data.augmentation import (
 )
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize, fit
+from adapt.data.sampling import repeated
 from adapt.errors import AdaptError
 
 Target = dict[str, Tensor]
@@ -46,6 +48,8 @@ class DetectionDataset(Dataset[Sample]):
         size: The detector's input.
         flip: Whether :func:`training_batches` mirrors half of the images.
         augmentation: How it changes them otherwise.
+        crowds: Whether targets hold boxes around groups too, so that nothing is learned there.
+        repeats: As of :func:`epoch_batches`, for :func:`training_batches`.
         cache_mb: Megabytes of images to keep in memory, in every process that loads: fitted ones,
             or whole ones if they are fitted in another way each time.
     """
@@ -57,12 +61,16 @@ class DetectionDataset(Dataset[Sample]):
         *,
         flip: bool = False,
         augmentation: Augmentation = NONE,
+        crowds: bool = False,
+        repeats: Sequence[float] = (),
         cache_mb: float = 0,
     ) -> None:
         self.split = split
         self.size = size
         self.flip = flip
         self.augmentation = augmentation
+        self.crowds = crowds
+        self.repeats = repeats
         self._free_bytes = int(cache_mb * 2**20)
         self._cache: dict[int, Fitted] = {}
         self._whole: dict[int, Tensor] = {}
@@ -75,8 +83,9 @@ class DetectionDataset(Dataset[Sample]):
 
         Returns:
             ``uint8[3, H, W]``, and ``boxes`` (``float32[N, 4]``, xyxy in input pixels, no crowds),
-            ``labels`` (``int64[N]``), ``image_id`` (``int64[]``) and ``factors`` (``float32[2]``,
-            x and y from image to input, of an image that is shown as it is).
+            ``labels`` (``int64[N]``), ``image_id`` (``int64[]``), ``factors`` (``float32[2]``, x
+            and y from image to input, of an image that is shown as it is), and ``crowds``
+            (``float32[M, 4]``) if asked for.
 
         Raises:
             AdaptError: If the image cannot be read.
@@ -86,9 +95,11 @@ class DetectionDataset(Dataset[Sample]):
             shown, factors = self._mosaic(draw)
         else:
             shown, factors = self._shown(draw)
-        return shown.pixels, {
-            "boxes": shown.boxes,
-            "labels": shown.labels,
+        single = shown.labels != CROWD
+        crowds = {"crowds": shown.boxes[~single]} if self.crowds else {}
+        return shown.pixels, crowds | {
+            "boxes": shown.boxes[single],
+            "labels": shown.labels[single],
             "image_id": torch.tensor(self.split.images[draw.position].id),
             "factors": torch.tensor(factors),
         }
@@ -117,7 +128,7 @@ class DetectionDataset(Dataset[Sample]):
         whole = Labelled(self._read(draw.position), boxes.float(), labels)
         image = moved(whole, self.augmentation)
         height, width = image.pixels.shape[-2:]
-        pixels, factors = fit(to_pil_image(image.pixels), self.size)
+        pixels, factors = fit(to_pil_image(image.pixels), self.augmentation.shown_size(self.size))
         extent = round(width * factors[0]), round(height * factors[1])
         shown = _scaled(image._replace(pixels=pixels), factors, extent)
         shown = mirror(shown, *extent) if draw.mirrored else shown
@@ -149,10 +160,12 @@ class DetectionDataset(Dataset[Sample]):
         return kept
 
     def _boxes(self, position: int) -> tuple[Tensor, Tensor]:
-        """Return boxes of single objects in pixels of the image, and their labels."""
+        """Return boxes in pixels of the image, and their labels; of crowds only if asked for."""
         annotated = self.split.boxes[position]
-        used = torch.from_numpy(~annotated.crowd)
-        return torch.from_numpy(annotated.xyxy)[used], torch.from_numpy(annotated.labels)[used]
+        crowd = torch.from_numpy(annotated.crowd)
+        labels = torch.from_numpy(annotated.labels).masked_fill(crowd, CROWD)
+        used = ~crowd | self.crowds
+        return torch.from_numpy(annotated.xyxy)[used], labels[used]
 
 
 def _scaled(image: Labelled, factors: tuple[float, float], extent: tuple[int, int]) -> Labelled:
@@ -191,6 +204,7 @@ def epoch_batches(
     epoch: int,
     flip: bool,
     augmentation: Augmentation = NONE,
+    repeats: Sequence[float] = (),
 ) -> list[list[Draw]]:
     """Shuffle one epoch into full batches; the images left over wait for another epoch.
 
@@ -201,9 +215,12 @@ def epoch_batches(
         epoch: Number of the epoch.
         flip: Whether every image is mirrored with probability 1/2.
         augmentation: How images are changed otherwise.
+        repeats: How often every image is shown, relative to others; all alike if empty.
     """
     chance = np.random.default_rng((seed, epoch))
     order = chance.permutation(num_images).tolist()
+    if len(repeats):
+        order = repeated(repeats, chance)
     flips = (chance.random(num_images) < 0.5).tolist()
     mirrored = [flip and flips[position] for position in order]
     draws = drawn(order, mirrored, augmentation, num_images, chance)
@@ -218,6 +235,7 @@ def endless_batches(
     seed: int,
     flip: bool,
     augmentation: Augmentation = NONE,
+    repeats: Sequence[float] = (),
     start_step: int = 0,
 ) -> Iterator[list[Draw]]:
     """Yield the batches of one epoch after the other, from step ``start_step`` of the run on."""
@@ -230,6 +248,7 @@ def endless_batches(
             epoch=epoch,
             flip=flip,
             augmentation=augmentation,
+            repeats=repeats,
         )
         yield from islice(batches, done if epoch == first else 0, None)
 
@@ -279,6 +298,7 @@ def training_batches(
         seed=seed,
         flip=dataset.flip,
         augmentation=dataset.augmentation,
+        repeats=dataset.repeats,
         start_step=start_step,
     )
     number, count = loading.shard

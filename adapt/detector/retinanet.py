@@ -13,12 +13,13 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, box_area, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 NUM_LEVELS = 5  # P3 to P7
+ON_CROWD = 0.5  # share of an anchor that lies on a crowd
 ANCHORS_PER_CELL = 9
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -124,6 +125,43 @@ class NormalizeAndBatch(GeneralizedRCNNTransform):  # type: ignore[misc]
         return image, target
 
 
+class RetinaNetWithCrowds(RetinaNet):  # type: ignore[misc]
+    """RetinaNet that learns nothing from anchors on boxes around groups.
+
+    A target may hold ``crowds``, ``float32[M, 4]``. Anchors that match no object and lie on one of
+    them with at least half of their area are neither background nor object. COCO's evaluation
+    ignores detections there in the same way.
+    """
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch; as in torchvision but for crowds."""
+        matched = [
+            self._matched(target, boxes) for target, boxes in zip(targets, anchors, strict=True)
+        ]
+        losses: dict[str, Tensor] = self.head.compute_loss(targets, head_outputs, anchors, matched)
+        return losses
+
+    def _matched(self, target: dict[str, Tensor], anchors: Tensor) -> Tensor:
+        """Return the box of every anchor, -1 for background, -2 for neither."""
+        matched = torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
+        if len(target["boxes"]):
+            matched = self.proposal_matcher(box_iou(target["boxes"], anchors))
+        crowds = target.get("crowds")
+        if crowds is None or not len(crowds):
+            return matched
+        first = torch.maximum(crowds[:, None, :2], anchors[:, :2])
+        last = torch.minimum(crowds[:, None, 2:], anchors[:, 2:])
+        common = (last - first).clamp(min=0).prod(-1)  # [M, anchors]
+        on_crowd = (common >= ON_CROWD * box_area(anchors)).any(dim=0)
+        between: int = self.proposal_matcher.BETWEEN_THRESHOLDS
+        return torch.where(on_crowd & (matched < 0), between, matched)
+
+
 def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
     """Return a RetinaNet around a backbone.
 
@@ -140,7 +178,7 @@ def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
     head = RetinaNetHead(config.fpn_width, ANCHORS_PER_CELL, config.num_classes)
     for branch in (head.classification_head, head.regression_head):
         branch.conv = build_head_tower(config.fpn_width, config.head_depth)
-    model = RetinaNet(
+    model = RetinaNetWithCrowds(
         backbone,
         config.num_classes,
         head=head,

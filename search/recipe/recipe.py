@@ -52,6 +52,10 @@ class DataRecipe:
             cut, instead of refusing the data set.
         cache_mb: Memory for decoded images of every split; 0 decodes every time.
         augment: How training images are changed, besides being flipped.
+        ignore_crowds: Whether nothing is learned on boxes around groups, as COCO's evaluation
+            counts nothing there; they are background otherwise.
+        rare: Share of the training images below which a class is rare: its images are shown more
+            often (LVIS uses 0.001); 0 shows all alike.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -64,10 +68,14 @@ class DataRecipe:
     cache_mb: int = 0
     repair: bool = False
     augment: Augmentation = field(default=NONE, metadata=LATER)
+    ignore_crowds: bool = field(default=False, metadata=LATER)
+    rare: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name in ("workers", "cache_mb"):
             check_not_negative(name, getattr(self, name))
+        if not 0 <= self.rare <= 1:
+            raise ValueError(f"rare must be a share from 0 to 1, got {self.rare}")
 
     @property
     def benchmark(self) -> str:
@@ -159,11 +167,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_not_negative("seed", self.seed)
-        if self.data.augment.mosaic and self.input.resize != "letterbox":
-            raise ValueError(
-                "data.augment.mosaic needs an input that is a letterbox, got "
-                f"{self.input.resize!r}; set it to 0, or input.resize to 'letterbox'"
-            )
+        self.data.augment.check(self.input)
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":
@@ -213,7 +217,7 @@ class Recipe:
         content = {k: v for k, v in identity(self).items() if k not in without}
         content["compute"] = self.compute.meaning
         # Where the data lie and how they are loaded changes no result.
-        kept = ("train", "flip", "repair", "augment")
+        kept = ("train", "flip", "repair", "augment", "ignore_crowds", "rare")
         content["data"] = {k: v for k, v in content["data"].items() if k in kept}
         weights = Path(self.weights)
         content["weights"] = file_hash(weights) if self.weights and weights.is_file() else ""

@@ -6,6 +6,7 @@ import torch
 
 from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.data.dataset import Batch, DetectionDataset, Loading
+from adapt.data.sampling import repeat_factors
 from adapt.errors import AdaptError
 from search.recipe.optimisation import Optimisation
 from search.recipe.recipe import Recipe
@@ -41,6 +42,8 @@ def training_dataset(recipe: Recipe, split: CocoSplit) -> DetectionDataset:
         recipe.input,
         flip=data.flip,
         augmentation=data.augment,
+        crowds=data.ignore_crowds,
+        repeats=repeat_factors(split, data.rare) if data.rare else (),
         cache_mb=data.cache_mb,
     )
 

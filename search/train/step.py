@@ -13,12 +13,14 @@ from adapt.errors import AdaptError
 from search.recipe.optimisation import Amp
 from search.train.world import World
 
+LEARNED = ("boxes", "labels", "crowds")  # of a target
+
 
 def detection_losses(model: RetinaNet, batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """Return the losses of a batch: ``classification`` and ``bbox_regression``."""
     images, targets = batch
     on_device = [
-        {name: t[name].to(device, non_blocking=True) for name in ("boxes", "labels")}
+        {name: t[name].to(device, non_blocking=True) for name in LEARNED if name in t}
         for t in targets
     ]
     losses: dict[str, Tensor] = model(
