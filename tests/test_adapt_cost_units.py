@@ -69,7 +69,9 @@ def test_retinanet_mobilenet_v2_has_the_params_and_madds_of_table_two() -> None:
 @pytest.mark.parametrize("seed", mostly_slow(50, usual=8))
 def test_units_agree_with_pytorchs_counter(seed: int) -> None:
     architecture = random_architecture(TABLE_ONE, seed)
-    config = DetectorConfig(1 + seed % 5, fpn_width=16 + seed, head_depth=seed % 4)
+    config = DetectorConfig(
+        1 + seed % 5, fpn_width=16 + seed, head_depth=seed % 4, anchor_scales=3 - seed % 3
+    )
     size = InputSize(64, 96) if seed % 2 else InputSize(72, 104, "shortest-edge")
     counted = counted_madds(on_meta(architecture, config), size.height, size.width)
     assert unit_madds(architecture, config, size) == counted
@@ -119,6 +121,11 @@ EVERY_KIND = {
     rest_unit(DetectorConfig(3, fpn_width=64), InputSize(64, 96)): (
         "rest fpn_width=64 head_depth=4 num_classes=3 anchor_size=32 score_threshold=0.05 "
         "nms_threshold=0.5 candidates=1000 nms_candidates=1000 detections=100 height=64 width=96"
+    ),
+    rest_unit(DetectorConfig(3, head_depth=0, anchor_scales=1), InputSize(64, 96)): (
+        "rest fpn_width=256 head_depth=0 num_classes=3 anchor_size=32 score_threshold=0.05 "
+        "nms_threshold=0.5 candidates=1000 nms_candidates=1000 detections=100 height=64 width=96 "
+        "anchor_scales=1"
     ),
 }
 

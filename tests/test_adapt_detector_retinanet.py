@@ -74,6 +74,17 @@ def test_head_has_the_asked_depth_and_trains(info: DetectorInfo, depth: int) -> 
     assert all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.parametrize("scales", [1, 2, 3])
+def test_anchors_of_any_number_are_spread_over_the_same_octave(scales: int) -> None:
+    config = DetectorConfig(3, anchor_size=32, anchor_scales=scales, fpn_width=8, head_depth=0)
+    cells = anchor_generator(config).cell_anchors
+    sides = [(cell[:, 2:] - cell[:, :2]).prod(1).sqrt() for cell in cells]
+    assert all(len(side) == config.anchors_per_cell == 3 * scales for side in sides)
+    middle = sides[0].log2().mean().item()
+    assert middle == pytest.approx(5 + 1 / 3, abs=0.05)  # of 32, 40 and 50 pixels
+    assert sides[1].mean().item() == pytest.approx(2 * sides[0].mean().item(), rel=0.02)
+
+
 def test_nothing_is_learned_from_anchors_on_a_crowd(info: DetectorInfo) -> None:
     torch.manual_seed(0)
     model = info.build().train()

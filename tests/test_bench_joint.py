@@ -46,6 +46,15 @@ def test_settings_are_all_combinations_and_anchors_keep_their_size_on_the_object
     assert found == {(d, w, h, anchors[h]) for d in (0, 2) for w in (8, 16) for h in (32, 96)}
     assert len(settings) == joint.candidates == 8
     assert JointRecipe().settings(own) == [own]
+    scales = JointRecipe(anchor_scales=(1, 3), head_depth=(0, 1)).settings(own)
+    assert {(s.detector.anchor_scales, s.detector.head_depth) for s in scales} == {
+        (1, 0),
+        (1, 1),
+        (3, 0),
+        (3, 1),
+    }
+    assert ["anchor_scales 1" in str(one) for one in scales] == [True, False, True, False]
+    assert own.changed(scales[0].changes()) == scales[0]
     assert JointRecipe().candidates == 1
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_parts import INFO, SIZE, exported, rest, small_detector, tensors
+from export_parts import INFO, SIZE, awake, exported, rest, small_detector, tensors
 
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
@@ -31,9 +31,9 @@ def detector_onnx(exports):
 
 
 @torch.no_grad()
-def torchvision_detections(batch):
+def torchvision_detections(batch, model=None):
     """RetinaNet's own post-processing, padded with zeros to 100 rows."""
-    found = small_detector()(list(batch))
+    found = (model or small_detector())(list(batch))
     return [
         (len(image["scores"]), image["boxes"], image["scores"], image["labels"]) for image in found
     ]
@@ -45,6 +45,18 @@ def test_anchors_are_torchvisions():
     assert torch.equal(
         torch.cat(level_anchors(model, SIZE)), model.anchor_generator(batch, features)[0]
     )
+
+
+def test_detections_of_three_anchors_per_cell_equal_torchvisions():
+    info = replace(INFO, detector=replace(INFO.detector, anchor_scales=1))
+    model, batch = awake(info.build, SIZE), tensors(2, 0)
+    assert model.head.classification_head.cls_logits.out_channels == 3 * 3
+    with torch.no_grad():
+        number, boxes, scores, _ = DeployedDetector(model, info)(batch)
+    for i, (count, *expected) in enumerate(torchvision_detections(batch, model)):
+        assert number[i] == count > 20
+        torch.testing.assert_close(boxes[i, :count], expected[0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(scores[i, :count], expected[1], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("tail", ["tensor-nms", "onnx-nms"])

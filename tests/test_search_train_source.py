@@ -9,7 +9,6 @@ from torch import Tensor
 from adapt.architecture import mobilenet_v2
 from adapt.data.coco import CocoSplit
 from adapt.detector.file import DetectorInfo, load_detector, save_detector
-from adapt.errors import AdaptError
 from adapt.mapping.pretrained import MappingMode
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import SharedBlock
@@ -135,13 +134,50 @@ def test_a_narrower_detector_starts_with_the_first_axes_of_a_trained_one(
     assert lost["principal"] < lost["paper"]
 
 
-def test_a_detector_of_other_classes_is_no_start(
+def test_classes_are_matched_by_name_and_new_ones_start_anew(
     recipe: Recipe, tiny_data: CocoSplit, trained_file: Path
 ) -> None:
-    _, info = load_detector(trained_file)
-    other = replace(info, classes=("a", "b", "c"))
-    with pytest.raises(AdaptError, match=r"has classes .*, the one to train has \['a', 'b', 'c'\]"):
-        initial_detector(recipe, other, tiny_data, trained_file)
+    trained, info = load_detector(trained_file)
+    first, second, third = info.classes
+    other = replace(
+        info, classes=(third, "new", first, "newer"), detector=recipe.detector_config(4)
+    )
+    few = tiny_data.subset([image.id for image in tiny_data.images[:4]])
+    started, report = initial_detector(recipe, other, few, trained_file)
+    fresh, _ = initial_detector(recipe, other, few)
+    assert report
+    assert report.new_classes == ("new", "newer")
+    name = "cls_logits.weight"
+    heads = [m.head.classification_head.state_dict()[name] for m in (started, trained, fresh)]
+    ours, old, new = (rows.unflatten(0, (9, -1)) for rows in heads)  # 9 anchors
+    assert torch.equal(ours[:, [0, 2]], old[:, [2, 0]])
+    assert torch.equal(ours[:, [1, 3]], new[:, [1, 3]])
+    copied, elements = report.copied[f"head.classification_head.{name}"]
+    assert copied == elements / 2
+    boxes = [m.head.regression_head.bbox_reg.weight for m in (started, trained)]
+    assert torch.equal(*boxes)
+    assert second in info.classes
+
+
+def test_fewer_anchors_start_as_those_of_the_nearest_scale(
+    recipe: Recipe, tiny_data: CocoSplit, trained_file: Path
+) -> None:
+    trained, info = load_detector(trained_file)
+    few = tiny_data.subset([image.id for image in tiny_data.images[:4]])
+    for scales, nearest in ((1, [1]), (2, [0, 2])):
+        config = replace(info.detector, anchor_scales=scales)
+        started, _ = initial_detector(recipe, replace(info, detector=config), few, trained_file)
+        for branch, layer in (
+            ("classification_head", "cls_logits"),
+            ("regression_head", "bbox_reg"),
+        ):
+            for kind in ("weight", "bias"):
+                had, has = (
+                    getattr(getattr(model.head, branch), layer).state_dict()[kind]
+                    for model in (trained, started)
+                )
+                by_scale = had.unflatten(0, (3, 3, -1))  # shapes, scales, outputs
+                assert torch.equal(has.unflatten(0, (3, scales, -1)), by_scale[:, nearest])
 
 
 @pytest.mark.parametrize(("depth", "width"), [(0, 8), (3, 8), (1, 4), (2, 16)])

@@ -6,12 +6,13 @@ their latencies are measured by :mod:`bench.costs.profiler` and looked up in a
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from adapt.architecture import Architecture, MBConvShape
+from adapt.artifacts import LATER, identity
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import ANCHORS_PER_CELL, DetectorConfig
+from adapt.detector.retinanet import RATIOS, DetectorConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Rest:
     detections: int
     height: int
     width: int
+    anchor_scales: int = field(default=3, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ Measurable = Unit | Boundary
 
 def unit_key(unit: Measurable) -> str:
     """Return the canonical text that identifies a unit in a cost table."""
-    fields = " ".join(f"{name}={_plain(value)}" for name, value in asdict(unit).items())
+    fields = " ".join(f"{name}={_plain(value)}" for name, value in identity(unit).items())
     return f"{_kind(type(unit))} {fields}"
 
 
@@ -233,6 +235,6 @@ def _rest(unit: Rest) -> int:
     smooth = sum(_conv(width, width, 3, level, bias=True) for level in levels[:3])
     p7 = _conv(width, width, 3, levels[4], bias=True)
     tower = sum(_conv(width, width, 3, level, bias=True) for level in levels)
-    outputs = ANCHORS_PER_CELL * (unit.num_classes + 4)
+    outputs = len(RATIOS) * unit.anchor_scales * (unit.num_classes + 4)
     output = sum(_conv(width, outputs, 3, level, bias=True) for level in levels)
     return smooth + p7 + 2 * unit.head_depth * tower + output

@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, box_area, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from adapt.artifacts import LATER, identity
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 NUM_LEVELS = 5  # P3 to P7
 ON_CROWD = 0.5  # share of an anchor that lies on a crowd
-ANCHORS_PER_CELL = 9
+RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors of one scale
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
@@ -39,6 +40,8 @@ class RetinaNetConfig:
         nms_candidates: Best candidates of all levels together that reach it in the deployed graph,
             which compares every pair; torchvision's inference takes all.
         detections: Largest number of detections per image.
+        anchor_scales: Scales of anchors per cell, within the factor of 2 to the next level; each
+            has three shapes. Fewer make the output layers smaller, and match boxes less closely.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -50,6 +53,7 @@ class RetinaNetConfig:
     candidates: int = 1000
     nms_candidates: int = 1000
     detections: int = 100
+    anchor_scales: int = field(default=3, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -62,7 +66,13 @@ class RetinaNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
-        return asdict(self)
+        content: dict[str, Any] = identity(self)
+        return content
+
+    @property
+    def anchors_per_cell(self) -> int:
+        """Anchors at every place of every level."""
+        return len(RATIOS) * self.anchor_scales
 
 
 @dataclass(frozen=True)
@@ -175,7 +185,7 @@ def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
     """
     tap_widths: Sequence[int] = body.tap_widths  # type: ignore[assignment]
     backbone = BackboneWithFPN(body, tap_widths, config.fpn_width)
-    head = RetinaNetHead(config.fpn_width, ANCHORS_PER_CELL, config.num_classes)
+    head = RetinaNetHead(config.fpn_width, config.anchors_per_cell, config.num_classes)
     for branch in (head.classification_head, head.regression_head):
         branch.conv = build_head_tower(config.fpn_width, config.head_depth)
     model = RetinaNetWithCrowds(
@@ -195,10 +205,19 @@ def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
 
 
 def anchor_generator(config: DetectorConfig) -> AnchorGenerator:
-    """Return RetinaNet's nine anchors per cell: three octave fractions, three aspect ratios."""
+    """Return the anchors of a cell: RetinaNet's nine are three octave fractions, three shapes.
+
+    Whatever their number, scales are spread evenly over the same octave.
+    """
+    octaves = scale_octaves(config.anchor_scales)
     bases = [config.anchor_size * 2**level for level in range(NUM_LEVELS)]
-    sizes = tuple((b, int(b * 2 ** (1 / 3)), int(b * 2 ** (2 / 3))) for b in bases)
-    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * NUM_LEVELS)
+    sizes = tuple(tuple(int(base * 2**octave) for octave in octaves) for base in bases)
+    return AnchorGenerator(sizes, (RATIOS,) * NUM_LEVELS)
+
+
+def scale_octaves(number: int) -> list[float]:
+    """Return the scales of anchors, as powers of 2: 0, 1/3 and 2/3 of three, 1/3 of one."""
+    return [(place - (number - 1) / 2) / number + 1 / 3 for place in range(number)]
 
 
 def tower_std(width: int) -> float:

@@ -30,10 +30,12 @@ class MappingReport:
         copied: Per tensor name (copied elements, all elements).
         lost_variance: Share of the variance of C3 to C5 that the mapping lost, see
             :func:`adapt.mapping.lost.lost_variance`; empty if it was not measured.
+        new_classes: Classes that a trained source does not know.
     """
 
     copied: dict[str, tuple[int, int]] = field(default_factory=dict)
     lost_variance: dict[str, float] = field(default_factory=dict)
+    new_classes: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:

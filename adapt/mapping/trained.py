@@ -1,27 +1,71 @@
-"""How does a detector start from a trained one that has another backbone?"""
+"""How does a detector start from a trained one that has another backbone, heads or classes?"""
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
+from adapt.detector.retinanet import RATIOS, scale_octaves
 from adapt.mapping.pretrained import Mapper
 
+CLASSIFICATION, REGRESSION = "head.classification_head.cls_logits", "head.regression_head.bbox_reg"
+Pairs = Sequence[tuple[int, int]]  # places in the target and in the source
 
-def map_pyramid_and_heads(source: RetinaNet, target: RetinaNet, mapper: Mapper) -> None:
+
+def map_pyramid_and_heads(
+    source: RetinaNet, target: RetinaNet, mapper: Mapper, classes: Pairs | None = None
+) -> None:
     """Copy everything but the backbone, in place.
 
     Lateral convolutions and P6 read as many first channels of the taps as both have; those that
     only the target has are surplus. So are channels of a wider pyramid. Heads copy their first
-    convolutions; those that only the target has start as in a new detector.
+    convolutions; those that only the target has start as in a new detector. Of other anchors per
+    cell, each starts as the one of its shape whose scale is nearest.
 
     Args:
         source: Trained detector.
-        target: Detector of the same classes and anchors per cell.
+        target: The detector.
         mapper: Copies, and keeps the account.
+        classes: Places of the classes that both have, in the target and in the source; all others
+            start as in a new detector. The same in the same order if None.
     """
     trained = source.state_dict()
+    number, before = (one.head.classification_head.num_classes for one in (target, source))
+    pairs = [(place, place) for place in range(number)] if classes is None else classes
+    outputs = {
+        CLASSIFICATION: (number, before, pairs),
+        REGRESSION: (4, 4, [(place, place) for place in range(4)]),
+    }
     for name, tensor in target.state_dict().items():
         if name.startswith("backbone.body."):
             continue
-        if name in trained:
+        head = outputs.get(name.rpartition(".")[0])
+        if head:
+            _copy_outputs(name, trained[name], tensor, mapper, *head)
+        elif name in trained:
             mapper.copy(name, trained[name], tensor)
         else:
             mapper.report.copied[name] = (0, tensor.numel())
+
+
+def _copy_outputs(
+    name: str, trained: Tensor, target: Tensor, mapper: Mapper, new: int, old: int, pairs: Pairs
+) -> None:
+    """Copy an output layer, whose channels are shapes x scales x ``new`` (``old``) outputs."""
+    initial = target.clone()
+    scales = [len(tensor) // (len(RATIOS) * of) for tensor, of in ((target, new), (trained, old))]
+    ours, theirs = map(scale_octaves, scales)
+    nearest = [min(range(len(theirs)), key=lambda n: abs(theirs[n] - one)) for one in ours]
+    before = trained.view(len(RATIOS), len(theirs), old, *trained.shape[1:])[:, nearest]
+    # Outputs that the source does not have are filled with anything, and initialised again below.
+    places = torch.zeros(new, dtype=torch.int64)
+    known = torch.zeros(new, dtype=torch.bool)
+    for to, out_of in pairs:
+        places[to], known[to] = out_of, True
+    mapper.copy(name, before[:, :, places].flatten(0, 2), target)
+    fresh = ~known.repeat(len(RATIOS) * len(ours))
+    with torch.no_grad():
+        target[fresh] = initial[fresh]
+    copied, elements = mapper.report.copied[name]
+    mapper.report.copied[name] = (int(copied * float(known.float().mean())), elements)

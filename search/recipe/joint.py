@@ -12,7 +12,8 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
-CHOSEN = ("fpn_width", "head_depth", "anchor_size")  # of a detector
+CANDIDATES = ("head_depth", "fpn_width", "anchor_scales", "input")  # of ``[joint]``
+CHOSEN = ("fpn_width", "head_depth", "anchor_size", "anchor_scales")  # of a detector
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Setting:
 
     def __str__(self) -> str:
         config, size = self.detector, self.input
+        scales = f"anchor_scales {config.anchor_scales}, " if config.anchor_scales != 3 else ""
         return (
-            f"head_depth {config.head_depth}, fpn_width {config.fpn_width}, "
+            f"head_depth {config.head_depth}, fpn_width {config.fpn_width}, {scales}"
             f"input {size.height}x{size.width}"
         )
 
@@ -82,6 +84,7 @@ class JointRecipe:
     Attributes:
         head_depth: Candidates of ``detector.head_depth``; none leaves the recipe's own.
         fpn_width: Candidates of ``detector.fpn_width``; none leaves the recipe's own.
+        anchor_scales: Candidates of ``detector.anchor_scales``; none leaves the recipe's own.
         input: Candidates (height, width) of the letterbox; none leaves the recipe's own. Anchors
             are scaled with the root of its pixels, so that inputs of one shape keep their size on
             the objects.
@@ -93,6 +96,7 @@ class JointRecipe:
     head_depth: tuple[int, ...] = ()
     fpn_width: tuple[int, ...] = ()
     input: tuple[tuple[int, int], ...] = ()
+    anchor_scales: tuple[int, ...] = ()
     epochs: int = 2
     survivors: int = 3
 
@@ -101,7 +105,7 @@ class JointRecipe:
             raise ValueError(f"joint.epochs must be at least 1, got {self.epochs}")
         if self.survivors < 2:
             raise ValueError(f"joint.survivors must be at least 2, got {self.survivors}")
-        for name in ("head_depth", "fpn_width", "input"):
+        for name in CANDIDATES:
             candidates = getattr(self, name)
             if len(set(candidates)) < len(candidates):
                 raise ValueError(f"joint.{name} has a candidate twice, got {list(candidates)}")
@@ -109,11 +113,7 @@ class JointRecipe:
     @property
     def candidates(self) -> int:
         """Number of settings."""
-        numbers = (len(self.head_depth), len(self.fpn_width), len(self.input))
-        count = 1
-        for number in numbers:
-            count *= max(1, number)
-        return count
+        return math.prod(max(1, len(getattr(self, name))) for name in CANDIDATES)
 
     def settings(self, own: Setting) -> list[Setting]:
         """Return all settings.
@@ -133,9 +133,13 @@ class JointRecipe:
         sizes = [InputSize(*size) for size in self.input] or [own.input]
         depths = self.head_depth or (own.detector.head_depth,)
         widths = self.fpn_width or (own.detector.fpn_width,)
+        scales = self.anchor_scales or (own.detector.anchor_scales,)
         return [
-            Setting(_with_anchors(own, size, fpn_width=width, head_depth=depth), size)
-            for size, width, depth in product(sizes, widths, depths)
+            Setting(
+                _with_anchors(own, size, fpn_width=width, head_depth=depth, anchor_scales=number),
+                size,
+            )
+            for size, width, depth, number in product(sizes, widths, depths, scales)
         ]
 
     @property

@@ -254,6 +254,7 @@ def run_finetune(
     done = checkpoint.resume(session.world)
     # Only now: of inputs that cannot be trained on there is one sentence, the error.
     session.tell(recipe.finetune.warm_up_doubt("finetune", len(train), session.limit_steps))
+    session.tell(_told_classes(training.report, trained.start))
     with training_guarded(path.with_suffix(".diverged.json"), train, session.world):
         last = _train(training, done, checkpoint, session, path)
     model, choice = training.kept.finish(training.model, training.schedule.epoch(last))
@@ -300,6 +301,14 @@ def _train(
         if log and lines.is_file():
             plot_training(lines, plot)
     return step
+
+
+def _told_classes(report: MappingReport | None, start: Path | None) -> str:
+    """Say which classes the start does not know; empty if it knows all."""
+    new = report.new_classes if report else ()
+    if not new:
+        return ""
+    return f"{start} does not know {', '.join(new)}: what detects them starts anew"
 
 
 def _draw(board: "SummaryWriter", entry: Entry) -> None:

@@ -8,7 +8,6 @@ from torchvision.models.detection import RetinaNet
 from adapt.data.coco import CocoSplit
 from adapt.detector.file import DetectorInfo, load_detector
 from adapt.detector.statistics import recalibrate_network
-from adapt.errors import AdaptError
 from adapt.mapping.activations import batched, unlabelled
 from adapt.mapping.lost import lost_variance
 from adapt.mapping.pretrained import Mapper, MappingReport, map_backbone
@@ -59,6 +58,8 @@ def map_trained(
 ) -> MappingReport:
     """Map a trained detector onto one around another backbone, in place.
 
+    Classes are matched by name; those that it does not know start as in a new detector.
+
     Args:
         recipe: Says how parameters are mapped.
         start: File of the trained detector.
@@ -67,10 +68,11 @@ def map_trained(
         train: The whole training split.
 
     Raises:
-        AdaptError: If the file cannot be read or has other classes, or an image cannot be read.
+        AdaptError: If the file cannot be read, or an image cannot be read.
     """
     trained, of = load_detector(start)
-    check_start(start, of, info)
+    places = {name: place for place, name in enumerate(of.classes)}
+    known = [(place, places[name]) for place, name in enumerate(info.classes) if name in places]
     if recipe.finetune.principal:
         trained = principal_detector(trained, unlabelled(train, recipe.input))
     source, body = trained.backbone.body, target.backbone.body
@@ -78,22 +80,10 @@ def map_trained(
     assert isinstance(body, Backbone)
     report = _mapped(recipe, source, body, train)
     noise = torch.Generator().manual_seed(recipe.seed)
-    map_pyramid_and_heads(trained, target, Mapper(recipe.finetune.mapping_noise, noise, report))
+    mapper = Mapper(recipe.finetune.mapping_noise, noise, report)
+    map_pyramid_and_heads(trained, target, mapper, known)
+    report.new_classes = tuple(name for name in info.classes if name not in places)
     return report
-
-
-def check_start(start: Path, found: DetectorInfo, wanted: DetectorInfo) -> None:
-    """Check that a trained detector detects the classes of the one to train.
-
-    Raises:
-        AdaptError: If it does not.
-    """
-    has, needs = list(found.classes), list(wanted.classes)
-    if has != needs:
-        raise AdaptError(
-            f"detector {start} has classes {has}, the one to train has {needs}; start from one of "
-            "the same classes"
-        )
 
 
 def _mapped(recipe: Recipe, source: Backbone, target: Backbone, train: CocoSplit) -> MappingReport:
