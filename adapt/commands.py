@@ -29,18 +29,26 @@ def data_check_command(
         list[str] | None,
         typer.Option("--split", help="Split, repeatable; train, val, and test where there is one."),
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="HTML file to write it to, with figures.")
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Open every image and box of a data set and report all that would go wrong.
 
     The exit code is 1 if a training or an evaluation would be refused.
 
-    Example: `adapt data check datasets/bccd --split train --split val`
+    Example: `adapt data check datasets/bccd --page bccd.html`
     """
-    from adapt.data.check import check_data
+    from adapt.data.check import checked
     from adapt.progress import console_stage
 
-    reports = check_data(root, split or (), stage=console_stage)
+    found = checked(root, split or (), stage=console_stage)
+    reports = found.reports
+    if page:
+        from adapt.data.page import write_page
+
+        write_page(found, root, page)
     if as_json:
         show({name: report.to_dict() for name, report in reports.items()}, as_json=True)
     else:

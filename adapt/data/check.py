@@ -98,9 +98,32 @@ class DataReport:
         return {**content, "problems": lines, "warnings": list(self.warnings)}
 
 
+Pair = tuple[Path, Path]  # an image, and a training image that looks like it
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found in a data set.
+
+    Attributes:
+        reports: Of every split, by its name; also of those that are missing or cannot be read.
+        splits: The splits that could be read, with the images that can be opened.
+        pairs: By split, images that look like training images.
+    """
+
+    reports: Mapping[str, DataReport]
+    splits: Mapping[str, CocoSplit]
+    pairs: Mapping[str, Sequence[Pair]]
+
+
 def check_data(
     root: Path, splits: Sequence[str] = (), *, stage: Stage = silent_stage
 ) -> dict[str, DataReport]:
+    """Return what :func:`checked` reports of every split."""
+    return dict(checked(root, splits, stage=stage).reports)
+
+
+def checked(root: Path, splits: Sequence[str] = (), *, stage: Stage = silent_stage) -> Checked:
     """Check splits of a data set, by name, and whether they fit each other.
 
     Args:
@@ -108,14 +131,12 @@ def check_data(
         splits: Their names; ``train``, ``val``, and ``test`` where there is one if empty.
         stage: Opens the progress display of a split.
 
-    Returns:
-        A report for each, also for those that are missing or cannot be read.
-
     Raises:
         AdaptError: If there is no such folder, no split in it, or a single one that cannot be read.
     """
     check_folder(root)
-    reports, read, looks = {}, {}, dict[str, Looks]()
+    reports, read, looks = {}, dict[str, CocoSplit](), dict[str, Looks]()
+    opened = dict[str, CocoSplit]()
     names = splits or ("train", "val", *(["test"] if has_split(root, "test") else []))
     for name in names:
         try:
@@ -130,9 +151,15 @@ def check_data(
         with stage(f"check {name}") as progress:
             findings = inspected(split, progress)
         reports[name] = check_split(split, findings)
+        if sound := [finding.image.id for finding in findings if not finding.problem]:
+            opened[name] = split.subset(sound)
         # Of plain images, such as of one colour, every hash is the same.
         looks[name] = {f.path: f.look for f in findings if f.look is not None and f.look.any()}
-    return {name: _compared(report, name, read, looks) for name, report in reports.items()}
+    pairs = {name: _pairs(name, read, looks) for name in read}
+    compared = {
+        name: _compared(report, name, read, pairs.get(name, ())) for name, report in reports.items()
+    }
+    return Checked(compared, opened, pairs)
 
 
 def inspected(split: CocoSplit, progress: Progress = silent) -> list[ImageFinding]:
@@ -208,11 +235,18 @@ def _no_boxes(split: CocoSplit) -> Problem:
     return Problem("splits without boxes", message, "annotate some", "refused")
 
 
+def _pairs(name: str, read: Mapping[str, CocoSplit], looks: Mapping[str, Looks]) -> list[Pair]:
+    """Return the images of a split that look like other ones of the training split."""
+    train = read.get("train")
+    if train is None or name == "train":
+        return []
+    trained = {real_path(image.path) for image in train.images}
+    found = _alike(looks[name], looks["train"])
+    return [pair for pair in found if real_path(pair[0]) not in trained]
+
+
 def _compared(
-    report: DataReport,
-    name: str,
-    read: Mapping[str, CocoSplit],
-    looks: Mapping[str, Looks],
+    report: DataReport, name: str, read: Mapping[str, CocoSplit], pairs: Sequence[Pair]
 ) -> DataReport:
     """Add what does not fit the training split, and what is too like it."""
     split, train = read.get(name), read.get("train")
@@ -233,8 +267,6 @@ def _compared(
             f"{len(shared)} images of {split.annotations} are training images too (the first: "
             f"{shared[0]}); AP on them says nothing of new images",
         )
-    pairs = _alike(looks[name], looks["train"])
-    pairs = [pair for pair in pairs if real_path(pair[0]) not in trained]
     if pairs:
         warnings = (
             *warnings,
