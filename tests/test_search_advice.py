@@ -186,6 +186,26 @@ def test_a_data_set_without_val_is_divided_beside_the_recipe(
     assert len(recipe.split("train")) + len(recipe.split("val")) == len(tiny_data)
 
 
+def test_crowds_and_rare_classes_are_learned_with_care(
+    tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    usual = advised_recipe(copied(tiny_data, tmp_path / "a"), tmp_path / "a.toml", "ort-cpu")
+    assert not {"data.rare", "data.ignore_crowds"} & set(usual.settings)
+    data = copied(tiny_data, tmp_path / "data", repeated=30)
+    file = data / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 99, "name": "rare"})
+    content["annotations"][0]["category_id"] = 99
+    content["annotations"][-1]["iscrowd"] = 1
+    content["annotations"][-2]["iscrowd"] = 1
+    file.write_text(json.dumps(content))
+    for name in ("val", "train"):  # a division would hold some of them out
+        (data / "annotations" / f"{name}.json").write_text(json.dumps(content))
+    recipe = advised_recipe(data, tmp_path / "mine.toml", "ort-cpu").recipe
+    assert recipe.data.ignore_crowds
+    assert recipe.data.rare == 0.01
+
+
 def test_the_only_split_is_trained_on_whatever_its_name_is(
     tiny_data: CocoSplit, tmp_path: Path
 ) -> None:

@@ -1,11 +1,13 @@
 """Which settings of a recipe fit the images, the boxes and the machine, and why?"""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from adapt.data.coco import CocoSplit
 from adapt.data.dataset import steps_per_epoch
 from adapt.data.images import InputSize
 from search.advice.boxes import Floats, Objects, best_anchor
@@ -18,6 +20,7 @@ PIXELS = {"cpu": (160 * 160, 320 * 416), "gpu": (320 * 320, 800 * 1088)}  # of a
 LONG_SIDES = range(160, 1345, 32)
 RACE_STEPS = 100  # of the first round of a race: fewer say little
 LARGER = (1.0, 1.2, 1.4)  # inputs that are searched too, as sides
+RARE = 0.01  # share of the images below which a class is shown more often
 STEPS = 1500  # of a fine-tuning of a few hundred images
 EPOCHS = (12, 60)  # at least, at most
 BATCH = {"cpu": 4, "gpu": 16}
@@ -81,6 +84,28 @@ def advise(objects: Objects, on: str) -> dict[str, Advice]:
         "finetune.lr": Advice(LR[on], "of AdamW at this batch"),
         "finetune.val_epochs": Advice(max(1, epochs // 6), "epochs from one AP on val to the next"),
     }
+
+
+def learned(train: CocoSplit) -> dict[str, Advice]:
+    """Return settings for crowds and rare classes, where there are some.
+
+    Args:
+        train: Training images.
+    """
+    settings = {}
+    if any(boxes.crowd.any() for boxes in train.boxes):
+        why = "nothing is learned on boxes around groups"
+        settings["data.ignore_crowds"] = Advice(True, why)
+    shown = Counter(label for boxes in train.boxes for label in set(boxes.labels[~boxes.crowd]))
+    rare = [label for label, count in shown.items() if count < RARE * len(train)]
+    if rare:
+        classes = "class is" if len(rare) == 1 else "classes are"
+        settings["data.rare"] = Advice(
+            RARE,
+            f"{len(rare)} {classes} on fewer than {RARE:.0%} of the images, which are shown more "
+            "often",
+        )
+    return settings
 
 
 def input_size(objects: Objects, on: str) -> tuple[InputSize, str]:

@@ -12,7 +12,7 @@ from adapt.data.layout import check_folder, has_split, split_names
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.runtime import Runtime
-from search.advice.advise import Advice, advise
+from search.advice.advise import Advice, advise, learned
 from search.advice.boxes import Objects
 from search.advice.held_out import hold_out
 from search.advice.recipe_file import device_kind, fixed_settings, recipe_text
@@ -100,7 +100,7 @@ def advised_recipe(
     settings = fixed_settings(out.stem, root, out, names, runtime, target)
     if any(split.repaired() for split in splits.values()):
         settings["data.repair"] = Advice(True, "boxes that cannot be used are cut or left out")
-    settings |= advise(objects, device_kind(runtime))
+    settings |= learned(train) | advise(objects, device_kind(runtime))
     return AdvisedRecipe(out, out.stem, settings, found, tuple(doubts))
 
 
