@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
+from adapt.commands import data_app
 
 if TYPE_CHECKING:
     from adapt.data.coco import CocoSplit
@@ -306,6 +307,35 @@ def finetune_command(
         lost = {"lost_variance": content["lost_variance"]} if content["lost_variance"] else {}
         result = {"detector": str(path), **lost, **content.get("written", {})}
         show({**result, "next": f"adapt export {path}"}, as_json=as_json)
+
+
+@data_app.command("speed")
+@grouped
+def data_speed_command(
+    recipe: RecipeOptions,
+    workers: Annotated[
+        list[int] | None,
+        typer.Option("--workers", min=0, help="Processes that load, repeatable: 0, 2, 4."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="Of each measurement.")
+    ] = 3.0,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure how fast training images are loaded, and whether training has to wait for them.
+
+    Example: `adapt data speed recipes/bccd-cpu.toml --workers 0 --workers 2`
+    """
+    from adapt.machine import usable_cores
+    from adapt.progress import console_stage
+    from search.train.speed import measure_speeds
+
+    asked = recipe.load()
+    train = asked.split(asked.data.train)
+    numbers = workers or sorted({0, 1, usable_cores(), asked.data.workers})
+    with console_stage("measure") as progress:
+        found = measure_speeds(asked, train, numbers, seconds, progress)
+    show(found.to_dict() if as_json else found.readable(), as_json=as_json)
 
 
 @grouped

@@ -22,6 +22,7 @@ from adapt.data.dataset import (
 from adapt.data.evaluate import detections_to_original
 from adapt.data.formats.place import Place
 from adapt.data.images import PADDING, InputSize
+from adapt.detector.retinanet import NormalizeAndBatch
 from adapt.errors import AdaptError
 
 SIZE = InputSize(64, 96)
@@ -120,13 +121,14 @@ def test_cache_serves_images_whose_file_is_gone_up_to_its_bound(tmp_path: Path) 
         dataset[1]
 
 
-def test_collate_gives_unit_floats(tmp_path: Path) -> None:
+def test_images_of_a_batch_stay_bytes_and_are_divided_where_the_detector_runs(
+    tmp_path: Path,
+) -> None:
     images, targets = collate([DetectionDataset(split_of(tmp_path, boxes_of()), SIZE)[0]])
-    assert (images[0].dtype, float(images[0][0, 0, -1])) == (
-        torch.float32,
-        pytest.approx(PADDING / 255),
-    )
-    assert len(targets) == 1
+    assert (images[0].dtype, int(images[0][0, 0, -1]), len(targets)) == (torch.uint8, PADDING, 1)
+    transform = NormalizeAndBatch(0, 0, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    (of_bytes, _), (of_floats, _) = transform(images), transform([images[0] / 255])
+    assert torch.equal(of_bytes.tensors, of_floats.tensors)
 
 
 def test_epoch_shows_every_image_at_most_once_in_full_batches() -> None:

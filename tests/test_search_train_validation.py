@@ -155,7 +155,7 @@ def test_validation_changes_nothing_and_recalibration_statistics_alone(
     assert_same_state(dict(found.named_parameters()), dict(expected.named_parameters()))
     images = DetectionDataset(tiny_data, recipe.input)
     (first, _) = epoch_batches(8, 4, seed=recipe.seed, epoch=0, flip=False)
-    positions = [position for position, _ in first]  # 3 images are one batch of 4
+    positions = [draw.position for draw in first]  # 3 images are one batch of 4
     recalibrate(expected, batches_of(images, positions, 4), torch.device("cpu"))
     torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
 

@@ -187,8 +187,12 @@ def mirror(image: Labelled, width: int, height: int) -> Labelled:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Return images as ``float32[3, H, W]`` in [0, 1], and their targets, as torchvision takes."""
-    return [pixels / 255 for pixels, _ in samples], [target for _, target in samples]
+    """Return images and targets, each in a list, as torchvision's detectors take them.
+
+    Images stay ``uint8[3, H, W]``: the detector's transform divides them by 255 where it runs, so
+    that a quarter of the bytes goes through processes and to the device.
+    """
+    return [pixels for pixels, _ in samples], [target for _, target in samples]
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

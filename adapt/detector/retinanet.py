@@ -122,11 +122,16 @@ def top_down(fpn: FeaturePyramidNetwork, laterals: Sequence[Tensor], p6: Tensor)
 
 
 class NormalizeAndBatch(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's input transform without its resizing.
+    """torchvision's input transform without its resizing, for images in uint8 too.
 
     Images are resized by the data set, the same way as for deployment. (torchvision's own
     ``_skip_resize`` skips it in training only.)
     """
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Return an image in [0, 1], or in uint8, with ImageNet's mean and deviation taken out."""
+        normalized: Tensor = super().normalize(image / 255 if image.dtype == torch.uint8 else image)
+        return normalized
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
@@ -175,8 +180,8 @@ class RetinaNetWithCrowds(RetinaNet):  # type: ignore[misc]
 def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
     """Return a RetinaNet around a backbone.
 
-    It takes a list of ``Tensor[3, H, W]`` in [0, 1], already resized; it normalises and, when sizes
-    differ, pads to a common multiple of 32. Labels are 0 to ``num_classes - 1``.
+    It takes a list of ``Tensor[3, H, W]``, uint8 or in [0, 1], already resized; it normalises and,
+    when sizes differ, pads to a common multiple of 32. Labels are 0 to ``num_classes - 1``.
 
     Args:
         body: The backbone, such as :class:`adapt.network.backbone.Backbone`: it returns the tapped

@@ -12,8 +12,8 @@ import torch
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import Fitting
 from adapt.errors import AdaptError
+from adapt.machine import usable_cores
 from adapt.progress import Progress, silent
-from bench.latency.provenance import usable_cores
 from bench.networks.measure import evaluate_artifact, evaluate_runner
 from export.deploy import (
     Deployment,

@@ -94,8 +94,8 @@ def demo_command(
     Example: `adapt demo`
     """
     from adapt.data.synthetic import generate
+    from adapt.machine import usable_cores
     from adapt.progress import console_stage
-    from bench.latency.provenance import usable_cores
     from bench.pipeline.run import Costs
 
     demo = start.apply(RecipeOptions("demo", out / "data").load())

@@ -12,6 +12,7 @@ from adapt.cost.resolution import TOLERATED, free_units
 from adapt.cost.table import CostTable
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
+from adapt.machine import usable_cores
 from adapt.runtime import Precision
 from adapt.space import BlockSpace, SearchSpace
 from bench.costs.certify import certify
@@ -21,7 +22,7 @@ from bench.doctor.cuda import CudaStack
 from bench.doctor.tiny import Files, images
 from bench.latency.backend import INTERVAL_MS, TensorRTBackend, open_backend
 from bench.latency.nvml import nvml
-from bench.latency.provenance import gpu_state, usable_cores
+from bench.latency.provenance import gpu_state
 from bench.latency.subject import ANCHOR
 from bench.latency.timing import Protocol, measure
 from bench.latency.workers import Measurement

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.machine import processor_name
+from adapt.machine import processor_name, usable_cores
 from bench.latency.nvml import nvml
 
 POWER_CAP = "power cap"
@@ -96,13 +96,6 @@ def device_description() -> dict[str, Any]:
         "gpu": gpu_description(),
     }
     return {name: value for name, value in description.items() if value not in (None, "", {})}
-
-
-def usable_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def gpu_description() -> dict[str, Any]:

@@ -17,9 +17,10 @@ from adapt.data.evaluate import Detections, Metrics, coco_results, evaluate
 from adapt.data.images import fit
 from adapt.detector.retinanet import count_parameters
 from adapt.errors import AdaptError
+from adapt.machine import usable_cores
 from adapt.progress import Progress, silent
 from bench.latency.backend import open_backend
-from bench.latency.provenance import device_description, usable_cores
+from bench.latency.provenance import device_description
 from bench.latency.subject import ANCHOR
 from bench.latency.timing import Anchor, Latency, Protocol, measure, wall_timer
 from export.run.inference import Array, Runner, batch_of_one

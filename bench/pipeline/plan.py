@@ -20,6 +20,7 @@ from adapt.data.annotated_image import read_image
 from adapt.data.images import Fitting, InputSize
 from adapt.detector.retinanet import build_retinanet
 from adapt.errors import AdaptError
+from adapt.machine import usable_cores
 from adapt.network.backbone import Backbone
 from bench.acceptance.meet import MEASUREMENTS as SCALINGS
 from bench.acceptance.verify import MEASUREMENTS
@@ -27,7 +28,6 @@ from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable, recipe_backend
 from bench.costs.selection import EVERYTHING
 from bench.latency.backend import Backend, open_backend
-from bench.latency.provenance import usable_cores
 from bench.latency.subject import WholeDetector
 from bench.latency.timing import Protocol
 from bench.latency.workers import Measurement, Workers

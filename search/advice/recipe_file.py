@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from adapt.machine import usable_cores
 from adapt.runtime import Runtime
 from search.advice.advise import Advice, grouped
 
@@ -32,7 +33,7 @@ def fixed_settings(
         target: Latency to meet; empty for that of the source.
     """
     on_gpu = device_kind(runtime) == "gpu"
-    workers = min(8, os.cpu_count() or 1) if on_gpu else 0
+    workers = min(8, usable_cores()) if on_gpu else 0
     settings = {
         "data.root": Advice(
             os.path.relpath(root.resolve(), recipe.resolve().parent), "seen from this file"
