@@ -104,7 +104,7 @@ def test_a_generous_budget_ends_with_the_most_probable_network(simulated, tmp_pa
     found = verified(simulated, tmp_path / "a.json", 50.0, Biased())
     with simulated.open() as search:
         assert Architecture.load(tmp_path / "a.json") == search.supernet.argmax()
-    assert found["outcome"] == "the most probable network of the search needs no more"
+    assert found["outcome"] == "the network of the highest score needs no more"
     assert found["below_target"] > 0.9
     assert len(found["rounds"]) == 1
 

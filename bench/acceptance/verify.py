@@ -168,7 +168,7 @@ class Approach:
 
     def _why_no_closer(self) -> str:
         if self.above is None:
-            return "the most probable network of the search needs no more"
+            return "the network of the highest score needs no more"
         return (
             "no network of the search lies closer: the next better one takes "
             f"{self.above.measured_ms:.4g} ms"
