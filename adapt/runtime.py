@@ -2,12 +2,27 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
+
+from adapt.errors import AdaptError
 
 Runtime = Literal["ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx", "torch"]
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 Precision = Literal["fp32", "fp16", "int8"]
 # With non-maximum suppression by tensor operations, by ONNX's operator, or with the raw heads.
 Tail = Literal["tensor-nms", "onnx-nms", "none"]
+
+
+def known_runtime(text: str, option: str) -> Runtime:
+    """Return a runtime by its name.
+
+    Raises:
+        AdaptError: If none has it.
+    """
+    for known in RUNTIMES:
+        if text == known:
+            return known
+    raise AdaptError(f"{option} must be one of {', '.join(RUNTIMES)}, got {text!r}")
 
 
 def allow_tf32(convolutions: bool, products: bool) -> tuple[bool, bool]:

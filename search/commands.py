@@ -261,7 +261,10 @@ def search_command(
 def finetune_command(
     recipe_options: RecipeOptions,
     arch: Annotated[
-        str, typer.Option("--arch", help="Architecture file, or `mobilenet_v2` for the source.")
+        str,
+        typer.Option(
+            "--arch", help="Architecture file, `mobilenet_v2` for the source, or fna, fbnet_c, ..."
+        ),
     ],
     training: TrainingOptions,
     start: StartOptions,

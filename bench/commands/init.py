@@ -1,7 +1,7 @@
 """Which command writes a recipe for a data set? (`adapt init`)"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -34,12 +34,13 @@ def init_command(
     """
     from adapt.errors import AdaptError
     from adapt.progress import console_stage
+    from adapt.runtime import known_runtime
     from search.advice.run import advised_recipe
 
     if out.exists():
         raise AdaptError(f"{out} exists and is left alone; pass another --out, or delete it")
     with console_stage("look at images") as progress:
-        advised = advised_recipe(data, out, _known(runtime), target, progress)
+        advised = advised_recipe(data, out, known_runtime(runtime, "--runtime"), target, progress)
     advised.save()  # before the estimate, which opens what the recipe names
     minutes = _minutes(advised.recipe) if timed else None
     advised.save(minutes)
@@ -49,15 +50,6 @@ def init_command(
     settings = {name: one.value for name, one in advised.settings.items()}
     shown: Any = settings if as_json else [f"{name} = {v}" for name, v in settings.items()]
     show({**found, "settings": shown, "next": f"adapt run {out}"}, as_json=as_json)
-
-
-def _known(runtime: str) -> "Runtime":
-    from adapt.errors import AdaptError
-
-    for known in get_args(Runtime):
-        if runtime == known:
-            return cast("Runtime", known)
-    raise AdaptError(f"--runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
 
 
 def _minutes(recipe: "Recipe") -> float | None:

@@ -52,6 +52,35 @@ class SplitOptions:
         return split
 
 
+@dataclass(frozen=True)
+class BenchedOptions:
+    """Which images detectors are compared on."""
+
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Data set: a folder in COCO, VOC or YOLO format.")
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Split to evaluate; test where there is one, or val."),
+    ] = None
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="N images, spread evenly.")
+    ] = None
+    repair: RepairOpt = False
+
+    def of_files(self) -> SplitOptions:
+        """Return them for files, which are compared on images.
+
+        Raises:
+            AdaptError: If no data set is given.
+        """
+        from adapt.errors import AdaptError
+
+        if self.data is None:
+            raise AdaptError("detectors are compared on images; pass --data DATASET")
+        return SplitOptions(self.data, self.split, self.limit, self.repair)
+
+
 @grouped
 def eval_command(
     artifact: ArtifactArg,
@@ -82,10 +111,11 @@ def eval_command(
 
 @grouped
 def bench_command(
+    benched: BenchedOptions,
     artifacts: Annotated[
-        list[Path], typer.Argument(help="Detectors (.safetensors), ONNX files and engines (.plan).")
-    ],
-    images: SplitOptions,
+        list[Path] | None,
+        typer.Argument(help="Detectors (.safetensors), ONNX files and engines (.plan)."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("runs/report"),
     runtime: Annotated[
         list[str] | None,
@@ -96,16 +126,33 @@ def bench_command(
         int, typer.Option("--batch", min=1, help="Images per timed call of a dynamic file.")
     ] = 1,
     rounds: Annotated[int, typer.Option("--rounds", min=2, help="Interleaved rounds.")] = 10,
+    table2: Annotated[
+        bool, typer.Option("--table2", help="Count the detectors that the paper compares instead.")
+    ] = False,
+    measured_on: Annotated[
+        str | None,
+        typer.Option("--measure", help="With --table2: measure them too, on this runtime."),
+    ] = None,
+    size: Annotated[
+        str, typer.Option("--size", help="With --table2: the input, height x width.")
+    ] = "800x1088",
     as_json: JsonOpt = False,
 ) -> None:
     """Measure mAP and latency of the same artifacts in one run, and write a report.
 
     Example: `adapt bench runs/bccd/*.onnx --data datasets/bccd --split test`
     """
+    if table2:
+        _show_table_two(size, measured_on, as_json=as_json)
+        return
+    from adapt.errors import AdaptError
     from adapt.progress import console_stage
     from bench.networks.measure import DETECTOR_PROTOCOL, Timing, compare, on_runtimes
     from bench.networks.report import print_result, write_report
 
+    if not artifacts:
+        raise AdaptError("there is nothing to compare; pass files, or --table2")
+    images = benched.of_files()
     how = Timing(threads, batch, replace(DETECTOR_PROTOCOL, rounds=rounds))
     compared, split = on_runtimes(artifacts, runtime or ()), images.load()
     with console_stage("bench") as progress:
@@ -116,3 +163,21 @@ def bench_command(
     else:
         print_result(result)
         print(f"{images.described()}\nreport: {out / 'report.md'}")
+
+
+def _show_table_two(size_text: str, runtime: str | None, *, as_json: bool) -> None:
+    from adapt.data.images import InputSize
+    from adapt.progress import console_stage
+    from adapt.runtime import known_runtime
+    from adapt.terminal import print_rows
+    from bench.costs.table2 import as_text, table_two
+
+    size = InputSize.parse(size_text, "--size")
+    where = known_runtime(runtime, "--measure") if runtime else None
+    with console_stage("table 2") as progress:
+        rows = table_two(size, where, progress)
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+        return
+    titles, cells, caption = as_text(rows, size)
+    print_rows(titles, cells, words=1, caption=caption)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import Architecture, mobilenet_v2
+from adapt.architecture import Architecture
 from adapt.artifacts import content_hash, file_hash, identity, make_place
 from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.data.dataset import Batch, training_batches
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.mapping.pretrained import MappingReport
 from adapt.network.backbone import Backbone
+from adapt.network.published import NETWORKS
 from search.recipe.joint import setting_of
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule
@@ -51,7 +52,7 @@ PLOT_MINUTES = 1.0  # a long training can be watched; a short one is drawn at it
 
 
 def resolve_architecture(name_or_path: str, recipe: Recipe) -> tuple[Architecture, Recipe]:
-    """Return the source's own architecture by name, or read one of the recipe's space.
+    """Return the source's architecture or a published one by name, or read one of the space.
 
     Returns:
         The architecture, and the recipe in the setting that it was chosen together with, if any.
@@ -59,8 +60,8 @@ def resolve_architecture(name_or_path: str, recipe: Recipe) -> tuple[Architectur
     Raises:
         AdaptError: If the file is missing, malformed or of another search space.
     """
-    if name_or_path == "mobilenet_v2":
-        return mobilenet_v2(), recipe
+    if name_or_path in NETWORKS:
+        return NETWORKS[name_or_path], recipe
     path = Path(name_or_path)
     architecture = Architecture.load(path)
     architecture.check_fits(recipe.space.load(), path)
