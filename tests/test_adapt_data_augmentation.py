@@ -154,6 +154,24 @@ def test_nothing_is_learned_on_crowds_and_they_move_with_the_image(tmp_path: Pat
         assert_boxes_hold_their_objects(pixels, target["crowds"], torch.tensor([1]))
 
 
+@pytest.mark.parametrize("augmentation", [Augmentation(crop=1.0), Augmentation(mosaic=1.0)])
+def test_what_is_left_of_a_crowd_stays_a_crowd(tmp_path: Path, augmentation: Augmentation) -> None:
+    split = split_of(tmp_path)
+    grouped = tuple(replace(boxes, crowd=np.array([False, True])) for boxes in split.boxes)
+    split = replace(split, boxes=grouped)
+    dataset = DetectionDataset(split, SIZE, crowds=True, augmentation=augmentation)
+    seen = 0
+    for seed in range(30):
+        pixels, target = dataset[Draw(0, False, seed, (1, 2, 3) if augmentation.mosaic else ())]
+        rest = of_colour(pixels, 1)
+        seen += int(rest.sum()) > 20
+        for x1, y1, x2, y2 in target["crowds"].round().int().tolist():
+            rest[max(0, y1 - 2) : y2 + 2, max(0, x1 - 2) : x2 + 2] = False
+        assert int(rest.sum()) == 0  # no part of a crowd is background
+        assert (target["labels"] == 0).all()
+    assert seen > 15
+
+
 def test_short_sides_scale_images_of_no_fixed_size(tmp_path: Path) -> None:
     size = InputSize(96, 400, "shortest-edge")
     sides = Augmentation(short_sides=(64, 96, 128))

@@ -18,7 +18,7 @@ from adapt.errors import AdaptError
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 BOXES = [
     annotation(id=1, image_id=7, category_id=1, bbox=[1, 2, 10, 20]),
-    annotation(id=2, image_id=7, category_id=2, bbox=[0.5, 3.25, 39.5, 26.75]),
+    annotation(id=2, image_id=7, category_id=2, bbox=[2, 3, 38, 27]),
     annotation(id=3, image_id=3, category_id=2, bbox=[4, 5, 6, 7]),
 ]
 
@@ -241,7 +241,16 @@ YOLO_FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (first_label("0 0.5 0.5 0.1 0\n"), r"in line 1 of .*a\.txt .* of no size"),
     (no_labels, r"none of the 2 images of .* has a file of labels, such as .*labels/train/a\.txt"),
     (yaml_says("train: images/train\nnames: []\n"), "names no classes"),
-    (yaml_says("train: images/train\nnames: {0: a, 2: b}\n"), "names no classes"),
+    (yaml_says("train: images/train\nnames: {0: a, 2: b}\n"), "numbers its classes 0, 2; number"),
+    (yaml_says("train: images/train\nnc: two\nnames: [a, b]\n"), "says nc: two and names 2"),
+    (
+        lambda root: (root / "labels/train/gone.txt").write_text("0 0.5 0.5 0.1 0.1\n"),
+        r"gone\.txt has labels, and no image has its name",
+    ),
+    (
+        lambda root: (root / "images/train/a.png").write_text("no image"),
+        r"images/train/a\.png cannot be decoded",
+    ),
     (yaml_says("train: images/train\nnc: 3\nnames: [a, b]\n"), "says nc: 3 and names 2 classes"),
     (yaml_says("train: images/train\nnames: [a, b\n"), "is not YAML"),
     (
@@ -303,6 +312,147 @@ def test_bad_voc_is_told_in_one_sentence(
         load_split(voc_set, "train")
     assert "\n" not in str(caught.value)
     assert "; " in str(caught.value)
+
+
+def test_images_of_equal_names_in_folders_are_told_apart(voc_set: Path) -> None:
+    for folder in ("Annotations", "JPEGImages"):
+        moved(
+            voc_set,
+            {
+                f"{folder}/a.{e}": f"{folder}/x/0.{e}"
+                for e in ("xml", "png")
+                if (voc_set / folder / f"a.{e}").exists()
+            },
+        )
+        moved(
+            voc_set,
+            {
+                f"{folder}/b.{e}": f"{folder}/y/0.{e}"
+                for e in ("xml", "png")
+                if (voc_set / folder / f"b.{e}").exists()
+            },
+        )
+    (voc_set / "ImageSets" / "Main" / "train.txt").write_text("x/0\ny/0\n")
+    split = load_split(voc_set, "train")
+    assert [image.path.parent.name for image in split.images] == ["x", "y"]
+    assert [len(boxes) for boxes in split.boxes] == [2, 1]
+
+
+def test_masks_and_hidden_copies_are_not_the_images(voc_set: Path) -> None:
+    voc_beside_images(voc_set)
+    for folder in ("masks", ".ipynb_checkpoints"):
+        (voc_set / "train" / folder).mkdir()
+        shutil.copy(voc_set / "train" / "a.png", voc_set / "train" / folder / "a.png")
+    (voc_set / "train" / "._a.xml").write_text("binary")
+    split = load_split(voc_set, "train")
+    assert [image.path.parent.name for image in split.images] == ["train", "train"]
+
+
+def test_names_with_spaces_are_names(voc_set: Path) -> None:
+    moved(voc_set, {"Annotations/a.xml": "Annotations/my photo 1.xml"})
+    moved(voc_set, {"JPEGImages/a.png": "JPEGImages/my photo 1.png"})
+    lists = voc_set / "ImageSets" / "Main"
+    (lists / "train.txt").write_text("my photo 1\r\nb\r\n")
+    (lists / "cat_train.txt").write_text("b -1\n")
+    assert split_names(voc_set) == ["train"]
+    assert len(load_split(voc_set, "train")) == 2
+    (lists / "train.txt").unlink()
+    with pytest.raises(AdaptError, match="are of single classes; write a list of images"):
+        split_names(voc_set)
+
+
+def test_pixels_are_counted_alike_in_all_splits(voc_set: Path) -> None:
+    for name, stem in (("train", "a"), ("val", "b")):
+        (voc_set / "ImageSets" / "Main" / f"{name}.txt").write_text(f"{stem}\n")
+    from_one = load_split(voc_set, "val")
+    before = from_one.sha256
+    file = voc_set / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<ymin>3<", "<ymin>0.4<"))
+    from_zero = load_split(voc_set, "val")
+    assert (from_zero.boxes[0].xyxy[0] - from_one.boxes[0].xyxy[0]).tolist() == [1, 1, 0, 0]
+    assert from_zero.sha256 != before
+
+
+def test_annotations_in_a_folder_of_any_name_are_found(voc_set: Path) -> None:
+    voc_without_lists(voc_set)
+    moved(voc_set, {"Annotations": "xmls", "JPEGImages": "images"})
+    assert len(load_split(voc_set, "train")) == 2
+
+
+def test_a_split_that_was_not_exported_is_no_other_folder(yolo_set: Path) -> None:
+    text = (yolo_set / "data.yaml").read_text()
+    (yolo_set / "data.yaml").write_text(f"{text}test: ../test/images\n")
+    assert split_names(yolo_set) == ["train"]
+
+
+def test_images_of_the_data_set_come_before_those_beside_it(yolo_set: Path) -> None:
+    roboflow(yolo_set)
+    other = yolo_set.parent / "train" / "images"
+    other.mkdir(parents=True)
+    with pytest.raises(AdaptError, match=r"both .* and .* exist; write the one that is meant"):
+        split_names(yolo_set)
+
+
+def test_a_folder_above_may_be_called_images(coco_set: Path, yolo_set: Path) -> None:
+    darknet(yolo_set)
+    below = yolo_set.parent / "images" / "set"
+    below.parent.mkdir()
+    shutil.move(yolo_set, below)
+    assert_same(load_split(below, "train"), load_split(coco_set, "train"))
+
+
+def test_the_hash_follows_a_list_of_classes(yolo_set: Path) -> None:
+    darknet(yolo_set)
+    before = load_split(yolo_set, "train").sha256
+    (yolo_set / "obj.names").write_text("dog\ncat\n")
+    assert load_split(yolo_set, "train").sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("[yes, no]", ("yes", "no")),
+        ("{0: 1e3, 1: null}", ("1e3", "null")),
+        ("{'1': dog, '0': cat}", ("cat", "dog")),
+    ],
+)
+def test_classes_may_be_called_anything(
+    names: str, expected: tuple[str, ...], yolo_set: Path
+) -> None:
+    (yolo_set / "data.yaml").write_text(f"train: images\\train\nnc: '2'\nnames: {names}\n")
+    assert load_split(yolo_set, "train").class_names == expected
+
+
+def test_an_empty_line_between_classes_is_refused(yolo_set: Path) -> None:
+    labelling_tool(yolo_set)
+    (yolo_set / "classes.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(AdaptError, match=r"line 2 of .*classes\.txt is empty; name class 1"):
+        load_split(yolo_set, "train")
+
+
+def test_everything_in_one_folder_is_train(coco_set: Path, yolo_set: Path) -> None:
+    labelling_tool(yolo_set)
+    for name in "ab":
+        moved(yolo_set, {f"images/{name}.png": f"{name}.png", f"labels/{name}.txt": f"{name}.txt"})
+    (yolo_set / "images").rmdir()
+    (yolo_set / "labels").rmdir()
+    assert_same(load_split(yolo_set, "train"), load_split(coco_set, "train"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cache.data", b"\xff\x00\xfe"),
+        ("hyp.data", b"a=1\n"),
+        ("notes.yaml", b"caf\xe9: 1\n"),
+        ("data.yaml", b"train: gone\nnames: [a]\n"),
+    ],
+)
+def test_other_files_do_not_make_a_sound_set_unreadable(
+    name: str, content: bytes, coco_set: Path
+) -> None:
+    (coco_set / name).write_bytes(content)
+    assert find_split(coco_set, "train").format == "COCO"
 
 
 def test_two_formats_at_once_are_refused(coco_set: Path, yolo_set: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.ops import box_area, clip_boxes_to_image
+from torchvision.ops import box_area, clip_boxes_to_image, masks_to_boxes
 from torchvision.transforms import v2
 
 from adapt.data.images import PADDING, InputSize
@@ -158,21 +158,38 @@ def moved(image: Labelled, augmentation: Augmentation) -> Labelled:
         image: An image of any size.
         augmentation: With which probabilities.
     """
+    single = image.labels != CROWD
+    fill: Any = {tv_tensors.Image: PADDING, tv_tensors.Mask: 0}
     steps: list[nn.Module] = [
-        v2.RandomZoomOut(fill=PADDING, side_range=ZOOM_OUT, p=augmentation.zoom_out)
+        v2.RandomZoomOut(fill=fill, side_range=ZOOM_OUT, p=augmentation.zoom_out)
     ]
-    if len(image.boxes):  # a crop is drawn by the boxes that it overlaps
+    if single.any():  # a crop is drawn by the boxes that it overlaps
         crop = v2.RandomIoUCrop(min_scale=CROP, max_scale=1.0)
         steps.append(v2.RandomApply([crop], p=augmentation.crop))
     size: Any = image.pixels.shape[-2:]
-    boxes = tv_tensors.BoundingBoxes(image.boxes, format="XYXY", canvas_size=size)
-    content = {"image": tv_tensors.Image(image.pixels), "boxes": boxes, "labels": image.labels}
-    changed = v2.Compose([*steps, v2.SanitizeBoundingBoxes(min_size=1)])(content)
+    boxes = tv_tensors.BoundingBoxes(image.boxes[single], format="XYXY", canvas_size=size)
+    crowds = tv_tensors.Mask(_as_masks(image.boxes[~single], *size))
+    content = {"image": tv_tensors.Image(image.pixels), "boxes": boxes, "crowds": crowds}
+    changed = v2.Compose(steps)(content)
+    found = changed["boxes"].as_subclass(Tensor)
+    # Boxes whose middle a crop leaves out have no size. Of a crowd, whatever is left counts.
+    kept = (found[:, 2:] - found[:, :2] >= 1).all(dim=1)
+    masks = changed["crowds"].as_subclass(Tensor)
+    left = masks_to_boxes(masks[masks.flatten(1).bool().any(dim=1)])
+    left[:, 2:] += 1  # edges, not pixels
     return Labelled(
         changed["image"].as_subclass(Tensor),
-        changed["boxes"].as_subclass(Tensor),
-        changed["labels"],
+        torch.cat((found[kept], left)),
+        torch.cat((image.labels[single][kept], torch.full((len(left),), CROWD))),
     )
+
+
+def _as_masks(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Return ``uint8[N, height, width]``, 1 inside of each box."""
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.round().int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    return masks
 
 
 def recoloured(pixels: Tensor, probability: float) -> Tensor:
@@ -202,9 +219,11 @@ def mosaic(images: Sequence[Labelled], size: InputSize) -> Labelled:
     top, left = (int(torch.randint(0, side + 1, ())) for side in (height, width))
     whole = torch.cat(boxes) - torch.tensor([left, top, left, top])
     seen = clip_boxes_to_image(whole, (height, width))
-    kept = box_area(seen) >= VISIBLE * box_area(whole)
+    labelled, area = torch.cat(labels), box_area(seen)
+    # Nothing is learned on what is left of a crowd, however little it is.
+    kept = (area > 0) & ((labelled == CROWD) | (area >= VISIBLE * box_area(whole)))
     window = sheet[:, top : top + height, left : left + width]
-    return Labelled(window.contiguous(), seen[kept], torch.cat(labels)[kept])
+    return Labelled(window.contiguous(), seen[kept], labelled[kept])
 
 
 def drawn(

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from adapt.artifacts import file_hash
-from adapt.data.formats import coco, voc, yolo
+from adapt.data.formats import coco, voc, yolo, yolo_layout
 from adapt.data.formats.place import Format, Lists, Place, Sources
 from adapt.errors import AdaptError
 
@@ -17,11 +17,11 @@ Finders = Mapping[Format, Callable[[Path], dict[str, Place]]]
 FIND: Finders = {
     "COCO": coco.find,
     "Pascal VOC": voc.find,
-    "YOLO": yolo.find,
+    "YOLO": yolo_layout.find,
 }
 FIND_LOOSE: Finders = {
     "Pascal VOC": voc.find_unlisted,
-    "YOLO": yolo.find_undescribed,
+    "YOLO": yolo_layout.find_undescribed,
 }
 SOURCES: dict[Format, Callable[[Place], Sources]] = {
     "COCO": coco.sources,
@@ -100,7 +100,7 @@ def check_folder(root: Path) -> None:
     Raises:
         AdaptError: If not.
     """
-    if not root.is_dir() and not (root.is_file() and root.suffix in yolo.YAML):
+    if not root.is_dir() and not (root.is_file() and root.suffix in yolo_layout.YAML):
         raise AdaptError(
             f"data set {root} is not a folder; pass the one that holds annotations, or a data.yaml"
         )
@@ -121,7 +121,7 @@ def usual_split(root: Path) -> str:
 
 def has_split(root: Path, split: str) -> bool:
     """Return whether a folder is a data set with this split."""
-    known = root.is_dir() or root.suffix in yolo.YAML
+    known = root.is_dir() or root.suffix in yolo_layout.YAML
     return known and split in map(_without_year, _find_splits(root))
 
 
@@ -136,7 +136,7 @@ def _find_splits(root: Path) -> dict[str, Place]:
         AdaptError: If there are some of two formats.
     """
     if root.is_file():
-        return yolo.find(root)
+        return yolo_layout.find(root)
     if not root.is_dir():
         return {}
     # Only where no file lists splits: folders of a hundred thousand images are searched then.
@@ -151,5 +151,18 @@ def _find_splits(root: Path) -> dict[str, Place]:
 
 
 def _found(root: Path, finders: Finders) -> dict[Format, dict[str, Place]]:
-    found = {name: find(root) for name, find in finders.items()}
-    return {name: splits for name, splits in found.items() if splits}
+    """Return the splits of every format that has some.
+
+    Raises:
+        AdaptError: If a file describes splits that are not there, and no other format has some.
+    """
+    found, errors = {}, list[AdaptError]()
+    for name, find in finders.items():
+        try:
+            found[name] = find(root)
+        except AdaptError as error:
+            errors.append(error)
+    splits = {name: of for name, of in found.items() if of}
+    if errors and not splits:
+        raise errors[0]
+    return splits

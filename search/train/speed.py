@@ -16,6 +16,8 @@ from search.train.finetune import Finetuning
 from search.train.session import Session
 
 SECONDS = 3.0  # of each measurement
+FEW = 200  # images, where they are to be in memory
+EPOCHS = 100  # at least, so that there are steps to measure
 MARGIN = 1.5  # times as fast as training is enough: speeds vary
 
 
@@ -105,22 +107,26 @@ def measure_speeds(
         AdaptError: If an image cannot be read, or there are no boxes.
     """
     total, found = len(workers) + 2, []
+    few = train.limit(min(FEW, len(train)))  # that are in memory after a moment
     plain = replace(recipe, data=replace(recipe.data, cache_mb=0))
     for number in workers:
         found.append(LoadingSpeed(number, False, _loading(plain, train, number, seconds)))
         progress(len(found), total, str(found[-1]))
     if recipe.data.cache_mb:
-        images = training_dataset(recipe, train)
+        images = training_dataset(recipe, few)
         _fill(images, recipe)
         speed = _per_second(_batches(images, recipe, Loading()), 1, seconds)
         found.append(LoadingSpeed(0, True, speed))
     progress(total - 1, total)
-    untrained = replace(recipe, init="scratch")
+    epochs = max(recipe.finetune.epochs, EPOCHS)
+    settings = replace(recipe.finetune, epochs=epochs, val_epochs=0, ema=0.0)
+    untrained = replace(recipe, init="scratch", finetune=settings)
     config = recipe.detector_config(len(train.class_names))
     info = DetectorInfo(mobilenet_v2(), config, recipe.input, train.class_names)
-    training = Finetuning(untrained, info, train, Session())
-    _fill(training.images, recipe)
-    batch = min(recipe.finetune.batch_size, len(train))
+    training = Finetuning(untrained, info, few, Session())
+    if recipe.data.cache_mb:
+        _fill(training.images, recipe)
+    batch = min(recipe.finetune.batch_size, len(few))
     trained = _per_second(([None] * batch for _ in training.steps(0)), 2, seconds)
     progress(total, total)
     return Speeds(tuple(found), trained, recipe.data.workers, str(training.world.device))

@@ -20,12 +20,14 @@ class Place:
         images: The folder that names of images are relative to.
         format: How annotations are written.
         classes: The file that names the classes; None where the annotations do so.
+        root: The folder of the data set, of a format whose files are found by their place in it.
     """
 
     annotations: Path
     images: Path
     format: Format = "COCO"
     classes: Path | None = None
+    root: Path | None = None
 
 
 class Lists(NamedTuple):

@@ -1,11 +1,15 @@
 """Which splits does a folder hold in Pascal VOC's format, and what do its files list?
 
-Boxes of VOC name their first and last pixel, counted from 1. Many tools count from 0 instead: where
-a box of the split begins at 0, none is shifted.
+Boxes of VOC name their first and last pixel, counted from 1. Many tools count from 0 instead, or
+give edges between pixels: where boxes of the data set begin before 1, or have fractions, none is
+shifted.
 """
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,11 +18,14 @@ from torchvision.datasets import VOCDetection
 
 from adapt.artifacts import read_text
 from adapt.data.formats.place import Entries, Lists, Place, Sources
-from adapt.data.images import SUFFIXES, upright_size
+from adapt.data.images import find_images, upright_size
 from adapt.data.repair import Problem
 from adapt.errors import AdaptError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+CORNER = re.compile(rb"<([xy]min)>\s*(-?[\d.]+)\s*<")
+FRACTIONS = 0.1  # share of the corners; VOC itself has a few
+ANNOTATIONS = ("Annotations", "annotations")
 
 
 def find(root: Path) -> dict[str, Place]:
@@ -26,6 +33,9 @@ def find(root: Path) -> dict[str, Place]:
 
     It is ``ImageSets/Main/train.txt`` with ``Annotations/`` and ``JPEGImages/``, also below
     ``VOC2012/``, whose split is named ``train2012``.
+
+    Raises:
+        AdaptError: If there are lists, and all of them are of a class.
     """
     splits = _listed(root)
     for below in sorted(root.glob("VOC*")):
@@ -37,33 +47,36 @@ def find(root: Path) -> dict[str, Place]:
 def find_unlisted(root: Path) -> dict[str, Place]:
     """Return the splits of a folder without lists, by name.
 
-    They are folders with annotations beside the images, as Roboflow exports them. What lies in
-    ``Annotations/`` or in the folder itself is ``train``.
+    They are folders with annotations beside the images, as Roboflow exports them. Files in a folder
+    without images, or in the folder itself, are ``train``.
     """
-    splits = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if folder.name.lower() != "annotations" and _first_xml(folder):
-            splits[folder.name] = Place(folder, folder, "Pascal VOC")
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and _first_xml(path)]
+    splits = [path for path in folders if path.name not in ANNOTATIONS and _has_images(path)]
     if splits:
-        return splits
-    for folder in (root / "Annotations", root / "annotations", root):
-        if _first_xml(folder):
-            return {"train": Place(folder, _image_folder(root), "Pascal VOC")}
-    return {}
+        return {path.name: Place(path, path, "Pascal VOC", root=root) for path in splits}
+    alone = [*folders, *([root] if _first_xml(root) else [])]
+    if not alone:
+        return {}
+    return {"train": Place(alone[0], _image_folder(root), "Pascal VOC", root=root)}
 
 
 def _listed(root: Path) -> dict[str, Place]:
-    return {
-        path.stem: Place(path, _image_folder(root), "Pascal VOC")
-        for path in sorted((root / "ImageSets" / "Main").glob("*.txt"))
-        if not _is_of_a_class(path)
-    }
+    lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
+    kept = [path for path in lists if not _is_of_a_class(path, root / "Annotations")]
+    if lists and not kept:
+        raise AdaptError(
+            f"the lists of {lists[0].parent} are of single classes; write a list of images for "
+            "each split, such as train.txt"
+        )
+    images = _image_folder(root)
+    return {path.stem: Place(path, images, "Pascal VOC", root=root) for path in kept}
 
 
-def _is_of_a_class(file: Path) -> bool:
-    """Return whether a list has a second column, as ``cat_train.txt``: which images show one."""
+def _is_of_a_class(file: Path, annotations: Path) -> bool:
+    """Return whether a list says which images show a class, as ``cat_train.txt``."""
     with file.open(errors="replace") as lines:
-        return len(lines.readline().split()) > 1
+        first = lines.readline().strip()
+    return bool(re.search(r"\s(-1|0|1)$", first)) and not (annotations / f"{first}.xml").is_file()
 
 
 def _image_folder(root: Path) -> Path:
@@ -71,23 +84,42 @@ def _image_folder(root: Path) -> Path:
     return next(place for place in places if place.is_dir())
 
 
+def _xml_files(folder: Path, pattern: str = "*.xml") -> Iterator[Path]:
+    """Yield XML files; macOS writes companions, ``._a.xml``."""
+    return (path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def _first_xml(folder: Path) -> bool:
     """Return whether the first XML file of a folder annotates an image."""
-    first = min(folder.glob("*.xml"), default=None) if folder.is_dir() else None
+    first = min(_xml_files(folder), default=None)
     return first is not None and "<annotation" in first.read_text(errors="replace")[:1000]
 
 
+def _has_images(folder: Path) -> bool:
+    try:
+        return bool(find_images([folder]))
+    except AdaptError:
+        return False
+
+
 def sources(place: Place) -> Sources:
-    """Return the annotation files of a split, and its list if there is one.
+    """Return the annotation files of a split, its list, and how its pixels are counted.
 
     Raises:
         AdaptError: If a file of the list is missing.
     """
+    files, _ = _files(place)
+    listed = [place.annotations] if place.annotations.is_file() else []
+    return [*listed, *files], [f"pixels from {_first_pixel(place)}"]
+
+
+def _files(place: Place) -> tuple[list[Path], Path]:
+    """Return the annotation files of a split, and their folder."""
     if place.annotations.is_dir():
-        return sorted(place.annotations.rglob("*.xml")), []
+        return sorted(_xml_files(place.annotations, "**/*.xml")), place.annotations
     folder = place.annotations.parents[2] / "Annotations"
-    names = read_text(place.annotations, "list of images").split()
-    files = [folder / f"{name}.xml" for name in names]
+    lines = read_text(place.annotations, "list of images").splitlines()
+    files = [folder / f"{line.strip()}.xml" for line in lines if line.strip()]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise AdaptError(
@@ -96,7 +128,29 @@ def sources(place: Place) -> Sources:
         )
     if not files:
         raise AdaptError(f"{place.annotations} lists no images; choose another split")
-    return [place.annotations, *files], []
+    return files, folder
+
+
+def _first_pixel(place: Place) -> int:
+    """Return whether pixels are counted from 0 or 1, in all splits of the data set."""
+    assert place.root is not None
+    files = list(_xml_files(place.root, "**/*.xml"))
+    changed = max((file.stat().st_mtime_ns for file in files), default=0)
+    return _counted_from(place.root, len(files), changed)
+
+
+@cache
+def _counted_from(root: Path, number: int, changed: int) -> int:
+    """Look into all files; ``number`` and ``changed`` tell whether that was done before."""
+    corners, fractions = 0, 0
+    for file in _xml_files(root, "**/*.xml"):
+        for _, digits in CORNER.findall(file.read_bytes()):
+            value = float(digits) if digits.count(b".") < 2 else math.nan
+            if value < 1:
+                return 0
+            corners += 1
+            fractions += not value.is_integer()
+    return 0 if fractions > FRACTIONS * corners else 1
 
 
 def read(place: Place) -> Lists:
@@ -105,24 +159,27 @@ def read(place: Place) -> Lists:
     Raises:
         AdaptError: If a file is missing or not of this format.
     """
-    files = [file for file in sources(place)[0] if file.suffix == ".xml"]
+    files, folder = _files(place)
     contents = [_content(file) for file in files]
-    found = [(file, _objects(content)) for file, content in zip(files, contents, strict=True)]
-    named = sorted({str(one["name"]) for _, of in found for one in of if one.get("name")})
+    objects = [_objects(content) for content in contents]
+    named = sorted({str(one["name"]) for of in objects for one in of if one.get("name")})
     categories = [{"id": number, "name": name} for number, name in enumerate(named, start=1)]
     numbers = {name: number for number, name in enumerate(named, start=1)}
-    first = 0 if any(corner == 0 for _, of in found for corner in _firsts(of)) else 1
-    known = {path.stem: path for path in _images(place.images)}
-    images, annotations = Entries(), Entries()
-    problems = list[Problem]()
-    for key, (file, objects) in enumerate(found, start=1):
-        content = contents[key - 1]
-        path, problem = _image_of(file, content, place.images, known)
-        problems += [problem] if problem else []
-        width, height = _size(content, path)
+    first, known = _first_pixel(place), _Images(place.images)
+    images, annotations, problems = Entries(), Entries(), list[Problem]()
+    for key, (file, content) in enumerate(zip(files, contents, strict=True), start=1):
+        path, problem = known.of(file, file.relative_to(folder), content)
+        try:
+            width, height = _size(content, path)
+        except AdaptError as error:
+            message, _, fix = str(error).rpartition("; ")
+            problem = problem or Problem("images that cannot be read", message, fix, "refused")
+        if problem:
+            problems.append(problem)
+            continue
         name = path.relative_to(place.images) if path.is_relative_to(place.images) else path
         images.append({"id": key, "file_name": str(name), "width": width, "height": height})
-        for order, one in enumerate(objects, start=1):
+        for order, one in enumerate(objects[key - 1], start=1):
             annotations.append(
                 {
                     "id": f"{order} of {file.name}",
@@ -134,10 +191,6 @@ def read(place: Place) -> Lists:
                 }
             )
     return Lists(images, annotations, categories, tuple(problems))
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -160,27 +213,15 @@ def _objects(content: dict[str, Any]) -> list[dict[str, Any]]:
     return [one if isinstance(one, dict) else {} for one in objects]
 
 
-def _firsts(objects: list[dict[str, Any]]) -> Iterator[float | None]:
-    """Yield where boxes begin."""
-    for one in objects:
-        corners = _corners(one)
-        yield from corners[:2] if corners else ()
-
-
-def _corners(one: dict[str, Any]) -> list[float] | None:
+def _box(one: dict[str, Any], first: int) -> object:
+    """Return (x, y, width, height) with edges from 0; what is no box as it was read."""
     box = one.get("bndbox")
     try:
         corners = [float(box[name]) for name in CORNERS] if isinstance(box, dict) else []
     except (KeyError, TypeError, ValueError):
-        return None
-    return corners if len(corners) == 4 and all(map(math.isfinite, corners)) else None
-
-
-def _box(one: dict[str, Any], first: int) -> object:
-    """Return (x, y, width, height) with edges from 0; what is no box as it was read."""
-    corners = _corners(one)
-    if corners is None:
-        return str(one.get("bndbox"))
+        corners = []
+    if len(corners) != 4 or not all(map(math.isfinite, corners)):
+        return str(box)
     x1, y1, x2, y2 = corners
     # The last pixel belongs to the box: its far edge is one further, from 0 the same number.
     return [x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first]
@@ -195,15 +236,41 @@ def _size(content: dict[str, Any], path: Path) -> tuple[object, object]:
     return upright_size(path)
 
 
-def _image_of(
-    file: Path, content: dict[str, Any], folder: Path, known: dict[str, Path]
-) -> tuple[Path, Problem | None]:
-    """Return the image of an annotation file, and the problem if two may be meant."""
-    written = str(content.get("filename") or "").replace("\\", "/").rpartition("/")[2]
-    by_file = known.get(file.stem)
-    by_name = known.get(Path(written).stem) or known.get(written)
-    if by_file and by_name and by_file != by_name:
-        message = f"{file} names the image {written}, and {by_file.name} has its name"
-        fix = "correct <filename>, or rename the file"
-        return by_file, Problem("files that name another image", message, fix, "refused")
-    return by_file or by_name or folder / (written or f"{file.stem}.jpg"), None
+class _Images:
+    """The images of a folder, by what annotation files may call them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.by_place = defaultdict[Path, list[Path]](list)  # below the folder, without ending
+        self.by_stem = defaultdict[str, list[Path]](list)
+        for path in find_images([folder]) if _has_images(folder) else []:
+            self.by_place[path.relative_to(folder).with_suffix("")].append(path)
+            self.by_stem[path.stem].append(path)
+
+    def of(self, file: Path, place: Path, content: dict[str, Any]) -> tuple[Path, Problem | None]:
+        """Return the image of an annotation file, and the problem if another one may be meant.
+
+        Args:
+            file: The annotation file.
+            place: Its path below the folder of annotations, where images have the same.
+            content: What it says.
+        """
+        written = str(content.get("filename") or "").replace("\\", "/")
+        named = self.folder / written if written and (self.folder / written).is_file() else None
+        here = self.by_place.get(place.with_suffix("")) or self.by_place.get(
+            Path(written).with_suffix(""), []
+        )
+        here = here or self.by_stem.get(file.stem, []) or self.by_stem.get(Path(written).stem, [])
+        if len(here) > 1:
+            same = [path for path in here if path.suffix == Path(written).suffix]
+            here = same if len(same) == 1 else here
+        if len(here) > 1:
+            listed = " and ".join(str(path) for path in here[:2])
+            message = f"{file} may be of {listed}"
+            fix = "give images names of their own, or write the name with its folder as <filename>"
+            return here[0], Problem("files that fit several images", message, fix, "refused")
+        if here and named and named != here[0]:
+            message = f"{file} names the image {written}, and {here[0].name} has its name"
+            fix = "correct <filename>, or rename the file"
+            return here[0], Problem("files that name another image", message, fix, "refused")
+        return (here or [named or self.folder / (written or f"{file.stem}.jpg")])[0], None
