@@ -7,12 +7,13 @@ from adapt.data.coco import CocoSplit, load_split
 
 
 def voc_text(split: CocoSplit, number: int) -> str:
-    """The XML of an image: pixels from 1, the last one belongs to the box."""
+    """The XML of an image: pixels from 1, the last one belongs to the box; fractions from 0."""
     image, boxes = split.images[number], split.boxes[number]
+    first = int(all((of.xyxy % 1 == 0).all() for of in split.boxes))
     objects = "".join(
         f"<object><name>{split.class_names[label]}</name><difficult>{int(crowd)}</difficult>"
-        f"<bndbox><xmin>{x1 + 1:.15g}</xmin><ymin>{y1 + 1:.15g}</ymin><xmax>{x2:.15g}</xmax>"
-        f"<ymax>{y2:.15g}</ymax></bndbox></object>"
+        f"<bndbox><xmin>{x1 + first:.17g}</xmin><ymin>{y1 + first:.17g}</ymin>"
+        f"<xmax>{x2:.17g}</xmax><ymax>{y2:.17g}</ymax></bndbox></object>"
         for (x1, y1, x2, y2), label, crowd in zip(
             boxes.xyxy.tolist(), boxes.labels, boxes.crowd, strict=True
         )

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from core_parts import StoppedError, assert_same_state, random_architecture, stop_after
+from format_parts import as_voc, as_yolo
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adapt.architecture import mobilenet_v2
-from adapt.data.coco import CocoSplit
+from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo, load_detector, read_detector_info
 from adapt.errors import AdaptError
@@ -37,6 +38,21 @@ def test_steps_are_epochs_of_full_batches_or_the_limit() -> None:
     assert steps(paper, 118_287).total_steps == 24 * (118_287 // 32)
     assert steps(paper, 118_287, limit_steps=7).total_steps == 7
     assert steps(paper, 3).total_steps == 24  # fewer images than a batch make one batch
+
+
+@pytest.mark.parametrize("written", [as_voc, as_yolo])
+def test_a_training_does_not_depend_on_the_format_of_the_annotations(
+    written: Callable[..., Path], tiny_recipe: Recipe, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    root = written(tiny_data.annotations.parents[1], tmp_path / "other", ["train"])
+    other = load_split(root, "train")
+    assert other.class_names == tiny_data.class_names
+    augmented = tiny_recipe.changed({"data": {"augment": {"crop": 0.5, "mosaic": 0.5}}}, "test")
+    states = [
+        load_detector(run(augmented, data, tmp_path / f"{number}.safetensors"))[0].state_dict()
+        for number, data in enumerate((tiny_data, other))
+    ]
+    assert_same_state(*states)
 
 
 def test_file_holds_the_trained_detector_and_its_recipe(
