@@ -79,6 +79,14 @@ def test_three_formats_give_the_same_cells(shared_data: Path, tmp_path: Path) ->
             assert_same(load_split(root, name).matched(expected.class_names, "COCO"), expected)
 
 
+def assert_refused(root: Path, message: str) -> None:
+    """The training split is refused in one sentence with a fix."""
+    with pytest.raises(AdaptError, match=message) as caught:
+        load_split(root, "train")
+    assert "\n" not in str(caught.value)
+    assert "; " in str(caught.value)
+
+
 def moved(root: Path, pairs: dict[str, str]) -> None:
     for old, new in pairs.items():
         (root / new).parent.mkdir(parents=True, exist_ok=True)
@@ -272,10 +280,7 @@ def test_bad_yolo_is_told_in_one_sentence(
     change: Callable[[Path], object], message: str, yolo_set: Path
 ) -> None:
     change(yolo_set)
-    with pytest.raises(AdaptError, match=message) as caught:
-        load_split(yolo_set, "train")
-    assert "\n" not in str(caught.value)
-    assert "; " in str(caught.value)
+    assert_refused(yolo_set, message)
 
 
 def xml_says(old: str, new: str) -> Callable[[Path], object]:
@@ -308,10 +313,7 @@ def test_bad_voc_is_told_in_one_sentence(
     change: Callable[[Path], object], message: str, voc_set: Path
 ) -> None:
     change(voc_set)
-    with pytest.raises(AdaptError, match=message) as caught:
-        load_split(voc_set, "train")
-    assert "\n" not in str(caught.value)
-    assert "; " in str(caught.value)
+    assert_refused(voc_set, message)
 
 
 def test_images_of_equal_names_in_folders_are_told_apart(voc_set: Path) -> None:

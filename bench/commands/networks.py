@@ -14,13 +14,10 @@ if TYPE_CHECKING:
     from adapt.data.coco import CocoSplit
 
 
-@dataclass(frozen=True)
-class SplitOptions:
-    """Which images are evaluated."""
+@dataclass(frozen=True, kw_only=True)
+class WhichImages:
+    """Which images of a data set."""
 
-    data: Annotated[
-        Path, typer.Option("--data", help="Data set: a folder in COCO, VOC or YOLO format.")
-    ]
     split: Annotated[
         str | None,
         typer.Option("--split", help="Split to evaluate; test where there is one, or val."),
@@ -29,6 +26,16 @@ class SplitOptions:
         int | None, typer.Option("--limit", min=1, help="N images, spread evenly.")
     ] = None
     repair: RepairOpt = False
+
+
+DATA = typer.Option("--data", help="Data set: a folder in COCO, VOC or YOLO format.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(WhichImages):
+    """Which images are evaluated."""
+
+    data: Annotated[Path, DATA]
 
     @property
     def name(self) -> str:
@@ -52,21 +59,11 @@ class SplitOptions:
         return split
 
 
-@dataclass(frozen=True)
-class BenchedOptions:
+@dataclass(frozen=True, kw_only=True)
+class BenchedOptions(WhichImages):
     """Which images detectors are compared on."""
 
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Data set: a folder in COCO, VOC or YOLO format.")
-    ] = None
-    split: Annotated[
-        str | None,
-        typer.Option("--split", help="Split to evaluate; test where there is one, or val."),
-    ] = None
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="N images, spread evenly.")
-    ] = None
-    repair: RepairOpt = False
+    data: Annotated[Path | None, DATA] = None
 
     def of_files(self) -> SplitOptions:
         """Return them for files, which are compared on images.
@@ -78,7 +75,7 @@ class BenchedOptions:
 
         if self.data is None:
             raise AdaptError("detectors are compared on images; pass --data DATASET")
-        return SplitOptions(self.data, self.split, self.limit, self.repair)
+        return SplitOptions(data=self.data, split=self.split, limit=self.limit, repair=self.repair)
 
 
 @grouped
