@@ -146,9 +146,13 @@ class Labelled(NamedTuple):
 
 def seeded(seed: int, change: Callable[[], Changed]) -> Changed:
     """Return what a change returns that draws torch's random numbers, from a seed of its own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    before = torch.get_rng_state()
+    # Not torch.manual_seed: it would seed a GPU too, whose random numbers are the training's.
+    torch.random.default_generator.manual_seed(seed)
+    try:
         return change()
+    finally:
+        torch.set_rng_state(before)
 
 
 def moved(image: Labelled, augmentation: Augmentation) -> Labelled:
