@@ -148,7 +148,7 @@ def seeded(seed: int, change: Callable[[], Changed]) -> Changed:
     """Return what a change returns that draws torch's random numbers, from a seed of its own."""
     before = torch.get_rng_state()
     # Not torch.manual_seed: it would seed a GPU too, whose random numbers are the training's.
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         return change()
     finally:
