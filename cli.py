@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from adapt.commands import data_app, weights_command
 from adapt.errors import AdaptError
 from adapt.terminal import leave_closed_pipes, write_any_text
+from bench.commands.compare import compare_command
 from bench.commands.costs import costs_app, profile_command
 from bench.commands.derive import derive_command
 from bench.commands.doctor import doctor_command
@@ -49,7 +50,11 @@ STAGES: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "parity": parity_command,
         "predict": predict_command,
     },
-    "6. Measure detectors": {"eval": eval_command, "bench": bench_command},
+    "6. Measure detectors": {
+        "eval": eval_command,
+        "bench": bench_command,
+        "compare": compare_command,
+    },
     "7. Compare ways to a network": {"study": study_command},
 }
 

@@ -85,6 +85,13 @@ def evaluate(
     Raises:
         AdaptError: If the split has no boxes, or detections do not belong to it.
     """
+    return _metrics(coco_evaluation(split, detections, max_detections), split.class_names)
+
+
+def coco_evaluation(
+    split: CocoSplit, detections: Sequence[Detections], max_detections: int = COCO_DETECTIONS
+) -> COCOeval:
+    """Return pycocotools' evaluation, accumulated; arguments and errors as :func:`evaluate`."""
     check_has_boxes(split)
     # Ids are counted anew: those of files may be texts, and pycocotools takes a match with
     # annotation 0 for no match.
@@ -104,7 +111,7 @@ def evaluate(
         evaluation.params.maxDets = sorted({min(COCO_DETECTIONS, max_detections), max_detections})
         evaluation.evaluate()
         evaluation.accumulate()
-    return _metrics(evaluation, split.class_names)
+    return evaluation
 
 
 def coco_results(detections: Sequence[Detections], split: CocoSplit) -> list[dict[str, Any]]:
