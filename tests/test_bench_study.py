@@ -171,6 +171,32 @@ def test_scaled_detectors_meet_a_budget_though_heads_lose_whole_layers(
         assert met.measured_ms == pytest.approx(budget_ms, rel=TOLERANCE)
 
 
+class Paced(BudgetMeter):
+    """A real meter on a device whose speed is another one on every occasion."""
+
+    speed = 1.0
+
+    def _timed(self, sized: Sized) -> tuple[float, bool]:
+        return self.speed * sum(block.width for block in sized.architecture.blocks), False
+
+
+def test_a_budget_is_the_same_on_another_day(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scaled on a machine that has become faster, a network is not wider."""
+    found = []
+    with Paced(recipe, 3) as meter:
+        source_ms = meter.source_ms()
+        found.append(meter.by_factor("width", SETTING, meter.budget_ms("75%")))
+    monkeypatch.setattr(Paced, "speed", 0.9)
+    with Paced(recipe, 3, source_ms=source_ms) as meter:
+        assert meter.source_ms() == source_ms
+        found.append(meter.by_factor("width", SETTING, meter.budget_ms("75%")))
+    assert found[0].sized == found[1].sized
+    assert found[0].measured_ms == pytest.approx(found[1].measured_ms)
+    assert found[0].measured_ms == pytest.approx(0.75 * source_ms, rel=TOLERANCE)
+
+
 class Stepped(Counted):
     """The same, and 24 channels of the first block cost two milliseconds more than 16."""
 

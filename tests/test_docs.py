@@ -82,7 +82,7 @@ def help_of(command: tuple[str, ...]) -> str:
 
 
 def options_of(help_text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", help_text))
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", help_text))
 
 
 ADAPT = r"(adapt [a-z]|torchrun .*-m cli [a-z])"

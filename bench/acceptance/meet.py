@@ -89,7 +89,10 @@ class BudgetMeter:
         recipe: The recipe: input size, detector, device, space.
         classes: Object classes of its data.
         progress: Told after every measurement.
-        source_ms: Latency of the source's detector, if it was measured before.
+        source_ms: Latency of the source's detector, if it was measured before. It is measured again
+            then, and all latencies are told as they were at the speed that the machine had: budgets
+            that are met on different occasions are equal although a machine's speed changes by
+            some percent.
     """
 
     def __init__(
@@ -103,11 +106,13 @@ class BudgetMeter:
         self._stack, self._known = ExitStack(), dict[str, tuple[float, bool]]()
         self._scaled = defaultdict[str, dict[float, Met]](dict)  # by factor
         self._source = scaled("source", 0, recipe.setting)
-        if source_ms is not None:
-            self._known[self._key(self._source)] = source_ms, False
+        self._source_ms, self._pace = source_ms, 1.0
 
     def __enter__(self) -> Self:
         self._workers = self._stack.enter_context(Workers(as_certified(self._recipe, None)))
+        if self._source_ms is not None:
+            self._pace = self._source_ms / self._timed(self._source)[0]
+            self._known[self._key(self._source)] = self._source_ms, False
         return self
 
     def __exit__(self, *how: Any) -> None:
@@ -117,16 +122,20 @@ class BudgetMeter:
         """Return the latency of a detector in ms, and whether the machine was slow meanwhile."""
         key = self._key(sized)
         if key not in self._known:
-            config = self._config(sized)
-            subject = WholeDetector(sized.architecture, config, sized.setting.input.fixed())
-            name, fix = f"{sized.architecture}", "free memory"
-
-            def measured() -> Latency:
-                return self._workers.latencies([subject], name=name, fix=fix)[0]
-
-            self._known[key] = repeated(measured)
+            ms, slow = self._timed(sized)
+            self._known[key] = self._pace * ms, slow
             self._progress(len(self._known), len(self._known), f"{self._known[key][0]:.4g} ms")
         return self._known[key]
+
+    def _timed(self, sized: Sized) -> tuple[float, bool]:
+        config = self._config(sized)
+        subject = WholeDetector(sized.architecture, config, sized.setting.input.fixed())
+        name, fix = f"{sized.architecture}", "free memory"
+
+        def measured() -> Latency:
+            return self._workers.latencies([subject], name=name, fix=fix)[0]
+
+        return repeated(measured)
 
     def _config(self, sized: Sized) -> DetectorConfig:
         return replace(self._recipe, detector=sized.detector).detector_config(self._classes)

@@ -160,8 +160,8 @@ class Choice:
 
     @property
     def _joint(self) -> JointChoice:
-        of_run = self.folder, self.stages, self.session, self.start, self.at_once
-        return JointChoice(self.recipe, self.files, *of_run)
+        of_run = self.folder, self.stages, self.session, self.start
+        return JointChoice(self.recipe, self.files, *of_run, self._source_ms(), self.at_once)
 
     def _choose_jointly(self) -> Path:
         """Choose a detector for the target of the search, or for the latency of the source."""

@@ -33,6 +33,7 @@ class JointChoice:
         stages: The stages of the run; those before it are done.
         session: How trainings are carried out.
         start: Trained detector that all start from; the pretrained source if None.
+        source_ms: Latency of the source, measured before.
         at_once: Trainings side by side, one thread each; 1 trains one after another, with all.
     """
 
@@ -42,6 +43,7 @@ class JointChoice:
     stages: Stages
     session: Session
     start: Path | None
+    source_ms: float
     at_once: int
 
     def paths(self, budgets_ms: Mapping[str, float]) -> dict[str, Path]:
@@ -79,7 +81,9 @@ class JointChoice:
         def work(left: Sequence[Task], progress: Progress) -> None:
             with (
                 self.files.open() as scored,
-                BudgetMeter(self.recipe, len(scored.class_names)) as meter,
+                BudgetMeter(
+                    self.recipe, len(scored.class_names), source_ms=self.source_ms
+                ) as meter,
             ):
                 for task in left:
                     self._find(task.file, tasks[task], scored, meter, progress)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ class Chooser:
     def _meter(self, title: str) -> Iterator[BudgetMeter]:
         with (
             self.how.display(title) as progress,
-            BudgetMeter(self.base, self.base.num_classes(), progress) as meter,
+            BudgetMeter(self.base, self.base.num_classes(), progress, self._source_ms) as meter,
         ):
             yield meter
 
@@ -268,13 +269,31 @@ class Chooser:
 
     def _budget_ms(self, meter: BudgetMeter) -> float:
         """Return the budget; a share of the source stays what it was when first measured."""
-        path, budget = self.out / "budget.json", self.study.budget
-        key = content_hash([budget, self._measured, self.base.detector.to_dict()])
-        if path.is_file() and (content := read_json(path, "budget"))["key"] == key:
+        if content := self._known_budget:
             return float(content["budget_ms"])
-        budget_ms = meter.budget_ms(budget)
-        write_json(path, header("study-budget", key=key, budget=budget, budget_ms=budget_ms))
-        return budget_ms
+        budget, key = self.study.budget, self._budget_key
+        found = {"budget_ms": meter.budget_ms(budget), "source_ms": meter.source_ms()}
+        write_json(self._budget_file, header("study-budget", key=key, budget=budget, **found))
+        return found["budget_ms"]
+
+    @property
+    def _known_budget(self) -> dict[str, Any]:
+        """What is known of the budget; empty before it was measured."""
+        content = read_json(self._budget_file, "budget") if self._budget_file.is_file() else {}
+        return content if content.get("key") == self._budget_key else {}
+
+    @property
+    def _source_ms(self) -> float | None:
+        """Latency of the source when the budget was measured; None before."""
+        return self._known_budget.get("source_ms")
+
+    @property
+    def _budget_file(self) -> Path:
+        return self.out / "budget.json"
+
+    @property
+    def _budget_key(self) -> str:
+        return content_hash([self.study.budget, self._measured, self.base.detector.to_dict()])
 
     @property
     def _measured(self) -> list[object]:
