@@ -168,6 +168,7 @@ def test_an_advised_recipe_is_read_as_it_was_meant(tiny_data: CocoSplit, tmp_pat
     assert recipe == advised.recipe
     assert recipe.name == "mine"
     assert recipe.search.target == "9.5ms"
+    assert (recipe.data.augment.crop, recipe.data.augment.mosaic) == (0.5, 0.0)
     assert recipe.search.choice == "joint"
     assert recipe.setting.input in [setting.input for setting in recipe.settings]
     assert len(recipe.split(recipe.data.train)) == len(tiny_data)
