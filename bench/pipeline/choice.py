@@ -214,7 +214,8 @@ class Choice:
         }
 
         def work(left: Sequence[Task], progress: Progress) -> None:
-            with self._meter(progress, source_ms) as meter:
+            # As the derived networks are measured: joint ones at the speed that the source was.
+            with self._meter(progress, source_ms if self.jointly else None) as meter:
                 for task in left:
                     met = meter.by_factor("width", self.recipe.setting, targets[task])
                     self._check_met(met, targets[task])
