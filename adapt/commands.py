@@ -40,10 +40,10 @@ def data_check_command(
 
     Example: `adapt data check datasets/bccd --page bccd.html`
     """
-    from adapt.data.check import checked
+    from adapt.data.check import check_data
     from adapt.progress import console_stage
 
-    found = checked(root, split or (), stage=console_stage)
+    found = check_data(root, split or (), stage=console_stage)
     reports = found.reports
     if page:
         from adapt.data.page import write_page

@@ -66,7 +66,7 @@ def test_images_of_val_that_are_copies_of_training_images_are_told(
         boxes = [a for a in content["annotations"] if a["image_id"] in ids]
         split = {**content, "images": images, "annotations": boxes}
         (tmp_path / "annotations" / f"{name}.json").write_text(json.dumps(split))
-    reports = check_data(tmp_path)
+    reports = check_data(tmp_path).reports
     (told,) = [text for text in reports["val"].warnings if "look like training images" in text]
     assert told.startswith("2 images of")
     assert "val-" in told

@@ -121,7 +121,7 @@ def test_repair_leaves_out_what_the_report_says(tmp_path: Path) -> None:
 
 
 def test_a_missing_split_does_not_hide_the_problems_of_others(tmp_path: Path) -> None:
-    reports = check_data(spoilt(tmp_path / "set"))
+    reports = check_data(spoilt(tmp_path / "set")).reports
     assert len(reports["train"].problems) == 4
     assert "no split 'val'" in told(reports["val"])
     assert "data.repair" not in told(reports["val"])
@@ -141,30 +141,30 @@ def test_splits_that_fit_each_other_are_sound(tmp_path: Path) -> None:
     root = two_splits(
         tmp_path / "set", categories=categories, annotations=[annotation(category_id=2)]
     )
-    reports = check_data(root)
+    reports = check_data(root).reports
     assert not any(report.problems for report in reports.values())
     assert not any("training images too" in text for text in reports["val"].warnings)
 
 
 def test_classes_unknown_to_train_are_named(tmp_path: Path) -> None:
     categories = [{"id": 5, "name": "Dog"}, {"id": 9, "name": "bird"}]
-    report = check_data(two_splits(tmp_path / "set", categories=categories))["val"]
+    report = check_data(two_splits(tmp_path / "set", categories=categories)).reports["val"]
     text = told(report)
     assert "val.json has boxes of Dog, bird" in text
     assert "train.json has the classes dog, cat (in another case, Dog is dog)" in text
 
 
 def test_val_images_that_are_trained_on_are_told(tmp_path: Path) -> None:
-    report = check_data(two_splits(tmp_path / "set", images=[IMAGE]))["val"]
+    report = check_data(two_splits(tmp_path / "set", images=[IMAGE])).reports["val"]
     assert "1 images of" in report.warnings[-1]
     assert "are training images too" in report.warnings[-1]
 
 
 def test_a_test_split_is_checked_where_there_is_one(tmp_path: Path) -> None:
     root = two_splits(tmp_path / "set")
-    assert check_data(root).keys() == {"train", "val"}
+    assert check_data(root).reports.keys() == {"train", "val"}
     (root / "annotations" / "val.json").rename(root / "annotations" / "test.json")
-    assert check_data(root).keys() == {"train", "val", "test"}
+    assert check_data(root).reports.keys() == {"train", "val", "test"}
 
 
 def test_more_boxes_than_a_detector_returns_are_told(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_any_text_may_be_the_name_of_a_missing_image(tmp_path: Path, name: str) 
     root = write_set(tmp_path / "set", images=[IMAGE | {"file_name": name}])
     annotations = root / "annotations"
     (annotations / "val.json").write_bytes((annotations / "train.json").read_bytes())
-    for report in check_data(root).values():
+    for report in check_data(root).reports.values():
         assert [kind.kind for kind in report.problems] == ["missing images"]
 
 

@@ -64,7 +64,7 @@ def test_three_formats_give_the_same_boxes(coco_set: Path, voc_set: Path, yolo_s
     for root in (voc_set, yolo_set, yolo_set / "data.yaml"):
         found = load_split(root, "train")
         assert_same(found, expected)
-        assert not check_data(root, ["train"])["train"].problems
+        assert not check_data(root, ["train"]).reports["train"].problems
         assert found.sha256 != expected.sha256
 
 
@@ -338,6 +338,13 @@ def test_images_of_equal_names_in_folders_are_told_apart(voc_set: Path) -> None:
     split = load_split(voc_set, "train")
     assert [image.path.parent.name for image in split.images] == ["x", "y"]
     assert [len(boxes) for boxes in split.boxes] == [2, 1]
+
+
+def test_a_name_that_fits_two_images_is_refused(voc_set: Path) -> None:
+    Image.new("RGB", (40, 30)).save(voc_set / "JPEGImages" / "a.jpg")
+    assert load_split(voc_set, "train").images[0].path.name == "a.png"  # as <filename> says
+    xml_says("a.png", "a")(voc_set)
+    assert_refused(voc_set, r"a\.xml may be of .*a\.jpg and .*a\.png; give images names")
 
 
 def test_masks_and_hidden_copies_are_not_the_images(voc_set: Path) -> None:

@@ -10,14 +10,14 @@ from data_parts import annotation, content, write_set
 from PIL import Image
 from typer.testing import CliRunner
 
-from adapt.data.check import checked
+from adapt.data.check import check_data
 from adapt.data.page import write_page
 from cli import app
 
 
 def page_of(root: Path, folder: Path) -> str:
     path = folder / "new" / "page.html"
-    write_page(checked(root), root, path)
+    write_page(check_data(root), root, path)
     return path.read_text()
 
 

@@ -116,14 +116,7 @@ class Checked:
     pairs: Mapping[str, Sequence[Pair]]
 
 
-def check_data(
-    root: Path, splits: Sequence[str] = (), *, stage: Stage = silent_stage
-) -> dict[str, DataReport]:
-    """Return what :func:`checked` reports of every split."""
-    return dict(checked(root, splits, stage=stage).reports)
-
-
-def checked(root: Path, splits: Sequence[str] = (), *, stage: Stage = silent_stage) -> Checked:
+def check_data(root: Path, splits: Sequence[str] = (), *, stage: Stage = silent_stage) -> Checked:
     """Check splits of a data set, by name, and whether they fit each other.
 
     Args:

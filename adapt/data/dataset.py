@@ -170,7 +170,8 @@ class DetectionDataset(Dataset[Sample]):
 
 def _scaled(image: Labelled, factors: tuple[float, float], extent: tuple[int, int]) -> Labelled:
     """Return a fitted image with its boxes scaled too, and cut at its ``extent`` (x, y)."""
-    scaled = (image.boxes.double() * torch.tensor([*factors, *factors]).double()).float()
+    # In double precision, as the boxes of files are, and their factors.
+    scaled = (image.boxes * torch.tensor([*factors, *factors], dtype=torch.float64)).float()
     boxes = clip_boxes_to_image(scaled, (extent[1], extent[0]))
     # RetinaNet refuses boxes of no size, which float32 can make of very thin ones.
     used = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)

@@ -83,8 +83,8 @@ def table_two(
     rows = []
     for name, mparams, gmadds, note in ROWS:
         counted = None if UNPUBLISHED in note else _counted(name, size)
-        if runtime and name not in measured and not note:
-            note = "latency is measured of networks of MBConvs alone"
+        if runtime and counted and name not in measured:
+            note = "; ".join(filter(None, (note, "only networks of MBConvs are measured")))
         ours = counted or (None, None)
         rows.append(Comparator(name, mparams, gmadds, ours[0], ours[1], measured.get(name), note))
     return rows

@@ -1,16 +1,17 @@
 """Is one detector better than another, and how sure is that? (`adapt compare`)"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools.cocoeval import COCOeval
 
 from adapt.data.bootstrap import SAMPLES, bootstrapped
 from adapt.data.coco import CocoSplit
-from adapt.data.evaluate import coco_evaluation
+from adapt.data.evaluate import Metrics, coco_evaluation
 from adapt.errors import AdaptError
 from adapt.machine import usable_cores
 from adapt.progress import Progress, part_of, silent
@@ -101,15 +102,17 @@ def compare_pair(
     """
     files = {"first": detector_of(first), "second": detector_of(second)}
     artifacts = {name: (usual_runtime(file), file) for name, file in files.items()}
-    evaluations = []
+    found, evaluations = list[Metrics](), list[COCOeval]()
     for place, (runtime, file) in enumerate(artifacts.values()):
         with open_runner(runtime, file, usable_cores()) as runner:
-            _, found = evaluate_runner(runner, split, progress=part_of(progress, place, 4))
+            here = part_of(progress, place, 4)
+            metrics, detections = evaluate_runner(runner, split, progress=here)
             most = runner.info.detector.detections
-            evaluations.append(coco_evaluation(matched(split, runner), found, most))
-    aps = 100 * bootstrapped([*evaluations], samples, progress=part_of(progress, 2, 4))
+            found.append(metrics)
+            evaluations.append(coco_evaluation(matched(split, runner), detections, most))
+    aps = 100 * bootstrapped(evaluations, samples, progress=part_of(progress, 2, 4))
     latencies = time_artifacts(artifacts, split, timing, progress=part_of(progress, 3, 4))
-    return _result((str(first), str(second)), evaluations, aps, latencies, len(split))
+    return _result((str(first), str(second)), found, aps, latencies, len(split))
 
 
 def detector_of(path: Path) -> Path:
@@ -129,12 +132,12 @@ def detector_of(path: Path) -> Path:
 
 def _result(
     names: tuple[str, str],
-    evaluations: list[Any],
+    metrics: Sequence[Metrics],
     aps: NDArray[np.float64],
     latencies: Mapping[str, Latency],
     images: int,
 ) -> PairResult:
-    first_ap, second_ap = (100 * _ap(evaluation) for evaluation in evaluations)
+    first_ap, second_ap = (100 * of.ap for of in metrics)
     low, high = np.quantile(aps[:, 1] - aps[:, 0], INTERVAL)
     one, other = latencies["first"], latencies["second"]
     least, most = (
@@ -151,9 +154,3 @@ def _result(
         ratio=other.p50_ms / one.p50_ms,
         ratio_range=(least, most),
     )
-
-
-def _ap(evaluation: Any) -> float:
-    precision = evaluation.eval["precision"][..., 0, -1]
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else 0.0
