@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from core_parts import TINY_SPACE
 
+from adapt.architecture import Choices, mobilenet_v2
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import MBConvUnit, Unit
 from adapt.data.images import InputSize
@@ -98,6 +99,14 @@ def test_grid_keeps_multiples_and_both_ends(grid: int) -> None:
         assert set(after.widths) == ends | {w for w in before.widths if w % grid == 0}
 
 
+def test_slim_space_holds_the_source_and_networks_below_the_papers() -> None:
+    slim = SearchSpace.load("mobilenet_v2_slim")
+    assert Choices.found(mobilenet_v2(), slim)
+    for block, papers in zip(slim.blocks, SearchSpace.load("mobilenet_v2").blocks, strict=True):
+        assert min(block.widths) <= min(papers.widths)
+        assert min(block.expansions) < min(papers.expansions)
+
+
 def test_grid_below_one_is_refused() -> None:
     with pytest.raises(AdaptError, match="at least 1, got 0"):
         TABLE_ONE.on_grid(0)
@@ -171,7 +180,10 @@ def test_bad_space_file_is_refused(tmp_path: Path, before: str, after: str, frag
 
 @pytest.mark.parametrize(
     ("name", "fragment"),
-    [("mobilenet_v9", "use a preset (mobilenet_v2)"), ("none.toml", "none.toml does not exist")],
+    [
+        ("mobilenet_v9", "use a preset (mobilenet_v2, mobilenet_v2_slim)"),
+        ("none.toml", "none.toml does not exist"),
+    ],
 )
 def test_space_that_does_not_exist_is_refused(name: str, fragment: str) -> None:
     with pytest.raises(AdaptError) as caught:

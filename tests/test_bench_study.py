@@ -294,6 +294,15 @@ def test_shards_together_do_every_seed_once(recipe: Recipe, tmp_path: Path) -> N
     assert sorted(seed for part in parts for seed in part.seeds) == [0, 1, 2, 3, 4]
 
 
+def test_a_study_confirms_with_other_seeds(recipe: Recipe, tmp_path: Path) -> None:
+    study = Study((Arm("source"),), seeds=3, first_seed=6, drop_after=2)
+    run = StudyRun(study, recipe, tmp_path)
+    assert list(run.seeds) == [6, 7, 8]
+    assert run._turns() == [range(6, 8), [8]]
+    with pytest.raises(AdaptError, match="first_seed must be at least 0, got -1"):
+        Study((Arm("source"),), first_seed=-1)
+
+
 def test_a_device_that_is_not_here_is_told_before_the_work(recipe: Recipe, tmp_path: Path) -> None:
     elsewhere = recipe.with_device(runtime="tensorrt")
     with pytest.raises(AdaptError, match="a study measures and evaluates deployed detectors"):

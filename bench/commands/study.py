@@ -30,6 +30,12 @@ class StudyOptions:
         typer.Option("--budget", help="Latency to meet: 12ms, or 75% of the source's."),
     ] = None
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Seeds; 6 by default.")] = None
+    first_seed: Annotated[
+        int | None,
+        typer.Option(
+            "--first-seed", min=0, help="First seed; others confirm a study. 0 by default."
+        ),
+    ] = None
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="Epochs of every training.")
     ] = None
@@ -43,7 +49,8 @@ class StudyOptions:
             study = Study.load(self.study).with_changes(arms=arms)
         else:
             study = Study(arms or arms_named(DEFAULT_ARMS), budget=self.budget or "75%")
-        return study.with_changes(budget=self.budget, seeds=self.seeds).with_epochs(self.epochs)
+        changes = {"budget": self.budget, "seeds": self.seeds, "first_seed": self.first_seed}
+        return study.with_changes(**changes).with_epochs(self.epochs)
 
 
 @grouped

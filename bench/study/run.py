@@ -67,9 +67,10 @@ class StudyRun:
         arms, dropped = list(self.study.arms), dict[str, int]()
         for seeds in self._turns():
             self.train([self._trial(arm, seed, chosen) for seed in seeds for arm in arms])
-            for arm in self._to_drop(arms, seeds[-1] + 1, chosen):
+            done = self.seeds[: self.seeds.index(seeds[-1]) + 1]
+            for arm in self._to_drop(arms, done, chosen):
                 arms.remove(arm)
-                dropped[arm.label] = seeds[-1] + 1
+                dropped[arm.label] = len(done)
         trials = [self._trial(arm, seed, chosen) for arm in self.study.arms for seed in self.seeds]
         latencies = self._latencies(trials)
         chosen = {place: self._with_teaching(*place, one) for place, one in chosen.items()}
@@ -83,7 +84,7 @@ class StudyRun:
     @property
     def seeds(self) -> Sequence[int]:
         """The seeds that are done here."""
-        return self.how.shard.of(range(self.study.seeds))
+        return self.how.shard.of(self.study.all_seeds)
 
     def divided(self, arm: Arm, seed: int) -> Recipe:
         """Return the recipe of an arm's training, its images divided anew for the seed."""
@@ -139,13 +140,13 @@ class StudyRun:
             return [self.seeds]
         return [self.seeds[:first], *([seed] for seed in self.seeds[first:])]
 
-    def _to_drop(self, arms: Sequence[Arm], seeds: int, chosen: Networks) -> list[Arm]:
-        """Return the arms that are dropped after so many seeds, by the rule of the study."""
-        if seeds >= self.study.seeds or len(self.seeds) < self.study.seeds:
+    def _to_drop(self, arms: Sequence[Arm], seeds: Sequence[int], chosen: Networks) -> list[Arm]:
+        """Return the arms that are dropped after these seeds, by the rule of the study."""
+        if len(seeds) >= self.study.seeds or len(self.seeds) < self.study.seeds:
             return []
         ap: dict[str, list[float]] = {}
         for arm in arms:
-            results = [self._trial(arm, seed, chosen).result() for seed in range(seeds)]
+            results = [self._trial(arm, seed, chosen).result() for seed in seeds]
             ap[arm.label] = [100 * result["metrics"]["ap"] for result in results if result]
         reference, *others = arms
         return [

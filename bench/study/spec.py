@@ -87,6 +87,8 @@ class Study:
         question: What it is to find out, for the report.
         seeds: Seeds; each divides the images, searches, draws networks, initial heads and batches
             anew, the same way for all arms.
+        first_seed: The first of the seeds. A study that confirms another one takes seeds that
+            nothing was looked at.
         budget: Latency that networks have to meet, such as ``12ms`` or ``75%`` of the source's.
         recipe: Fields of the recipe that all arms have otherwise, by section.
         drop_after: Seeds after which an arm may be dropped; 0 for never, which a study needs whose
@@ -99,6 +101,7 @@ class Study:
     arms: tuple[Arm, ...]
     question: str = ""
     seeds: int = 6
+    first_seed: int = 0
     budget: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     drop_after: int = 4
@@ -110,12 +113,19 @@ class Study:
             raise AdaptError(f"a study needs arms of different names, got {', '.join(files)}")
         if self.seeds < 1:
             raise AdaptError(f"seeds must be at least 1, got {self.seeds}")
+        if self.first_seed < 0:
+            raise AdaptError(f"first_seed must be at least 0, got {self.first_seed}")
         sized = [arm.label for arm in self.arms if arm.meets_budget]
         if sized and not self.budget:
             raise AdaptError(
                 f"arm {sized[0]!r} has to meet a budget; pass one, such as --budget 75% of the "
                 "source's latency, or 12ms"
             )
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds in order."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     @classmethod
     def load(cls, name_or_path: str) -> "Study":
