@@ -251,14 +251,50 @@ def mobilenet_v2() -> Architecture:
     return Architecture("mobilenet_v2", 32, 16, (2, 4, 6), blocks)
 
 
+def efficientnet_lite0() -> Architecture:
+    """Return EfficientNet-Lite0 up to its last bottleneck.
+
+    That is EfficientNet-B0 (Tan and Le, Table 1) without squeeze-excitation and with ReLU6.
+    """
+    rows = (
+        (2, 24, 3, 2),
+        (2, 40, 5, 2),
+        (2, 80, 3, 3),
+        (1, 112, 5, 3),
+        (2, 192, 5, 4),
+        (1, 320, 3, 1),
+    )
+    blocks = tuple(
+        Block(stride, width, (Operation(kernel, 6),) * n) for stride, width, kernel, n in rows
+    )
+    return Architecture("efficientnet_lite0", 32, 16, (2, 4, 6), blocks)
+
+
+SOURCES = {"mobilenet_v2": mobilenet_v2, "efficientnet_lite0": efficientnet_lite0}
+
+
+def source_named(name: str) -> Architecture:
+    """Return a pretrained backbone that can be adapted.
+
+    Raises:
+        AdaptError: If there is none of that name.
+    """
+    if name not in SOURCES:
+        raise AdaptError(f"unknown source backbone {name!r}; known: {', '.join(SOURCES)}")
+    return SOURCES[name]()
+
+
 def source_of(space: SearchSpace) -> Architecture | None:
     """Return the network that the candidates of a space adapt, block by block.
 
     Returns:
         The source, whether or not its widths and operations are candidates; None if the space has
-        another stem, first block or number of blocks, so that no parameters can be mapped.
+        another stem, first block or number of blocks, so that no parameters can be mapped, or if
+        its source is unknown.
     """
-    source = mobilenet_v2()
+    if space.source not in SOURCES:
+        return None
+    source = source_named(space.source)
     fixed = ("source", "stem_width", "first_width")
     same = all(getattr(space, name) == getattr(source, name) for name in fixed)
     return source if same and len(space.blocks) == len(source.blocks) else None

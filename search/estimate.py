@@ -13,7 +13,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import mobilenet_v2
 from adapt.detector.retinanet import build_retinanet
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import Paths, Recompute, Sampled
@@ -107,7 +106,7 @@ def estimate_run(
     with torch.device("meta"):
         supernet = search.supernet(recipe.space.load())
         searched = build_retinanet(supernet, config)
-        derived = build_retinanet(Backbone(mobilenet_v2()), config)
+        derived = build_retinanet(Backbone(recipe.source), config)
     schedule = SearchSchedule.of(search, images, limit_steps)
     supernet.recompute = recipe.compute.recompute
     arch_parameters = supernet.architecture_parameters()

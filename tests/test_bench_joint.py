@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import recipe_of
 
+from adapt.architecture import mobilenet_v2
 from adapt.artifacts import header, write_json
 from adapt.cost.units import detector_units, madds
 from adapt.data.coco import CocoSplit
@@ -206,7 +207,11 @@ def test_finalists_are_read_as_they_were_written(recipe: Recipe, tmp_path: Path)
 def small(recipe: Recipe) -> list[Sized]:
     """Four detectors of different inputs and widths."""
     sizes = [Setting(recipe.detector, InputSize(size, size)) for size in (32, 64)]
-    return [scaled("width", factor, setting) for factor in (0.1, 0.2) for setting in sizes]
+    return [
+        scaled(mobilenet_v2(), "width", factor, setting)
+        for factor in (0.1, 0.2)
+        for setting in sizes
+    ]
 
 
 def test_a_race_is_won_by_held_out_ap_of_the_last_round(recipe: Recipe, tmp_path: Path) -> None:

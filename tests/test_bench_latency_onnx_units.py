@@ -13,9 +13,9 @@ from adapt.architecture import mobilenet_v2
 from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Rest, Stem, boundaries, rest_unit
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import IMAGE_MEAN, IMAGE_STD, DetectorConfig, build_retinanet
+from adapt.detector.retinanet import DetectorConfig, build_retinanet
 from adapt.errors import AdaptError
-from adapt.network.backbone import Backbone
+from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD, Backbone
 from adapt.network.operations import MBConv, stem
 from bench.latency.onnx_units import detector_model, random_inputs, unit_model
 from bench.latency.subject import WholeDetector

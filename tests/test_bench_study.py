@@ -100,19 +100,19 @@ def test_a_study_needs_images_that_nothing_is_chosen_on(recipe: Recipe, tmp_path
     [(1.0, [24, 32, 64, 96, 160, 320]), (0.75, [16, 24, 48, 72, 120, 240])],
 )
 def test_width_scaling_keeps_multiples_of_eight(factor: float, widths: list[int]) -> None:
-    sized = scaled("width", factor, SETTING)
+    sized = scaled(mobilenet_v2(), "width", factor, SETTING)
     assert [block.width for block in sized.architecture.blocks] == widths
     assert sized.setting == SETTING
 
 
 def test_compound_scaling_takes_pyramid_and_heads_along() -> None:
-    sized = scaled("compound", 0.5, SETTING)
+    sized = scaled(mobilenet_v2(), "compound", 0.5, SETTING)
     assert (sized.detector.fpn_width, sized.detector.head_depth) == (32, 1)
-    assert scaled("compound", 1.0, SETTING) == Sized(mobilenet_v2(), SETTING)
+    assert scaled(mobilenet_v2(), "compound", 1.0, SETTING) == Sized(mobilenet_v2(), SETTING)
 
 
 def test_expansion_changes_operations_alone() -> None:
-    blocks = scaled("expansion", 3, SETTING).architecture.blocks
+    blocks = scaled(mobilenet_v2(), "expansion", 3, SETTING).architecture.blocks
     assert {op.expansion for block in blocks for op in block.ops} == {3}
     assert [b.width for b in blocks] == [b.width for b in mobilenet_v2().blocks]
 
@@ -127,7 +127,7 @@ def test_few_measurements_find_the_factor_of_a_budget(budget_ms: float, step: fl
 
     def met(factor: float) -> Met:
         asked.append(factor)
-        return Met(scaled("width", factor, SETTING), latency(factor), "")
+        return Met(scaled(mobilenet_v2(), "width", factor, SETTING), latency(factor), "")
 
     found = closest_factor(met, budget_ms)
     closest = min((latency(f) for f in np.linspace(0.1, 2, 2000)), key=lambda x: abs(x - budget_ms))
@@ -135,12 +135,16 @@ def test_few_measurements_find_the_factor_of_a_budget(budget_ms: float, step: fl
     assert len(asked) <= (4 if step < 0.1 else 10)
 
 
+def _width(factor: float) -> Sized:
+    return scaled(mobilenet_v2(), "width", factor, SETTING)
+
+
 def test_factors_that_were_measured_are_not_asked_for_again() -> None:
     asked, known = [], dict[float, Met]()
 
     def met(factor: float) -> Met:
         asked.append(factor)
-        known[factor] = Met(scaled("width", factor, SETTING), 2 + 4 * factor + factor**2, "")
+        known[factor] = Met(_width(factor), 2 + 4 * factor + factor**2, "")
         return known[factor]
 
     for budget_ms in (6.0, 5.0, 4.0, 5.02):
@@ -210,7 +214,7 @@ def test_a_block_whose_width_steps_over_a_budget_is_held_and_others_are_scaled_o
     rule: str, recipe: Recipe
 ) -> None:
     meter = Stepped(recipe, 3)
-    wide, narrow = (scaled("width", factor, SETTING) for factor in (0.834, 0.833))
+    wide, narrow = (scaled(mobilenet_v2(), "width", factor, SETTING) for factor in (0.834, 0.833))
     gap = [meter.measure(one)[0] for one in (narrow, wide)]
     assert gap[1] - gap[0] > 2
     budget_ms = sum(gap) / 2

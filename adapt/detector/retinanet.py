@@ -18,12 +18,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from adapt.artifacts import LATER, identity
 from adapt.errors import FORBID_UNKNOWN, AdaptError
+from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 
 NUM_LEVELS = 5  # P3 to P7
 ON_CROWD = 0.5  # share of an anchor that lies on a crowd
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors of one scale
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,8 @@ from torch import Tensor
 from adapt.data.coco import CocoSplit
 from adapt.data.dataset import DetectionDataset
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import IMAGE_MEAN, IMAGE_STD
 from adapt.mapping.pretrained import operations_of
-from adapt.network.backbone import Backbone
+from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD, Backbone
 from adapt.network.operations import MBConv
 
 IMAGES = 64  # with 24 or more, MobileNetV2's axes hardly change any more; all of a smaller split

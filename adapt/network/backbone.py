@@ -5,7 +5,10 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from adapt.architecture import Architecture
-from adapt.network.operations import MBConv, first_block, stem
+from adapt.network.operations import MBConv, first_block, set_norm_eps, stem
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of red, green and blue from 0 to 1
+IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
@@ -29,6 +32,7 @@ class Backbone(nn.Module):
         self.features = nn.Sequential(*layers)
         self.tap_layers = [self.block_ends[tap - 1] for tap in architecture.taps]
         self.tap_widths = architecture.tap_widths
+        set_norm_eps(self, architecture.source)
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
         """Return the tapped feature maps, finest first, keyed ``"0"``, ``"1"``, ...

@@ -10,6 +10,10 @@ from torchvision.ops import Conv2dNormActivation
 
 from adapt.architecture import MBConvShape
 
+NORM_EPS = {
+    "efficientnet_lite0": 1e-3
+}  # of sources whose BatchNorms have another one than PyTorch's
+
 
 class _ReLU6(Function):
     """ReLU6 in place that keeps its output, which the next convolution keeps anyway."""
@@ -127,6 +131,13 @@ def scaled_norm(norm: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
         return F.batch_norm(x, None, None, weight, training=True, eps=norm.eps)
     scaled: Tensor = scale * norm(x)
     return scaled
+
+
+def set_norm_eps(network: nn.Module, source: str) -> None:
+    """Let all BatchNorms add to the variance what those of the pretrained source add."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = NORM_EPS.get(source, module.eps)
 
 
 def stem(width: int) -> Conv2dNormActivation:

@@ -21,7 +21,7 @@ from adapt.network.mixed import (
     Sampled,
     SharedBlock,
 )
-from adapt.network.operations import first_block, stem
+from adapt.network.operations import first_block, set_norm_eps, stem
 from adapt.space import SearchSpace
 
 
@@ -67,6 +67,7 @@ class Supernet(nn.Module):
             )
             for block in space.blocks
         )
+        set_norm_eps(self, space.source)
         self.betas = nn.ParameterList(torch.zeros(len(block.widths)) for block in space.blocks)
         self.paths: Paths | None = None
         self.recompute: Recompute = "off"

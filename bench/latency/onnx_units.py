@@ -42,7 +42,8 @@ from adapt.cost.units import (
     rest_unit,
 )
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import IMAGE_MEAN, IMAGE_STD, DetectorConfig
+from adapt.detector.retinanet import DetectorConfig
+from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 from adapt.runtime import Precision, Tail
 from bench.latency.subject import Subject, WholeDetector
 from export.graph.detector import export_rest

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.architecture import Architecture, mobilenet_v2
+from adapt.architecture import Architecture
 from adapt.artifacts import check_header, content_hash, header, read_json, write_json
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
@@ -96,9 +96,9 @@ class Network:
         return told_race(self.content)
 
 
-def source_network(setting: Setting, folder: Path) -> Network:
+def source_network(recipe: Recipe, folder: Path) -> Network:
     """Return the source, whose files lie in ``folder``, in the recipe's setting."""
-    return Network(SOURCE, SOURCE, mobilenet_v2(), setting, folder, {"rule": "left alone"})
+    return Network(SOURCE, SOURCE, recipe.source, recipe.setting, folder, {"rule": "left alone"})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from adapt.architecture import mobilenet_v2
 from adapt.cost.units import detector_units, madds
 from adapt.data.annotated_image import read_image
 from adapt.data.images import Fitting, InputSize
@@ -192,7 +191,7 @@ class _Stages:
         self.benchmark = recipe.split(recipe.data.benchmark)
         self.classes = classes
         config, size = recipe.detector_config(classes), recipe.input.fixed()
-        self.subject = WholeDetector(mobilenet_v2(), config, size)
+        self.subject = WholeDetector(recipe.source, config, size)
 
     def estimates(self) -> dict[str, Callable[[], float]]:
         """Return what estimates the seconds of every stage, in their order."""
@@ -278,7 +277,7 @@ class _Stages:
         return self.timed.measured(detectors, certify.WHOLE_PROTOCOL)
 
     def _score(self) -> float:
-        networks = networks_to_measure(mobilenet_v2(), self.recipe.space.load())
+        networks = networks_to_measure(self.recipe.source, self.recipe.space.load())
         return (len(networks) + NETWORKS) * (CALIBRATION + IMAGES) * self.eager.call
 
     def _finalists(self) -> float:

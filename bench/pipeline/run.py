@@ -98,7 +98,7 @@ class Run:
         Raises:
             AdaptError: If the folder holds results of another recipe, or a stage fails.
         """
-        costs, source = self._costs(), source_network(self.recipe.setting, self.out)
+        costs, source = self._costs(), source_network(self.recipe, self.out)
         start = shared_start(self.recipe, source, self.stages, self.session)
         searched = self._score(start) if self.by_scores else self._search(costs)
         files = SearchFiles(searched, costs, self.costs.uncertified, doubtful=True)

@@ -71,7 +71,7 @@ class Chooser:
             if not arm.meets_budget:
                 how = f"{arm.network} {arm.factor:g}" if arm.factor else arm.network
                 recipe = self.divided(arm, seed)
-                sized_so = scaled(arm.network, arm.factor, recipe.setting)
+                sized_so = scaled(recipe.source, arm.network, arm.factor, recipe.setting)
                 networks[arm.label, seed] = Chosen(sized_so, how=how)
         if not sized:
             return networks

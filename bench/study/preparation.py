@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapt.architecture import mobilenet_v2
 from adapt.artifacts import (
     check_header,
     content_hash,
@@ -130,7 +129,7 @@ def _teach(job: Preparation, session: Session) -> None:
     """Train the source as all trials are trained."""
     if not job.teacher.is_file():
         train = job.recipe.split(job.recipe.data.train)
-        run_finetune(job.teaching, mobilenet_v2(), train, job.teacher, session)
+        run_finetune(job.teaching, job.recipe.source, train, job.teacher, session)
 
 
 def candidate_epochs(recipe: Recipe) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from adapt.architecture import with_source_widths
+from adapt.architecture import Architecture, source_named, with_source_widths
 from adapt.artifacts import LATER, content_hash, file_hash, identity, named_toml, read_text
 from adapt.cost.detector_space import DetectorSpace
 from adapt.data.augmentation import NONE, Augmentation
@@ -317,6 +317,15 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
         return asdict(self)
+
+    @property
+    def source(self) -> Architecture:
+        """The pretrained backbone that is adapted.
+
+        Raises:
+            AdaptError: If the space names one that is unknown.
+        """
+        return source_named(self.space.load().source)
 
     @property
     def setting(self) -> Setting:

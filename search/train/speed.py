@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapt.architecture import mobilenet_v2
 from adapt.data.coco import CocoSplit
 from adapt.data.dataset import DetectionDataset, Loading, epoch_batches, training_batches
 from adapt.detector.file import DetectorInfo
@@ -122,7 +121,7 @@ def measure_speeds(
     settings = replace(recipe.finetune, epochs=epochs, val_epochs=0, ema=0.0)
     untrained = replace(recipe, init="scratch", finetune=settings)
     config = recipe.detector_config(len(train.class_names))
-    info = DetectorInfo(mobilenet_v2(), config, recipe.input, train.class_names)
+    info = DetectorInfo(recipe.source, config, recipe.input, train.class_names)
     training = Finetuning(untrained, info, few, Session())
     if recipe.data.cache_mb:
         _fill(training.images, recipe)
