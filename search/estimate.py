@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import RetinaNet
 
-from adapt.detector.retinanet import build_retinanet
+from adapt.detector.retinanet import build_detector
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import Paths, Recompute, Sampled
 from adapt.network.operations import MBConv
@@ -105,8 +105,8 @@ def estimate_run(
     search, config = recipe.search, recipe.detector_config(num_classes)
     with torch.device("meta"):
         supernet = search.supernet(recipe.space.load())
-        searched = build_retinanet(supernet, config)
-        derived = build_retinanet(Backbone(recipe.source), config)
+        searched = build_detector(supernet, config)
+        derived = build_detector(Backbone(recipe.source), config)
     schedule = SearchSchedule.of(search, images, limit_steps)
     supernet.recompute = recipe.compute.recompute
     arch_parameters = supernet.architecture_parameters()

@@ -26,7 +26,7 @@ from adapt.cost.units import (
     unit_key,
 )
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_retinanet, count_parameters
+from adapt.detector.retinanet import DetectorConfig, build_detector, count_parameters
 from adapt.network.backbone import Backbone
 from adapt.space import SearchSpace
 
@@ -36,7 +36,7 @@ TABLE_ONE = SearchSpace.load("mobilenet_v2")
 
 def on_meta(architecture: Architecture, config: DetectorConfig) -> RetinaNet:
     with torch.device("meta"):
-        return build_retinanet(Backbone(architecture), config).eval()
+        return build_detector(Backbone(architecture), config).eval()
 
 
 def counted_madds(model: RetinaNet, height: int, width: int) -> int:

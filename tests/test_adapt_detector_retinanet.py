@@ -18,8 +18,8 @@ from adapt.detector.file import DetectorInfo, load_detector, read_detector_info,
 from adapt.detector.retinanet import (
     DetectorConfig,
     anchor_generator,
+    build_detector,
     build_head_tower,
-    build_retinanet,
 )
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
@@ -44,7 +44,7 @@ def model(info: DetectorInfo) -> RetinaNet:
 @pytest.mark.parametrize("difference", [0, 1])
 def test_p6_is_fed_by_c5_whatever_its_width(info: DetectorInfo, difference: int) -> None:
     fpn_width = info.architecture.tap_widths[-1] + difference
-    backbone = build_retinanet(
+    backbone = build_detector(
         Backbone(info.architecture), DetectorConfig(3, fpn_width=fpn_width)
     ).backbone.eval()
     image = torch.rand(1, 3, 64, 96)
@@ -64,7 +64,7 @@ def test_four_convolutions_of_a_tower_keep_the_signal_whatever_their_width(width
 
 @pytest.mark.parametrize("depth", [0, 1, 4])
 def test_head_has_the_asked_depth_and_trains(info: DetectorInfo, depth: int) -> None:
-    model = build_retinanet(
+    model = build_detector(
         Backbone(info.architecture), DetectorConfig(3, fpn_width=8, head_depth=depth)
     )
     assert len(model.head.classification_head.conv) == depth
@@ -111,7 +111,7 @@ def test_nothing_is_learned_from_anchors_on_a_crowd(info: DetectorInfo) -> None:
 
 
 def test_head_of_depth_four_is_torchvisions(info: DetectorInfo) -> None:
-    ours = build_retinanet(Backbone(info.architecture), DetectorConfig(80, fpn_width=16)).head
+    ours = build_detector(Backbone(info.architecture), DetectorConfig(80, fpn_width=16)).head
     theirs = RetinaNetHead(16, 9, 80)
     ours.load_state_dict(theirs.state_dict())  # strict: same names, same shapes
     features = [torch.rand(1, 16, 4, 6), torch.rand(1, 16, 2, 3)]

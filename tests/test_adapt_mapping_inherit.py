@@ -6,7 +6,7 @@ from core_parts import decide, random_choices, shake, tiny
 from torch import nn
 
 from adapt.architecture import Choices
-from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.mapping.inherit import inherit_detector
 from adapt.network.mixed import IndividualBlocks
 from adapt.network.operations import MBConv
@@ -24,7 +24,7 @@ def supernet_detector(seed=0, **options):
     """A detector around a supernet, all parameters random, betas undecided."""
     generator = torch.Generator().manual_seed(seed)
     supernet = Supernet(tiny(), generator=generator, **options)
-    detector = build_retinanet(supernet, CONFIG)
+    detector = build_detector(supernet, CONFIG)
     shake(detector, seed)
     with torch.no_grad():
         for beta in supernet.betas:

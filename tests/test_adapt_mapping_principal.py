@@ -9,7 +9,7 @@ from mapping_parts import IMAGES, UNSEEN, network, taps, trained
 from adapt.architecture import Architecture
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.mapping.activations import Spread, passed_on, unlabelled
 from adapt.mapping.pretrained import map_backbone, operations_of
 from adapt.mapping.principal import (
@@ -40,7 +40,7 @@ def test_a_detector_in_principal_axes_has_the_same_logits(
     seed: int,
 ) -> None:
     source = trained(random_architecture(tiny(), seed), seed)
-    model = build_retinanet(source, DetectorConfig(3, fpn_width=8, head_depth=1)).double().eval()
+    model = build_detector(source, DetectorConfig(3, fpn_width=8, head_depth=1)).double().eval()
     other = principal_detector(model, IMAGES)
     before, after = model.backbone.body.state_dict(), other.backbone.body.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)

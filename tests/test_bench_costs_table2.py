@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from adapt.cost.counted import counted_madds
 from adapt.cost.units import detector_units, madds
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.errors import AdaptError
 from adapt.network.published import NETWORKS, OTHERS, published_backbone
 from bench.costs.table2 import ROWS, UNPUBLISHED, table_two
@@ -49,7 +49,7 @@ def test_published_detectors_have_the_sizes_of_table_two() -> None:
 def test_counting_agrees_with_the_units_of_a_search(name: str) -> None:
     config, size = DetectorConfig(5, fpn_width=32, head_depth=1), InputSize(96, 160)
     with torch.device("meta"):
-        model = build_retinanet(published_backbone(name), config)
+        model = build_detector(published_backbone(name), config)
     units = detector_units(NETWORKS[name], config, size)
     assert counted_madds(model, size) == sum(map(madds, units))
 
@@ -57,7 +57,7 @@ def test_counting_agrees_with_the_units_of_a_search(name: str) -> None:
 @pytest.mark.parametrize("name", [*NETWORKS, *OTHERS])
 def test_published_backbones_train_and_detect(name: str) -> None:
     torch.manual_seed(0)
-    model = build_retinanet(published_backbone(name), DetectorConfig(3, fpn_width=16, head_depth=0))
+    model = build_detector(published_backbone(name), DetectorConfig(3, fpn_width=16, head_depth=0))
     target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([2])}
     losses: dict[str, Any] = model([torch.rand(3, 64, 96)] * 2, [target] * 2)
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]

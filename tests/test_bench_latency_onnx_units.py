@@ -13,7 +13,7 @@ from adapt.architecture import mobilenet_v2
 from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Rest, Stem, boundaries, rest_unit
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.errors import AdaptError
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD, Backbone
 from adapt.network.operations import MBConv, stem
@@ -123,7 +123,7 @@ def test_a_unit_computes_what_its_module_between_two_convolutions_computes(unit,
 
 def rest_module(model):
     """The module that ends every detector, with the weights of the graph."""
-    module = RestOfDetector(build_retinanet(Backbone(mobilenet_v2()), DETECTOR), DETECTOR, SIZE)
+    module = RestOfDetector(build_detector(Backbone(mobilenet_v2()), DETECTOR), DETECTOR, SIZE)
     values = {name: torch.from_numpy(value.copy()) for name, value in constants(model).items()}
     found = {name: values[name] for name in module.state_dict() if name in values}
     missing, _ = module.load_state_dict(found, strict=False)

@@ -10,7 +10,7 @@ from published import TABLE_TWO, mbconv_rows, published_backbone, row_architectu
 
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.space import SearchSpace
 from export.engine.build import build_engine
 from export.engine.configure import BuildOptions
@@ -57,7 +57,7 @@ def test_published_backbones(name, tmp_path):
     row = mbconv_rows()[name]
     info = DetectorInfo(row_architecture(row), DETECTOR, SIZE, ("a", "b"))
     # Built inside of awake(), which seeds the weights: others may have a score on the threshold.
-    check(awake(lambda: build_retinanet(published_backbone(row), DETECTOR), SIZE), info, tmp_path)
+    check(awake(lambda: build_detector(published_backbone(row), DETECTOR), SIZE), info, tmp_path)
 
 
 @pytest.mark.shared

@@ -12,7 +12,7 @@ from adapt.data.coco import load_split
 from adapt.data.dataset import DetectionDataset, collate
 from adapt.data.images import InputSize
 from adapt.detector.detect import detect
-from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.detector.statistics import batch_norms, recalibrate
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
@@ -28,7 +28,7 @@ CONFIG = DetectorConfig(num_classes=3, fpn_width=8, head_depth=1, score_threshol
 def model():
     torch.manual_seed(0)
     network = random_architecture(tiny(), 0)
-    found = build_retinanet(Backbone(network), CONFIG)
+    found = build_detector(Backbone(network), CONFIG)
     shake(found, 0)
     with torch.no_grad():
         for layer in found.head.modules():

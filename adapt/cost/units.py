@@ -12,7 +12,7 @@ from typing import Any
 from adapt.architecture import Architecture, MBConvShape
 from adapt.artifacts import LATER, identity
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import RATIOS, DetectorConfig
+from adapt.detector.retinanet import RATIOS, DetectorConfig, HeadKind
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Rest:
     height: int
     width: int
     anchor_scales: int = field(default=3, metadata=LATER)
+    head: HeadKind = field(default="retinanet", metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def parse_key(key: str) -> Measurable:
     for unit_class in (Stem, MBConvUnit, Lateral, P6, Rest, Boundary):
         if _kind(unit_class) == kind:
             types: dict[str, Any] = {field.name: field.type for field in fields(unit_class)}
-            return unit_class(**{name: types[name](float(text)) for name, text in values.items()})
+            numbers = {name: types[name] for name in values if name != "head"}
+            parsed = {name: kind(float(values[name])) for name, kind in numbers.items()}
+            return unit_class(**{**values, **parsed})
     raise ValueError(f"no unit has the key {key!r}")
 
 
@@ -236,5 +239,7 @@ def _rest(unit: Rest) -> int:
     p7 = _conv(width, width, 3, levels[4], bias=True)
     tower = sum(_conv(width, width, 3, level, bias=True) for level in levels)
     outputs = len(RATIOS) * unit.anchor_scales * (unit.num_classes + 4)
+    if unit.head == "fcos":
+        outputs = unit.num_classes + 4 + 1  # classes, distances, centerness
     output = sum(_conv(width, outputs, 3, level, bias=True) for level in levels)
     return smooth + p7 + 2 * unit.head_depth * tower + output

@@ -12,7 +12,7 @@ from torchvision.models.detection import RetinaNet
 from adapt.architecture import Architecture
 from adapt.artifacts import atomic_path, check_header, header
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 
@@ -42,7 +42,7 @@ class DetectorInfo:
 
     def build(self) -> RetinaNet:
         """Build the detector with fresh weights."""
-        return build_retinanet(Backbone(self.architecture), self.detector)
+        return build_detector(Backbone(self.architecture), self.detector)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""

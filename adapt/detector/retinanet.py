@@ -1,10 +1,10 @@
-"""How does a backbone become a RetinaNet? (torchvision's detection parts)"""
+"""How does a backbone become a one-stage detector? (RetinaNet or FCOS, by torchvision's parts)"""
 
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +17,25 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, box_are
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from adapt.artifacts import LATER, identity
+from adapt.detector.fcos import FCOSHead, matched_cells
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 
 NUM_LEVELS = 5  # P3 to P7
 ON_CROWD = 0.5  # share of an anchor that lies on a crowd
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors of one scale
+HeadKind = Literal["retinanet", "fcos"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetinaNetConfig:
-    """Everything of a RetinaNet but its backbone, its classes and its weights.
+    """Everything of a detector but its backbone, its classes and its weights.
 
     Attributes:
         fpn_width: Channels of the feature pyramid and the heads.
         head_depth: 3x3 convolutions before the output layer of each head.
-        anchor_size: Side of the smallest anchor on P3 in pixels; it doubles per level.
+        anchor_size: Side of the smallest anchor on P3 in pixels; it doubles per level. Of FCOS it
+            is the largest distance from a cell of P3 to the far side of a box, halved.
         score_threshold: Detections below this score are dropped.
         nms_threshold: IoU above which a lower-scored detection of the same class is dropped.
         candidates: Best candidates per level that reach non-maximum suppression.
@@ -41,6 +44,9 @@ class RetinaNetConfig:
         detections: Largest number of detections per image.
         anchor_scales: Scales of anchors per cell, within the factor of 2 to the next level; each
             has three shapes. Fewer make the output layers smaller, and match boxes less closely.
+            FCOS has none.
+        head: ``retinanet`` (anchors) or ``fcos`` (one box per cell, with a centerness). The latter
+            has about an eighth of the outputs.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -53,9 +59,14 @@ class RetinaNetConfig:
     nms_candidates: int = 1000
     detections: int = 100
     anchor_scales: int = field(default=3, metadata=LATER)
+    head: HeadKind = field(default="retinanet", metadata=LATER)
 
     def __post_init__(self) -> None:
+        if self.head not in get_args(HeadKind):
+            raise AdaptError(f"detector.head must be retinanet or fcos, got {self.head!r}")
         for name, value in asdict(self).items():
+            if name == "head":
+                continue
             if name.endswith("threshold"):
                 if not 0 <= value <= 1:
                     raise AdaptError(f"detector.{name} must lie in [0, 1], got {value}")
@@ -71,12 +82,12 @@ class RetinaNetConfig:
     @property
     def anchors_per_cell(self) -> int:
         """Anchors at every place of every level."""
-        return len(RATIOS) * self.anchor_scales
+        return 1 if self.head == "fcos" else len(RATIOS) * self.anchor_scales
 
 
 @dataclass(frozen=True)
 class DetectorConfig(RetinaNetConfig):
-    """A RetinaNet for a data set.
+    """A detector for a data set.
 
     Attributes:
         num_classes: Object classes; there is no background class.
@@ -162,9 +173,7 @@ class RetinaNetWithCrowds(RetinaNet):  # type: ignore[misc]
 
     def _matched(self, target: dict[str, Tensor], anchors: Tensor) -> Tensor:
         """Return the box of every anchor, -1 for background, -2 for neither."""
-        matched = torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
-        if len(target["boxes"]):
-            matched = self.proposal_matcher(box_iou(target["boxes"], anchors))
+        matched = self._box_of(target["boxes"], anchors)
         crowds = target.get("crowds")
         if crowds is None or not len(crowds):
             return matched
@@ -175,9 +184,23 @@ class RetinaNetWithCrowds(RetinaNet):  # type: ignore[misc]
         between: int = self.proposal_matcher.BETWEEN_THRESHOLDS
         return torch.where(on_crowd & (matched < 0), between, matched)
 
+    def _box_of(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Return the box of every anchor without regard to crowds."""
+        if not len(boxes):
+            return torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
+        matched: Tensor = self.proposal_matcher(box_iou(boxes, anchors))
+        return matched
 
-def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
-    """Return a RetinaNet around a backbone.
+
+class FCOS(RetinaNetWithCrowds):
+    """FCOS in the frame of RetinaNet: a square in every cell stands for the anchors."""
+
+    def _box_of(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        return matched_cells(boxes, anchors, self.box_coder)
+
+
+def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet:
+    """Return a detector around a backbone.
 
     It takes a list of ``Tensor[3, H, W]``, uint8 or in [0, 1], already resized; it normalises and,
     when sizes differ, pads to a common multiple of 32. Labels are 0 to ``num_classes - 1``.
@@ -189,10 +212,16 @@ def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
     """
     tap_widths: Sequence[int] = body.tap_widths  # type: ignore[assignment]
     backbone = BackboneWithFPN(body, tap_widths, config.fpn_width)
-    head = RetinaNetHead(config.fpn_width, config.anchors_per_cell, config.num_classes)
+    kind: type[RetinaNetWithCrowds]
+    head: FCOSHead | RetinaNetHead
+    if config.head == "fcos":
+        kind, head = FCOS, FCOSHead(config.fpn_width, config.num_classes)
+    else:
+        kind = RetinaNetWithCrowds
+        head = RetinaNetHead(config.fpn_width, config.anchors_per_cell, config.num_classes)
     for branch in (head.classification_head, head.regression_head):
         branch.conv = build_head_tower(config.fpn_width, config.head_depth)
-    model = RetinaNetWithCrowds(
+    model = kind(
         backbone,
         config.num_classes,
         head=head,
@@ -202,6 +231,8 @@ def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
         detections_per_img=config.detections,
         topk_candidates=config.candidates,
     )
+    if config.head == "fcos":
+        model.box_coder = head.box_coder
     model.transform = NormalizeAndBatch(
         0, 0, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
     )
@@ -211,8 +242,11 @@ def build_retinanet(body: nn.Module, config: DetectorConfig) -> RetinaNet:
 def anchor_generator(config: DetectorConfig) -> AnchorGenerator:
     """Return the anchors of a cell: RetinaNet's nine are three octave fractions, three shapes.
 
-    Whatever their number, scales are spread evenly over the same octave.
+    Whatever their number, scales are spread evenly over the same octave. FCOS has one square.
     """
+    if config.head == "fcos":
+        squares = tuple((config.anchor_size * 2**level,) for level in range(NUM_LEVELS))
+        return AnchorGenerator(squares, ((1.0,),) * NUM_LEVELS)
     octaves = scale_octaves(config.anchor_scales)
     bases = [config.anchor_size * 2**level for level in range(NUM_LEVELS)]
     sizes = tuple(tuple(int(base * 2**octave) for octave in octaves) for base in bases)

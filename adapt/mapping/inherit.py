@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import Choices
-from adapt.detector.retinanet import DetectorConfig, build_retinanet
+from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import MixedBlock
 from adapt.network.operations import MBConv
@@ -41,7 +41,7 @@ def inherit_detector(source: RetinaNet, choices: Choices, config: DetectorConfig
     """
     supernet = cast(Supernet, source.backbone.body)
     architecture = choices.architecture(supernet.space)
-    target = build_retinanet(Backbone(architecture), config)
+    target = build_detector(Backbone(architecture), config)
     body = target.backbone.body
     body.features[0].load_state_dict(supernet.stem.state_dict())
     body.features[1].load_state_dict(supernet.first.state_dict())

@@ -21,7 +21,8 @@ def map_pyramid_and_heads(
     Lateral convolutions and P6 read as many first channels of the taps as both have; those that
     only the target has are surplus. So are channels of a wider pyramid. Heads copy their first
     convolutions; those that only the target has start as in a new detector. Of other anchors per
-    cell, each starts as the one of its shape whose scale is nearest.
+    cell, each starts as the one of its shape whose scale is nearest. Between RetinaNet and FCOS
+    output layers are not copied: they say other things.
 
     Args:
         source: Trained detector.
@@ -37,8 +38,12 @@ def map_pyramid_and_heads(
         CLASSIFICATION: (number, before, pairs),
         REGRESSION: (4, 4, [(place, place) for place in range(4)]),
     }
+    same_kind = type(source.head) is type(target.head)
     for name, tensor in target.state_dict().items():
         if name.startswith("backbone.body."):
+            continue
+        if name.startswith("head.") and ".conv." not in name and not same_kind:
+            mapper.report.copied[name] = (0, tensor.numel())
             continue
         head = outputs.get(name.rpartition(".")[0])
         if head:
@@ -54,17 +59,18 @@ def _copy_outputs(
 ) -> None:
     """Copy an output layer, whose channels are shapes x scales x ``new`` (``old``) outputs."""
     initial = target.clone()
-    scales = [len(tensor) // (len(RATIOS) * of) for tensor, of in ((target, new), (trained, old))]
-    ours, theirs = map(scale_octaves, scales)
+    anchors = [len(tensor) // of for tensor, of in ((target, new), (trained, old))]
+    shapes = 1 if anchors == [1, 1] else len(RATIOS)  # FCOS has one square per cell
+    ours, theirs = (scale_octaves(number // shapes) for number in anchors)
     nearest = [min(range(len(theirs)), key=lambda n: abs(theirs[n] - one)) for one in ours]
-    before = trained.view(len(RATIOS), len(theirs), old, *trained.shape[1:])[:, nearest]
+    before = trained.view(shapes, len(theirs), old, *trained.shape[1:])[:, nearest]
     # Outputs that the source does not have are filled with anything, and initialised again below.
     places = torch.zeros(new, dtype=torch.int64)
     known = torch.zeros(new, dtype=torch.bool)
     for to, out_of in pairs:
         places[to], known[to] = out_of, True
     mapper.copy(name, before[:, :, places].flatten(0, 2), target)
-    fresh = ~known.repeat(len(RATIOS) * len(ours))
+    fresh = ~known.repeat(shapes * len(ours))
     with torch.no_grad():
         target[fresh] = initial[fresh]
     copied, elements = mapper.report.copied[name]

@@ -8,7 +8,7 @@ import torch
 
 from adapt.cost.counted import counted_madds
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_retinanet, count_parameters
+from adapt.detector.retinanet import DetectorConfig, build_detector, count_parameters
 from adapt.network.published import NETWORKS, published_backbone
 from adapt.progress import Progress, silent
 from adapt.runtime import Runtime
@@ -92,7 +92,7 @@ def table_two(
 
 def _counted(name: str, size: InputSize) -> tuple[float, float]:
     with torch.device("meta"):
-        model = build_retinanet(published_backbone(name), DetectorConfig(CLASSES))
+        model = build_detector(published_backbone(name), DetectorConfig(CLASSES))
     return count_parameters(model) / 1e6, counted_madds(model, size) / 1e9
 
 

@@ -23,7 +23,7 @@ from adapt.cost.units import (
     Stem,
     pyramid_sizes,
 )
-from adapt.detector.retinanet import DetectorConfig, build_retinanet, top_down
+from adapt.detector.retinanet import DetectorConfig, build_detector, top_down
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv, stem
 from bench.latency.onnx_units import LIGHT
@@ -36,7 +36,7 @@ def torch_call(subject: Subject, batch: int, device: torch.device, dtype: torch.
     here: dict[str, Any] = {"device": device, "dtype": dtype}
     if isinstance(subject, WholeDetector):
         size = subject.size
-        detector = build_retinanet(Backbone(subject.network), subject.detector)
+        detector = build_detector(Backbone(subject.network), subject.detector)
         return _detect(detector, torch.rand(batch, 3, size.height, size.width, **here))
     height, width = subject.height, subject.width
     if isinstance(subject, Rest):
@@ -95,7 +95,7 @@ class _LightPyramid(nn.Module):
 def _rest(unit: Rest) -> RetinaNet:
     fields = asdict(unit)
     del fields["height"], fields["width"]
-    model = build_retinanet(Backbone(mobilenet_v2()), DetectorConfig(**fields))
+    model = build_detector(Backbone(mobilenet_v2()), DetectorConfig(**fields))
     model.backbone = _LightPyramid(model.backbone.fpn, unit)
     return model
 

@@ -17,7 +17,7 @@ import torch
 from adapt.cost.units import detector_units, madds
 from adapt.data.annotated_image import read_image
 from adapt.data.images import Fitting, InputSize
-from adapt.detector.retinanet import build_retinanet
+from adapt.detector.retinanet import build_detector
 from adapt.errors import AdaptError
 from adapt.machine import usable_cores
 from adapt.network.backbone import Backbone
@@ -245,7 +245,7 @@ class _Stages:
     def _flops(self) -> float:
         device = World.alone().device
         part = replace(self.subject, size=_part(self.subject.size))
-        model = build_retinanet(Backbone(part.network), part.detector).train().to(device)
+        model = build_detector(Backbone(part.network), part.detector).train().to(device)
         images = torch.rand(TRAINED, 3, part.size.height, part.size.width, device=device)
         seconds = float("inf")
         for _ in range(4):  # the first pass allocates

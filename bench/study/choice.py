@@ -14,9 +14,10 @@ import numpy as np
 from adapt.artifacts import content_hash, header, read_json, write_json
 from adapt.cost.expectation import CostModel
 from adapt.cost.table import CostTable
+from adapt.network.published import NETWORKS
 from adapt.space import SearchSpace
 from bench.acceptance.meet import TOLERANCE, BudgetMeter, Met
-from bench.acceptance.scaling import scaled
+from bench.acceptance.scaling import Sized, scaled
 from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable
 from bench.joint.finalists import drawn_jointly, finalists, load_finalists, save_finalists
@@ -69,10 +70,7 @@ class Chooser:
         networks = Networks()
         for arm, seed in places:
             if not arm.meets_budget:
-                how = f"{arm.network} {arm.factor:g}" if arm.factor else arm.network
-                recipe = self.divided(arm, seed)
-                sized_so = scaled(recipe.source, arm.network, arm.factor, recipe.setting)
-                networks[arm.label, seed] = Chosen(sized_so, how=how)
+                networks[arm.label, seed] = self._given(arm, seed)
         if not sized:
             return networks
         self._measure_costs()
@@ -88,6 +86,15 @@ class Chooser:
                 networks[arm.label, seed] = replace(network, budget_ms=budget_ms)
                 self._check_met(arm, seed, networks[arm.label, seed])
         return networks
+
+    def _given(self, arm: Arm, seed: int) -> Chosen:
+        """Return the network of an arm that does not have to meet the budget."""
+        recipe = self.divided(arm, seed)
+        if arm.network == "published":
+            network = Sized(NETWORKS[arm.architecture], recipe.setting)
+            return Chosen(network, how=arm.architecture)
+        how = f"{arm.network} {arm.factor:g}" if arm.factor else arm.network
+        return Chosen(scaled(recipe.source, arm.network, arm.factor, recipe.setting), how=how)
 
     @contextmanager
     def _meter(self, title: str) -> Iterator[BudgetMeter]:

@@ -9,12 +9,14 @@ from typing import Any, Literal, get_args
 
 from adapt.artifacts import named_toml, read_text
 from adapt.errors import FORBID_UNKNOWN, AdaptError
+from adapt.network.published import NETWORKS
 from search.recipe.content import merged, validated
 from search.recipe.recipe import Recipe
 
 STUDIES = Path(__file__).parent / "studies"
 Rule = Literal[
     "source",
+    "published",
     "width",
     "compound",
     "expansion",
@@ -39,15 +41,17 @@ class Arm:
 
     Attributes:
         name: Its name in the report; the rule's if empty.
-        network: How the network is chosen. ``source`` leaves it alone. ``width`` multiplies the
-            widths of all blocks by one factor, ``compound`` also pyramid and head depth;
-            ``expansion`` gives all operations the expansion ``factor``. ``random`` draws a network
-            that fills the budget, ``random-joint`` also the setting of pyramid, heads and input in
-            which it does, ``random-best-of-k`` is the best of several drawn ones after a
-            training for which they get as much computation as a search, ``softmax`` is the
-            recipe's search, ``scores`` sums what each choice costs a trained source in loss, and
-            ``joint`` chooses pyramid, heads and input too, by these sums and a race.
+        network: How the network is chosen. ``source`` leaves it alone, ``published`` takes another
+            paper's. ``width`` multiplies the widths of all blocks by one factor, ``compound``
+            also pyramid and head depth; ``expansion`` gives all operations the expansion
+            ``factor``. ``random`` draws a network that fills the budget, ``random-joint`` also the
+            setting of pyramid, heads and input in which it does, ``random-best-of-k`` is the best
+            of several drawn ones after a training for which they get as much computation as a
+            search, ``softmax`` is the recipe's search, ``scores`` sums what each choice costs a
+            trained source in loss, and ``joint`` chooses pyramid, heads and input too, by these
+            sums and a race.
         factor: Of width, compound or expansion; 0 finds the one that meets the budget.
+        architecture: Of ``published`` the network's name, such as ``fna``.
         recipe: Fields of the recipe that this arm has otherwise, by section.
     """
 
@@ -55,11 +59,21 @@ class Arm:
     network: Rule
     name: str = ""
     factor: float = 0.0
+    architecture: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.factor and self.network not in FACTOR:
             raise AdaptError(f"an arm by {self.network!r} has no factor, got {self.factor}")
+        if self.network == "published" and self.architecture not in NETWORKS:
+            raise AdaptError(
+                f"an arm by 'published' needs an architecture, one of {', '.join(NETWORKS)}, got "
+                f"{self.architecture!r}"
+            )
+        if self.architecture and self.network != "published":
+            raise AdaptError(
+                f"an arm by {self.network!r} has no architecture, got {self.architecture!r}"
+            )
         if self.factor < 0 or (self.network == "expansion" and self.factor != int(self.factor)):
             raise AdaptError(
                 f"factor must be positive, of expansion a whole number, got {self.factor}"
@@ -70,12 +84,12 @@ class Arm:
     @property
     def label(self) -> str:
         """Name in files and reports."""
-        return self.name or self.network
+        return self.name or self.architecture or self.network
 
     @property
     def meets_budget(self) -> bool:
         """Whether its network is chosen to meet the budget."""
-        return self.network != "source" and not self.factor
+        return self.network not in ("source", "published") and not self.factor
 
 
 @dataclass(frozen=True)
@@ -178,7 +192,7 @@ def arms_named(names: Sequence[str]) -> tuple[Arm, ...]:
     Raises:
         AdaptError: If a name is none of a rule, or its factor would have to be given.
     """
-    known = [rule for rule in get_args(Rule) if rule != "expansion"]
+    known = [rule for rule in get_args(Rule) if rule not in ("expansion", "published")]
     for name in names:
         if name not in known:
             raise AdaptError(f"unknown arm {name!r}; use {', '.join(known)}, or a study's file")

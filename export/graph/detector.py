@@ -18,7 +18,7 @@ from adapt.artifacts import header
 from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import DetectorConfig, build_retinanet, top_down
+from adapt.detector.retinanet import DetectorConfig, build_detector, top_down
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.runtime import Tail
@@ -391,7 +391,7 @@ def _random_detector(detector: DetectorConfig) -> RetinaNet:
     """Return a detector with random weights, always the same, none of which are zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_retinanet(Backbone(mobilenet_v2()), detector)
+        model = build_detector(Backbone(mobilenet_v2()), detector)
         for parameter in model.parameters():
             if not parameter.any():  # a new detector's biases: the exporter would leave them out
                 nn.init.normal_(parameter, std=0.01)

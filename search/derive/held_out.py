@@ -11,7 +11,7 @@ from adapt.data.coco import CocoSplit, check_apart
 from adapt.data.dataset import Batch, DetectionDataset, epoch_batches
 from adapt.data.evaluate import Metrics, evaluate
 from adapt.detector.detect import batches_of, detect
-from adapt.detector.retinanet import build_retinanet
+from adapt.detector.retinanet import build_detector
 from adapt.detector.statistics import batch_norms, recalibrate
 from adapt.mapping.inherit import inherit_detector
 from adapt.runtime import exact_fp32
@@ -71,7 +71,7 @@ class Examiner:
         self._held_out, self._batches, self._recipe = held_out, batches, recipe
         self._config = recipe.detector_config(len(search.class_names))
         self._device = World.alone().device
-        self._supernet = build_retinanet(search.supernet, self._config)
+        self._supernet = build_detector(search.supernet, self._config)
         self._supernet.load_state_dict(search.states)
         cache_mb = recipe.data.cache_mb
         self._train_images, self._held_out_images = (

@@ -9,11 +9,11 @@ from typing import Any
 
 from adapt.artifacts import read_json
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import RetinaNetConfig
+from adapt.detector.retinanet import HeadKind, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
-CANDIDATES = ("head_depth", "fpn_width", "anchor_scales", "input")  # of ``[joint]``
-CHOSEN = ("fpn_width", "head_depth", "anchor_size", "anchor_scales")  # of a detector
+CANDIDATES = ("head", "head_depth", "fpn_width", "anchor_scales", "input")  # of ``[joint]``
+CHOSEN = ("fpn_width", "head_depth", "anchor_size", "anchor_scales", "head")  # of a detector
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Setting:
     def __str__(self) -> str:
         config, size = self.detector, self.input
         scales = f"anchor_scales {config.anchor_scales}, " if config.anchor_scales != 3 else ""
+        kind = "" if config.head == "retinanet" else f"{config.head}, "
         return (
-            f"head_depth {config.head_depth}, fpn_width {config.fpn_width}, {scales}"
+            f"{kind}head_depth {config.head_depth}, fpn_width {config.fpn_width}, {scales}"
             f"input {size.height}x{size.width}"
         )
 
@@ -82,6 +83,7 @@ class JointRecipe:
     so on until one is left.
 
     Attributes:
+        head: Candidates of ``detector.head``; none leaves the recipe's own.
         head_depth: Candidates of ``detector.head_depth``; none leaves the recipe's own.
         fpn_width: Candidates of ``detector.fpn_width``; none leaves the recipe's own.
         anchor_scales: Candidates of ``detector.anchor_scales``; none leaves the recipe's own.
@@ -97,6 +99,7 @@ class JointRecipe:
     fpn_width: tuple[int, ...] = ()
     input: tuple[tuple[int, int], ...] = ()
     anchor_scales: tuple[int, ...] = ()
+    head: tuple[HeadKind, ...] = ()
     epochs: int = 2
     survivors: int = 3
 
@@ -134,12 +137,11 @@ class JointRecipe:
         depths = self.head_depth or (own.detector.head_depth,)
         widths = self.fpn_width or (own.detector.fpn_width,)
         scales = self.anchor_scales or (own.detector.anchor_scales,)
+        heads = self.head or (own.detector.head,)
+        names = "fpn_width", "head_depth", "anchor_scales", "head"
         return [
-            Setting(
-                _with_anchors(own, size, fpn_width=width, head_depth=depth, anchor_scales=number),
-                size,
-            )
-            for size, width, depth, number in product(sizes, widths, depths, scales)
+            Setting(_with_anchors(own, size, **dict(zip(names, chosen, strict=True))), size)
+            for size, *chosen in product(sizes, widths, depths, scales, heads)
         ]
 
     @property

@@ -11,7 +11,7 @@ from adapt.data.coco import CocoSplit, check_apart
 from adapt.data.dataset import Batch, DetectionDataset
 from adapt.detector.detect import batches_of
 from adapt.detector.file import load_detector
-from adapt.detector.retinanet import build_retinanet
+from adapt.detector.retinanet import build_detector
 from adapt.detector.statistics import recalibrate_network
 from adapt.mapping.activations import batched, unlabelled
 from adapt.mapping.pretrained import Mapper, map_backbone, operations_of, silence
@@ -100,7 +100,7 @@ class Replacement:
 
     def _with(self, architecture: Architecture) -> RetinaNet:
         body = Backbone(architecture)
-        model = build_retinanet(body, self.info.detector)
+        model = build_detector(body, self.info.detector)
         noiseless = torch.Generator()
         source = self._body(self._trained)
         report = map_backbone(source, body, noise=0.0, generator=noiseless)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adapt.cost.expectation import CostModel
 from adapt.data.coco import CocoSplit
 from adapt.data.dataset import Batch, training_batches
-from adapt.detector.retinanet import build_retinanet
+from adapt.detector.retinanet import build_detector
 from adapt.mapping.pretrained import map_supernet
 from adapt.network.mixed import Paths
 from adapt.network.supernet import Supernet
@@ -82,7 +82,7 @@ class BilevelSearch:
         self.schedule = SearchSchedule.of(self.settings, len(train), session.limit_steps)
         self.supernet = build_supernet(recipe, recipe.space.load(), train)
         config = recipe.detector_config(len(train.class_names))
-        detector = build_retinanet(self.supernet, config)
+        detector = build_detector(self.supernet, config)
         self.detector = place(detector, recipe.compute, self.world).train()
         self.cost = cost.to(self.world.device)
         self.halves = [training_dataset(recipe, half) for half in split_halves(train, recipe.seed)]

@@ -17,6 +17,7 @@ from adapt.artifacts import content_hash, file_hash, identity, make_place
 from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.data.dataset import Batch, training_batches
 from adapt.detector.file import DetectorInfo, save_detector
+from adapt.detector.retinanet import HeadKind
 from adapt.mapping.pretrained import MappingReport
 from adapt.network.backbone import Backbone
 from adapt.network.published import NETWORKS
@@ -46,7 +47,10 @@ from search.train.validation import validation_split
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-LOSSES = ("classification", "bbox_regression")  # of torchvision's RetinaNet
+LOSSES: dict[HeadKind, tuple[str, ...]] = {
+    "retinanet": ("classification", "bbox_regression"),
+    "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
+}
 WITHOUT = TrainedFiles()
 PLOT_MINUTES = 1.0  # a long training can be watched; a short one is drawn at its end
 
@@ -144,7 +148,8 @@ class Finetuning:
         self.teacher = None
         if trained.teacher:
             self.teacher = Teacher(trained.teacher, info, recipe.compute, self.world)
-        self.summands = (*LOSSES, "teacher") if self.teacher else LOSSES
+        losses = LOSSES[info.detector.head]
+        self.summands = (*losses, "teacher") if self.teacher else losses
         self.losses = EpochMeans("loss", *self.summands)
         self.kept = Kept(recipe, info, self.images, val, self.world)
 
@@ -313,7 +318,7 @@ def _told_classes(report: MappingReport | None, start: Path | None) -> str:
 
 
 def _draw(board: "SummaryWriter", entry: Entry) -> None:
-    names = ("loss", *LOSSES, "teacher", "lr", "val_ap")
+    names = ("loss", *LOSSES["fcos"], "teacher", "lr", "val_ap")
     draw_scalars(board, {name: entry.get(name) for name in names}, entry["step"])
 
 

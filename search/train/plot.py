@@ -13,6 +13,7 @@ LABELS = {  # of the losses
     "loss": "sum",
     "classification": "classes",
     "bbox_regression": "boxes",
+    "bbox_ctrness": "centerness",
     "teacher": "teacher",
 }
 

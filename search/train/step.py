@@ -17,7 +17,7 @@ LEARNED = ("boxes", "labels", "crowds")  # of a target
 
 
 def detection_losses(model: RetinaNet, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """Return the losses of a batch: ``classification`` and ``bbox_regression``."""
+    """Return the losses of a batch by name, such as ``classification`` and ``bbox_regression``."""
     images, targets = batch
     on_device = [
         {name: t[name].to(device, non_blocking=True) for name in LEARNED if name in t}
