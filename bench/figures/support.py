@@ -1,0 +1,140 @@
+"""What runs with which source and which head? (search, mapping, training, export, engine)
+
+    python -m bench.figures.support --out FILE
+
+Every combination takes the whole way on a few generated images, two steps of every training: what
+fails is told, not left out. It says that a step works, nothing of how good a detector gets.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from adapt.architecture import SOURCES, Architecture
+from adapt.artifacts import library_versions
+from adapt.data.coco import CocoSplit
+from adapt.data.synthetic import generate
+from adapt.detector.retinanet import HeadKind
+from adapt.errors import AdaptError
+from bench.latency.provenance import device_description
+from export.deploy import Deployment, deploy
+from export.engine.configure import BuildOptions
+from search.derive.derive import derive
+from search.derive.finished import SearchFiles
+from search.recipe.recipe import Recipe
+from search.recipe.search_cost import madds_cost
+from search.score.run import run_score
+from search.supernet.run import run_search
+from search.train.finetune import run_finetune
+from search.train.session import Session
+
+STEPS = 2
+IMAGES = 16
+SIDE = 128
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+class Way:
+    """The way of one combination.
+
+    Args:
+        source: Name of the pretrained backbone.
+        head: Kind of the heads.
+        data: Data set of generated images.
+        folder: Empty folder for its files.
+    """
+
+    def __init__(self, source: str, head: HeadKind, data: Path, folder: Path) -> None:
+        changes = {
+            "data": {"root": str(data), "workers": 0},
+            "space": {"preset": source, "width_grid": 64},
+            "input": {"height": SIDE, "width": SIDE},
+            "detector": {"fpn_width": 32, "head_depth": 1, "anchor_size": 16, "head": head},
+            "search": {"weights": {"epochs": 2, "batch_size": 2}, "warmup_epochs": 1},
+            "finetune": {"mapping": "principal", "batch_size": 4, "epochs": 1},
+        }
+        self.recipe = Recipe().changed(changes, "this program")
+        self.train: CocoSplit = self.recipe.split(self.recipe.data.train)
+        self.folder = folder
+        self.images = [image.path for image in self.train.images[:4]]
+
+    def steps(self) -> dict[str, Callable[[], object]]:
+        """Return every step by its name, in order; later ones need the files of earlier ones."""
+        source, derived = self.folder / "source.safetensors", self.folder / "derived.safetensors"
+        steps: dict[str, Callable[[], object]] = {
+            "train": lambda: self._train(self.recipe.source, source),
+            "score": lambda: run_score(
+                self.recipe, source, self.folder / "scores.json", networks=4
+            ),
+            "search": self._search,
+            "derive and map": lambda: self._train(self._derived(), derived),
+            "export, same detections": lambda: self._deploy(derived, "fp32"),
+        }
+        return steps | {
+            f"engine {precision}": lambda precision=precision: self._deploy(
+                derived, precision, BuildOptions(flavour="tensorrt_rtx")
+            )
+            for precision in PRECISIONS
+        }
+
+    def _train(self, architecture: Architecture, path: Path) -> None:
+        run_finetune(self.recipe, architecture, self.train, path, Session(limit_steps=STEPS))
+
+    def _search(self) -> None:
+        cost = madds_cost(self.recipe, len(self.train.class_names))
+        run_search(self.recipe, self.train, cost, self.folder, Session(limit_steps=STEPS))
+
+    def _derived(self) -> Architecture:
+        path = self.folder / "arch.json"
+        derive(SearchFiles(self.folder / "supernet.pt", None), path)
+        return Architecture.load(path)
+
+    def _deploy(self, detector: Path, precision: str, engine: BuildOptions | None = None) -> None:
+        deployment = Deployment(
+            precision=precision,  # type: ignore[arg-type]
+            calibration=self.images if precision == "int8" else (),
+            verify=self.images if engine is None else (),
+            engine=engine,
+        )
+        deploy(detector, self.folder / f"{precision}.onnx", deployment)
+
+
+def walked(way: Way) -> dict[str, str]:
+    """Take the steps of a way; return ``ran`` or the error of each."""
+    results = {}
+    for name, step in way.steps().items():
+        try:
+            step()
+            results[name] = "ran"
+        except (AdaptError, RuntimeError, ValueError) as error:
+            results[name] = f"{type(error).__name__}: {error}"
+    return results
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Print what ran as JSON."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        data = generate(Path(temporary, "data"), train=IMAGES, val=IMAGES, test=4)
+        for source, head in product(SOURCES, get_args(HeadKind)):
+            folder = Path(temporary, f"{source}-{head}")
+            folder.mkdir()
+            results = walked(Way(source, head, data, folder))
+            rows.append({"source": source, "head": head, **results})
+            typer.echo(json.dumps(rows[-1]), err=True)
+    content = {"rows": rows, "device": device_description(), "versions": library_versions()}
+    text = json.dumps(content, indent=2)
+    print(text)
+    if out:
+        out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
