@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from bench.acceptance.meet import BudgetMeter
 from bench.acceptance.scaling import Sized, scaled
 from bench.joint.finalists import drawn_jointly, finalists, load_finalists, save_finalists
 from bench.joint.race import Race, Racer, run_racer, run_races
+from search.derive.chance import noise_deriver
 from search.derive.exact import Deriver
 from search.derive.scores import Scores
 from search.recipe.joint import JointRecipe, Setting
@@ -181,6 +183,25 @@ def test_carried_costs_are_exact_where_one_line_carries_them(recipe: Recipe) -> 
         network = deriver.best(float(budget))
         sized = Sized(network.choices.architecture(space), deeper)
         assert meter.measure(sized)[0] == pytest.approx(network.cost)
+
+
+def test_other_scores_measure_nothing_again_to_carry_costs_over(recipe: Recipe) -> None:
+    from bench.joint.finalists import carried
+
+    measured = list[Sized]()
+
+    class Noting(Counted):
+        def measure(self, sized: Sized) -> tuple[float, bool]:
+            measured.append(sized)
+            return super().measure(sized)
+
+    meter, space = Noting(recipe, 3), recipe.space.load()
+    model, chance = recipe.detectors(3).costs(madds), np.random.default_rng(5)
+    drawn = partial(noise_deriver, space=space, chance=chance)
+    for derive in (zero_scores(recipe).deriver, drawn):
+        carried(meter, derive, model, space, recipe.setting)
+    assert measured[:2] == measured[2:]
+    assert measured[0] != measured[1]
 
 
 def test_a_budget_below_every_setting_names_the_cheapest(recipe: Recipe) -> None:

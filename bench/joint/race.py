@@ -152,7 +152,15 @@ class Race:
         recipe = self.recipe.changed({"finetune": training, **sized.changes()}, "race")
         path = self.folder / f"round{number + 1}-{index + 1}.safetensors"
         name = f"{self.name} round {number + 1}, finalist {index + 1}"
-        job = FinetuneJob(name, recipe, sized.architecture, path, self.limit_steps, self.start)
+        job = FinetuneJob(
+            name,
+            recipe,
+            sized.architecture,
+            path,
+            self.limit_steps,
+            self.start,
+            measure_lost=False,
+        )
         return Racer(job, index)
 
 

@@ -104,7 +104,7 @@ def run_trial(
     """
     recipe = trial.recipe
     train, start = recipe.split(recipe.data.train), time.perf_counter()
-    session = Session(progress=progress, warn=warn)
+    session = Session(progress=progress, warn=warn, measure_lost=False)
     trained = TrainedFiles(teacher=trial.teacher)
     run_finetune(recipe, trial.architecture, train, trial.detector, session, trained)
     seconds = time.perf_counter() - start

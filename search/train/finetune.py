@@ -74,7 +74,12 @@ def resolve_architecture(name_or_path: str, recipe: Recipe) -> tuple[Architectur
 
 
 def initial_detector(
-    recipe: Recipe, info: DetectorInfo, train: CocoSplit, start: Path | None = None
+    recipe: Recipe,
+    info: DetectorInfo,
+    train: CocoSplit,
+    start: Path | None = None,
+    *,
+    measure_lost: bool = True,
 ) -> tuple[RetinaNet, MappingReport | None]:
     """Build a detector whose backbone has the source's parameters mapped onto it.
 
@@ -83,6 +88,7 @@ def initial_detector(
         info: The detector.
         train: Training images.
         start: Trained detector whose parameters are mapped instead, pyramid and heads too.
+        measure_lost: Whether the report is to say what the mapping lost.
 
     Returns:
         The detector, and what was copied; None if the recipe asks for scratch.
@@ -90,12 +96,12 @@ def initial_detector(
     torch.manual_seed(recipe.seed)
     model = info.build()
     if start:
-        return model, map_trained(recipe, start, model, info, train)
+        return model, map_trained(recipe, start, model, info, train, measure_lost=measure_lost)
     if recipe.init == "scratch":
         return model, None
     body = model.backbone.body
     assert isinstance(body, Backbone)
-    return model, map_source(recipe, body, train)
+    return model, map_source(recipe, body, train, measure_lost=measure_lost)
 
 
 class Finetuning:
@@ -135,7 +141,9 @@ class Finetuning:
         optimisation = recipe.finetune
         self.recipe, self.world = recipe, session.world
         self.schedule = Schedule.of_finetuning(optimisation, len(train), session.limit_steps)
-        model, self.report = initial_detector(recipe, info, train, trained.start)
+        model, self.report = initial_detector(
+            recipe, info, train, trained.start, measure_lost=session.measure_lost
+        )
         self.model = place(model, recipe.compute, self.world).train()
         self.images = training_dataset(recipe, train)
         check_shares(optimisation, len(train), self.world)

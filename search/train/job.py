@@ -25,6 +25,7 @@ class FinetuneJob:
         path: The detector file to write.
         limit_steps: As of the session.
         start: Trained detector to start from; the pretrained source if None.
+        measure_lost: As of the session.
     """
 
     name: str
@@ -33,6 +34,7 @@ class FinetuneJob:
     path: Path
     limit_steps: int | None
     start: Path | None = None
+    measure_lost: bool = True
 
     @property
     def trained(self) -> TrainedFiles:
@@ -59,6 +61,10 @@ def finetune(job: FinetuneJob, progress: Progress, warn: Callable[[str], object]
     train = job.recipe.split(job.recipe.data.train)
     provenance = {"annotations_sha256": train.sha256}
     session = Session(
-        progress=progress, warn=warn, limit_steps=job.limit_steps, provenance=provenance
+        progress=progress,
+        warn=warn,
+        limit_steps=job.limit_steps,
+        provenance=provenance,
+        measure_lost=job.measure_lost,
     )
     run_finetune(job.recipe, job.architecture, train, job.path, session, job.trained)

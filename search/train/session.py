@@ -19,6 +19,8 @@ class Session:
         warn: Called once with every warning, such as of a collapse.
         limit_steps: Shorten every phase of the training to so many steps.
         provenance: What else identifies the inputs, such as the hash of the cost table.
+        measure_lost: Whether the detector's file says what the mapping lost. It takes a third of
+            the mapping's time, which trainings whose files nobody reads can save.
     """
 
     world: World = field(default_factory=World.alone)
@@ -26,6 +28,7 @@ class Session:
     warn: Callable[[str], object] = ignore
     limit_steps: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    measure_lost: bool = True
 
     def tell(self, doubt: str) -> None:
         """Warn of something, once for all processes, if it is not empty."""

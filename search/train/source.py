@@ -38,23 +38,32 @@ def mapped_source(recipe: Recipe, name: str, train: CocoSplit) -> Backbone:
     return principal_source(source, unlabelled(train, recipe.input))
 
 
-def map_source(recipe: Recipe, target: Backbone, train: CocoSplit) -> MappingReport:
+def map_source(
+    recipe: Recipe, target: Backbone, train: CocoSplit, *, measure_lost: bool = True
+) -> MappingReport:
     """Map the source onto a backbone, in place.
 
     Args:
         recipe: Says which weights, and how they are mapped.
         target: The backbone.
         train: The whole training split.
+        measure_lost: Whether the report is to say what was lost.
 
     Raises:
         AdaptError: If weights are missing or do not fit, or an image cannot be read.
     """
     source = mapped_source(recipe, target.architecture.source, train)
-    return _mapped(recipe, source, target, train)
+    return _mapped(recipe, source, target, train, measure_lost)
 
 
 def map_trained(
-    recipe: Recipe, start: Path, target: RetinaNet, info: DetectorInfo, train: CocoSplit
+    recipe: Recipe,
+    start: Path,
+    target: RetinaNet,
+    info: DetectorInfo,
+    train: CocoSplit,
+    *,
+    measure_lost: bool = True,
 ) -> MappingReport:
     """Map a trained detector onto one around another backbone, in place.
 
@@ -66,6 +75,7 @@ def map_trained(
         target: The detector.
         info: Its description.
         train: The whole training split.
+        measure_lost: Whether the report is to say what was lost.
 
     Raises:
         AdaptError: If the file cannot be read, or an image cannot be read.
@@ -78,7 +88,7 @@ def map_trained(
     source, body = trained.backbone.body, target.backbone.body
     assert isinstance(source, Backbone)
     assert isinstance(body, Backbone)
-    report = _mapped(recipe, source, body, train)
+    report = _mapped(recipe, source, body, train, measure_lost)
     noise = torch.Generator().manual_seed(recipe.seed)
     mapper = Mapper(recipe.finetune.mapping_noise, noise, report)
     map_pyramid_and_heads(trained, target, mapper, known)
@@ -86,7 +96,9 @@ def map_trained(
     return report
 
 
-def _mapped(recipe: Recipe, source: Backbone, target: Backbone, train: CocoSplit) -> MappingReport:
+def _mapped(
+    recipe: Recipe, source: Backbone, target: Backbone, train: CocoSplit, measure_lost: bool
+) -> MappingReport:
     """Map a backbone that is in its principal axes already, if the recipe maps so."""
     settings, size = recipe.finetune, recipe.input
     images = list(unlabelled(train, size)) if settings.principal else []
@@ -103,6 +115,7 @@ def _mapped(recipe: Recipe, source: Backbone, target: Backbone, train: CocoSplit
         refit(source, target, images)
     elif settings.principal:
         recalibrate_network(target, batched(images))
-    others = list(unlabelled(train, size, REPORTED, between=True))
-    report.lost_variance = lost_variance(source, target, others)
+    if measure_lost:
+        others = list(unlabelled(train, size, REPORTED, between=True))
+        report.lost_variance = lost_variance(source, target, others)
     return report
