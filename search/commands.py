@@ -247,7 +247,10 @@ def search_command(
     train = recipe.split(recipe.data.train)
     cost = search_cost(recipe, train, costs.costs, uncertified=costs.uncertified)
     folder = out or Path("runs") / recipe.name / "search"
-    with training.session("search", cost.provenance) as session:
+    with (
+        training.session("search", cost.provenance) as session,
+        session.alone(folder / ".lock"),
+    ):
         tell_doubts(recipe, train, heard=session.world.is_main)
         costs.tell_certificate(recipe.search.parsed_target(), heard=session.world.is_main)
         path = run_search(recipe, train, cost.model, folder, session)
@@ -300,7 +303,10 @@ def finetune_command(
         return
     path = out or Path("runs") / recipe.name / f"{Path(arch).stem}.safetensors"
     train = recipe.split(recipe.data.train)
-    with training.session("finetune") as session:
+    with (
+        training.session("finetune") as session,
+        session.alone(path.with_suffix(".lock")),
+    ):
         tell_doubts(recipe, train, heard=session.world.is_main)
         tell_untaught(recipe, train, heard=session.world.is_main)
         trained = TrainedFiles(start_from, teacher)

@@ -13,6 +13,7 @@ from adapt.artifacts import check_header, content_hash, file_hash, make_folder, 
 from adapt.cost.table import CostTable, predict_latency
 from adapt.data.coco import CocoSplit, check_apart, check_has_boxes
 from adapt.errors import AdaptError
+from adapt.lock import ELSEWHERE, alone
 from adapt.network.weights import find_weights
 from adapt.progress import Progress, Stage
 from bench.costs import certify
@@ -98,6 +99,10 @@ class Run:
         Raises:
             AdaptError: If the folder holds results of another recipe, or a stage fails.
         """
+        with alone(self.out / ".lock", ELSEWHERE):
+            return self._execute()
+
+    def _execute(self) -> RunResult:
         costs, source = self._costs(), source_network(self.recipe, self.out)
         start = shared_start(self.recipe, source, self.stages, self.session)
         searched = self._score(start) if self.by_scores else self._search(costs)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adapt.artifacts import make_folder
 from adapt.errors import AdaptError
+from adapt.lock import ELSEWHERE, alone
 from bench.pipeline.target import Target
 from bench.study.choice import Chooser
 from bench.study.chosen import Chosen, Networks
@@ -49,6 +50,12 @@ class StudyRun:
                 folder holds another study, no network meets the budget, or a training fails.
         """
         make_folder(self.out)
+        part = self.how.shard
+        name = f".lock-{part.number}of{part.count}" if part.count > 1 else ".lock"
+        with alone(self.out / name, ELSEWHERE):
+            return self._execute()
+
+    def _execute(self) -> StudyResult:
         if not self.seeds:
             raise AdaptError(
                 f"part {self.how.shard.number} of {self.how.shard.count} has none of the "

@@ -1,10 +1,13 @@
 """What is a training told besides its recipe? (processes, progress, warnings, a step limit)"""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from adapt.artifacts import make_folder
+from adapt.lock import ELSEWHERE, alone
 from adapt.progress import Progress, Stage, ignore, silent, silent_stage
 from search.train.world import World, joined_world
 
@@ -29,6 +32,17 @@ class Session:
     limit_steps: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     measure_lost: bool = True
+
+    def alone(self, file: Path) -> AbstractContextManager[None]:
+        """Keep other commands from what a lock file stands for; the first process holds it.
+
+        Raises:
+            AdaptError: If another process has it.
+        """
+        if not self.world.is_main:
+            return nullcontext()
+        make_folder(file.parent)
+        return alone(file, ELSEWHERE)
 
     def tell(self, doubt: str) -> None:
         """Warn of something, once for all processes, if it is not empty."""
