@@ -14,6 +14,7 @@ from conftest import recipe_of
 from core_parts import once, random_architecture, tiny
 from simulated_gpu import simulated_gpu
 
+from adapt.architecture import SOURCES
 from adapt.artifacts import file_hash, read_json
 from adapt.cost.table import CostTable
 from adapt.data.coco import CocoSplit
@@ -42,7 +43,7 @@ def _small_and_short() -> Iterator[None]:
         patch.setattr("bench.costs.certify.DETECTORS", 4)
         patch.setattr("bench.pipeline.run.DETECTOR_PROTOCOL", SHORT)
         # A source as small as what is derived: MobileNetV2 takes most of the time of an export.
-        patch.setattr("bench.pipeline.choice.mobilenet_v2", lambda: random_architecture(tiny(), 1))
+        patch.setitem(SOURCES, "mobilenet_v2", lambda: random_architecture(tiny(), 1))
         yield
 
 
