@@ -64,8 +64,8 @@ def finalists(
         of = min(least, key=lambda name: least[name])
         raise AdaptError(
             f"no detector of {len(settings)} settings takes {budget_ms:.4g} ms or less, the "
-            f"cheapest {least[of]:.4g} ms ({of}); raise the budget, or add smaller candidates to "
-            "[joint]"
+            f"cheapest {least[of]:.4g} ms ({of}); raise the budget, add smaller candidates to "
+            "[joint], or choose a smaller space, such as space.preset = 'mobilenet_v2_slim'"
         )
     return found
 
@@ -133,7 +133,7 @@ def drawn_jointly(
     if not found:
         raise AdaptError(
             f"none of {len(settings)} settings has a detector of {budget_ms:.4g} ms or less; raise "
-            "the budget, or add smaller candidates to [joint]"
+            "the budget, add smaller candidates to [joint], or choose a smaller space.preset"
         )
     return max(found, key=lambda met: met.measured_ms)
 
