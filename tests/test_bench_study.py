@@ -201,6 +201,22 @@ def test_a_budget_is_the_same_on_another_day(
     assert found[0].measured_ms == pytest.approx(0.75 * source_ms, rel=TOLERANCE)
 
 
+def test_a_budget_is_the_same_while_the_machine_becomes_slower(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks that take minutes to find are no smaller in the end."""
+    monkeypatch.setattr("bench.acceptance.meet.PACED_S", 0.0)
+    found = []
+    with Paced(recipe, 3) as meter:
+        budget_ms = meter.budget_ms("75%")
+        for speed in (1.0, 1.1):
+            monkeypatch.setattr(Paced, "speed", speed)
+            wide = scaled(mobilenet_v2(), "width", 0.5 + speed / 100, SETTING)
+            found.append(meter.measure(wide)[0] / sum(b.width for b in wide.architecture.blocks))
+        assert meter.source_ms() == pytest.approx(budget_ms / 0.75)
+    assert found[0] == pytest.approx(found[1])
+
+
 class Stepped(Counted):
     """The same, and 24 channels of the first block cost two milliseconds more than 16."""
 

@@ -1,5 +1,6 @@
 """Which networks meet a latency, by measurement? (scaled by one factor, of scores, or drawn)"""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from search.recipe.recipe import Recipe
 TOLERANCE = 0.02  # share of the budget by which a network may be slower or faster
 CLOSE = 0.01  # share at which the search for a factor ends
 FACTORS = (0.1, 2.0)  # within which a factor is looked for
+PACED_S = 60.0  # after which the machine's speed is looked at again
 MEASUREMENTS = 10  # most networks to measure on the way to a budget
 HOLDS = 2  # times that blocks are held at a step, and the others scaled on
 DRAWS = 5  # most random networks; one that is unconstrained by the budget does not fill it
@@ -90,10 +92,11 @@ class BudgetMeter:
         recipe: The recipe: input size, detector, device, space.
         classes: Object classes of its data.
         progress: Told after every measurement.
-        source_ms: Latency of the source's detector, if it was measured before. It is measured again
-            then, and all latencies are told as they were at the speed that the machine had: budgets
-            that are met on different occasions are equal although a machine's speed changes by
-            some percent.
+        source_ms: Latency of the source's detector, if it was measured before. All latencies are
+            told as they were at the speed that the machine had then: budgets that are met on
+            different occasions are equal although a machine's speed changes by some percent. For
+            that the source is measured again, at the start and after every minute; without this
+            latency, from its first measurement on.
     """
 
     def __init__(
@@ -107,13 +110,13 @@ class BudgetMeter:
         self._stack, self._known = ExitStack(), dict[str, tuple[float, bool]]()
         self._scaled = defaultdict[str, dict[float, Met]](dict)  # by factor
         self._source = scaled(recipe.source, "source", 0, recipe.setting)
-        self._source_ms, self._pace = source_ms, 1.0
+        self._source_ms, self._pace, self._paced = source_ms, 1.0, time.monotonic()
 
     def __enter__(self) -> Self:
         self._workers = self._stack.enter_context(Workers(as_certified(self._recipe, None)))
         if self._source_ms is not None:
-            self._pace = self._source_ms / self._timed(self._source)[0]
             self._known[self._key(self._source)] = self._source_ms, False
+            self._follow(self._source_ms)
         return self
 
     def __exit__(self, *how: Any) -> None:
@@ -123,10 +126,19 @@ class BudgetMeter:
         """Return the latency of a detector in ms, and whether the machine was slow meanwhile."""
         key = self._key(sized)
         if key not in self._known:
+            if self._source_ms is not None and time.monotonic() - self._paced > PACED_S:
+                self._follow(self._source_ms)
             ms, slow = self._timed(sized)
+            if key == self._key(self._source) and self._source_ms is None:
+                self._source_ms, self._paced = ms, time.monotonic()
             self._known[key] = self._pace * ms, slow
             self._progress(len(self._known), len(self._known), f"{self._known[key][0]:.4g} ms")
         return self._known[key]
+
+    def _follow(self, source_ms: float) -> None:
+        """Measure how fast the machine is now, by the source."""
+        self._pace = source_ms / self._timed(self._source)[0]
+        self._paced = time.monotonic()
 
     def _timed(self, sized: Sized) -> tuple[float, bool]:
         config = self._config(sized)
