@@ -14,7 +14,6 @@ from conftest import recipe_of
 from core_parts import once, random_architecture, tiny
 from simulated_gpu import simulated_gpu
 
-from adapt.architecture import SOURCES
 from adapt.artifacts import file_hash, read_json
 from adapt.cost.table import CostTable
 from adapt.data.coco import CocoSplit
@@ -23,13 +22,18 @@ from adapt.errors import AdaptError
 from adapt.progress import silent_stage
 from bench.latency.backend import Backend, TensorRTBackend, open_backend
 from bench.latency.timing import Protocol
-from bench.pipeline.choice import Front
+from bench.pipeline.choice import Front, Network, source_network
 from bench.pipeline.result import RunResult
 from bench.pipeline.run import Costs, Run
 from search.recipe.recipe import DataRecipe, Recipe
 from search.train.session import Session
 
 SHORT = Protocol(2, round_ms=0.1, retries=0, drift=100.0)
+
+
+def tiny_source(recipe: Recipe, folder: Path) -> Network:
+    """A small network in the place of the source."""
+    return replace(source_network(recipe, folder), architecture=random_architecture(tiny(), 1))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +47,7 @@ def _small_and_short() -> Iterator[None]:
         patch.setattr("bench.costs.certify.DETECTORS", 4)
         patch.setattr("bench.pipeline.run.DETECTOR_PROTOCOL", SHORT)
         # A source as small as what is derived: MobileNetV2 takes most of the time of an export.
-        patch.setitem(SOURCES, "mobilenet_v2", lambda: random_architecture(tiny(), 1))
+        patch.setattr("bench.pipeline.run.source_network", tiny_source)
         yield
 
 
