@@ -1,5 +1,6 @@
 """Who works on a folder? (two commands on one folder would overwrite each other's files)"""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ try:
 except ImportError:  # no such locks on Windows
     fcntl = None  # type: ignore[assignment]
 
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 ELSEWHERE = "wait for it, or choose another place with --out"
 
 
@@ -20,7 +22,7 @@ def alone(file: Path, fix: str) -> Iterator[None]:
     """Keep other processes from what a lock file stands for, as long as the context lasts.
 
     The lock is the system's and ends with the process, however that ends: the file of a process
-    that was killed keeps nobody out.
+    that was killed keeps nobody out. Windows and file systems without locks keep nobody out either.
 
     Args:
         file: The lock file; its folder exists. It holds the process id, and goes at the end.
@@ -52,8 +54,11 @@ def _locked(file: Path, fix: str) -> int:
             number = os.read(lock, 20).decode(errors="replace")
             os.close(lock)
             process = f"process {number}" if number else "another process"
-            raise AdaptError(f"{file.parent} is in use by {process}; {fix}") from None
-        except OSError:  # a file system without locks
+            raise AdaptError(f"{file} is held by {process}; {fix}") from None
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                os.close(lock)
+                raise AdaptError(f"cannot lock {file}: {error.strerror}") from error
             return lock
         if _is(file, lock):
             return lock

@@ -266,7 +266,7 @@ def finetune_command(
     arch: Annotated[
         str,
         typer.Option(
-            "--arch", help="Architecture file, `mobilenet_v2` for the source, or fna, fbnet_c, ..."
+            "--arch", help="Architecture file, or a network's name: mobilenet_v2, fna, fbnet_c, ..."
         ),
     ],
     training: TrainingOptions,

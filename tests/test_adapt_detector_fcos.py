@@ -154,6 +154,8 @@ def test_its_rest_has_a_key_of_its_own() -> None:
     other = rest_unit(replace(FCOS, head="retinanet"), SIZE)
     assert "head=" not in unit_key(other)  # cost tables of earlier versions keep their rows
     assert parse_key(unit_key(other)) == other
+    with pytest.raises(ValueError, match="'ssd' is none of retinanet, fcos"):
+        parse_key(unit_key(unit).replace("head=fcos", "head=ssd"))
 
 
 def test_a_trained_one_maps_onto_another_but_not_between_kinds() -> None:
@@ -190,7 +192,13 @@ def test_it_trains_and_its_deployed_file_detects_the_same(
     assert info.detector.head == "fcos"
     onnx = tmp_path / "fcos.onnx"
     for tail in ("tensor-nms", "onnx-nms"):
-        deploy(path, onnx, Deployment(tail=tail, verify=[tiny_data.images[0].path]))
+        exported = deploy(path, onnx, Deployment(tail=tail, verify=[tiny_data.images[0].path]))
+        assert exported["parity"]["match"]["matched"] > 0
+
+
+def test_squares_that_would_have_no_size_are_refused() -> None:
+    with pytest.raises(AdaptError, match="anchor_size of fcos must be at least 2, got 1"):
+        replace(FCOS, anchor_size=1)
 
 
 def test_another_head_is_refused() -> None:

@@ -43,7 +43,7 @@ def other(tmp_path: Path):
 
 def test_the_second_process_is_told_of_the_first(other, tmp_path: Path) -> None:
     with (
-        pytest.raises(AdaptError, match=rf"in use by process {other.pid}; choose another"),
+        pytest.raises(AdaptError, match=rf"is held by process {other.pid}; choose another"),
         alone(tmp_path / ".lock", "choose another folder"),
     ):
         pass

@@ -133,7 +133,13 @@ def test_a_network_of_its_space_trains_and_deploys(
         recipe_of(tiny_space_file),
         init="imagenet",
         space=SpaceRecipe(preset="efficientnet_lite0"),
-    ).changed({"finetune": {"mapping": "principal", "epochs": 1}}, "the test")
+    ).changed(
+        {
+            "finetune": {"mapping": "principal", "epochs": 1},
+            "detector": {"score_threshold": 0.001},  # so that there is something to compare
+        },
+        "the test",
+    )
     architecture = random_architecture(recipe.space.load(), seed=1)
     path = tmp_path / "detector.safetensors"
     run_finetune(recipe, architecture, tiny_data, path, Session(limit_steps=2))
@@ -141,7 +147,10 @@ def test_a_network_of_its_space_trains_and_deploys(
     assert info.architecture == architecture
     norms = [m for m in model.backbone.body.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {norm.eps for norm in norms} == {1e-3}
-    deploy(path, tmp_path / "detector.onnx", Deployment(verify=[tiny_data.images[0].path]))
+    deployment = Deployment(verify=[tiny_data.images[0].path])
+    parity = deploy(path, tmp_path / "detector.onnx", deployment)["parity"]
+    assert parity["match"]["matched"] > 0
+    assert max(parity["heads"].values()) < 1e-4
 
 
 def test_all_its_networks_have_its_batch_norms() -> None:

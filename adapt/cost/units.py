@@ -7,7 +7,7 @@ their latencies are measured by :mod:`bench.costs.profiler` and looked up in a
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from adapt.architecture import Architecture, MBConvShape
 from adapt.artifacts import LATER, identity
@@ -119,10 +119,18 @@ def parse_key(key: str) -> Measurable:
     for unit_class in (Stem, MBConvUnit, Lateral, P6, Rest, Boundary):
         if _kind(unit_class) == kind:
             types: dict[str, Any] = {field.name: field.type for field in fields(unit_class)}
-            numbers = {name: types[name] for name in values if name != "head"}
-            parsed = {name: kind(float(values[name])) for name, kind in numbers.items()}
-            return unit_class(**{**values, **parsed})
+            return unit_class(**{name: _parsed(types[name], text) for name, text in values.items()})
     raise ValueError(f"no unit has the key {key!r}")
+
+
+def _parsed(of: Any, text: str) -> Any:
+    """Return the value of a field: a number, or one of the words that its type lists."""
+    words = get_args(of)
+    if not words:
+        return of(float(text))
+    if text not in words:
+        raise ValueError(f"{text!r} is none of {', '.join(words)}")
+    return text
 
 
 def boundaries(unit: Unit) -> list[Boundary]:

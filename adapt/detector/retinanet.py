@@ -73,6 +73,10 @@ class RetinaNetConfig:
             elif value < (name != "head_depth"):
                 least = "0" if name == "head_depth" else "1"
                 raise AdaptError(f"detector.{name} must be at least {least}, got {value}")
+        if self.head == "fcos" and self.anchor_size < 2:  # torchvision rounds half its side
+            raise AdaptError(
+                f"detector.anchor_size of fcos must be at least 2, got {self.anchor_size}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""

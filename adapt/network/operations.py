@@ -10,9 +10,8 @@ from torchvision.ops import Conv2dNormActivation
 
 from adapt.architecture import MBConvShape
 
-NORM_EPS = {
-    "efficientnet_lite0": 1e-3
-}  # of sources whose BatchNorms have another one than PyTorch's
+# Of sources whose BatchNorms have another one than PyTorch's.
+NORM_EPS = {"efficientnet_lite0": 1e-3}
 
 
 class _ReLU6(Function):

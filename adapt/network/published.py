@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from adapt.architecture import Architecture, Block, efficientnet_lite0, mobilenet_v2
+from adapt.architecture import SOURCES, Architecture, Block
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.space import Operation
@@ -25,8 +25,7 @@ def _mbconvs(stem: int, first: int, taps: tuple[int, ...], *rows: str) -> Archit
 # Block lists as their authors published them: FNA's and DenseNAS's configurations, FBNet-C of
 # mobile-vision, Proxyless (GPU) of proxylessnas. Operations that do nothing are left out.
 NETWORKS: dict[str, Architecture] = {
-    "mobilenet_v2": mobilenet_v2(),
-    "efficientnet_lite0": efficientnet_lite0(),
+    **{name: build() for name, build in SOURCES.items()},
     "fna": _mbconvs(
         32,
         16,

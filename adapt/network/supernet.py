@@ -67,10 +67,10 @@ class Supernet(nn.Module):
             )
             for block in space.blocks
         )
-        set_norm_eps(self, space.source)
         self.betas = nn.ParameterList(torch.zeros(len(block.widths)) for block in space.blocks)
         self.paths: Paths | None = None
         self.recompute: Recompute = "off"
+        set_norm_eps(self, space.source)
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
         """Return the tapped feature maps, finest first, keyed ``"0"``, ``"1"``, ...

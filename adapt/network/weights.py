@@ -79,7 +79,7 @@ def source_backbone(source: str, path: Path | None = None) -> Backbone:
     try:
         state = weights.convert(_read(file))
         backbone.load_state_dict({k: v for k, v in state.items() if k in backbone.state_dict()})
-    except (KeyError, RuntimeError) as error:
+    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
         raise AdaptError(
             f"weights {file} do not fit {source}; pass a state dict with the names of "
             f"{weights.name}"

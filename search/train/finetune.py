@@ -326,7 +326,8 @@ def _told_classes(report: MappingReport | None, start: Path | None) -> str:
 
 
 def _draw(board: "SummaryWriter", entry: Entry) -> None:
-    names = ("loss", *LOSSES["fcos"], "teacher", "lr", "val_ap")
+    losses = dict.fromkeys(name for names in LOSSES.values() for name in names)
+    names = ("loss", *losses, "teacher", "lr", "val_ap")
     draw_scalars(board, {name: entry.get(name) for name in names}, entry["step"])
 
 
