@@ -35,6 +35,12 @@ def recipe(tiny_space_file: Path, tiny_data: CocoSplit) -> Recipe:
     return recipe.changed({"data": data, "finetune": {"epochs": 9}}, "test")
 
 
+def test_fcos_is_one_setting_whatever_the_scales_of_anchors(recipe: Recipe) -> None:
+    joint = JointRecipe(head=("retinanet", "fcos"), anchor_scales=(1, 3))
+    found = [(s.detector.head, s.detector.anchor_scales) for s in joint.settings(recipe.setting)]
+    assert sorted(found) == [("fcos", 3), ("retinanet", 1), ("retinanet", 3)]
+
+
 def test_settings_are_all_combinations_and_anchors_keep_their_size_on_the_objects(
     recipe: Recipe,
 ) -> None:

@@ -20,6 +20,7 @@ from bench.acceptance.scaling import Sized, scaled
 from bench.costs.selection import Shard
 from bench.study.division import divided_anew
 from bench.study.execution import Execution
+from bench.study.preparation import Preparation
 from bench.study.report import findings, write_study
 from bench.study.result import ArmResult, StudyResult
 from bench.study.run import StudyRun
@@ -315,6 +316,16 @@ def test_shards_together_do_every_seed_once(recipe: Recipe, tmp_path: Path) -> N
     study = Study((Arm("source"),), seeds=5)
     parts = [StudyRun(study, recipe, tmp_path, Execution(shard=Shard(n, 2))) for n in (1, 2)]
     assert sorted(seed for part in parts for seed in part.seeds) == [0, 1, 2, 3, 4]
+
+
+def test_teachers_of_two_sources_are_two(recipe: Recipe, tmp_path: Path) -> None:
+    other = recipe.changed({"space": {"preset": "efficientnet_lite0"}}, "the test")
+    jobs = [
+        Preparation("teacher", rule, one, tmp_path, None)
+        for rule in ("teacher", "scores")
+        for one in (recipe, other)
+    ]
+    assert len({job.key() for job in jobs}) == 4
 
 
 def test_a_study_confirms_with_other_seeds(recipe: Recipe, tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ class Preparation:
         if self.rule in TEACHING:
             val = self.recipe.split(self.recipe.data.val)
             images = [split.sha256 for split in (train, val)]
-            scored = [self.recipe.space.load().hash] if self.rule == "scores" else []
-            return content_hash([self.teaching.finetune_hash, *scored, *images])
+            of = self.recipe.space.load() if self.rule == "scores" else self.recipe.source
+            return content_hash([self.teaching.finetune_hash, of.hash, *images])
         cost = search_cost(self.recipe, train, self.costs)
         return content_hash([self.recipe.search_hash, cost.provenance])
 

@@ -115,7 +115,7 @@ class JointRecipe:
 
     @property
     def candidates(self) -> int:
-        """Number of settings."""
+        """Number of settings, at most."""
         return math.prod(max(1, len(getattr(self, name))) for name in CANDIDATES)
 
     def settings(self, own: Setting) -> list[Setting]:
@@ -139,10 +139,11 @@ class JointRecipe:
         scales = self.anchor_scales or (own.detector.anchor_scales,)
         heads = self.head or (own.detector.head,)
         names = "fpn_width", "head_depth", "anchor_scales", "head"
-        return [
+        settings = [
             Setting(_with_anchors(own, size, **dict(zip(names, chosen, strict=True))), size)
             for size, *chosen in product(sizes, widths, depths, scales, heads)
         ]
+        return list(dict.fromkeys(settings))  # FCOS is the same with any scales of anchors
 
     @property
     def raced_epochs(self) -> int:
@@ -161,4 +162,6 @@ class JointRecipe:
 def _with_anchors(own: Setting, size: InputSize, **changes: Any) -> RetinaNetConfig:
     pixels = (size.height * size.width) / (own.input.height * own.input.width)
     anchor = max(1, round(own.detector.anchor_size * math.sqrt(pixels)))
+    if changes["head"] == "fcos":
+        changes["anchor_scales"] = own.detector.anchor_scales
     return replace(own.detector, anchor_size=anchor, **changes)
