@@ -76,9 +76,9 @@ def source_backbone(source: str, path: Path | None = None) -> Backbone:
     weights = published(source)
     backbone = Backbone(source_named(source))
     file = path or find_weights(source)
-    published_state = _read(file)
+    tensors = _read(file)
     try:
-        state = weights.convert(published_state)
+        state = weights.convert(tensors)
         backbone.load_state_dict({k: v for k, v in state.items() if k in backbone.state_dict()})
     except (AttributeError, KeyError, RuntimeError, ValueError) as error:
         raise AdaptError(
