@@ -70,7 +70,11 @@ def test_retinanet_mobilenet_v2_has_the_params_and_madds_of_table_two() -> None:
 def test_units_agree_with_pytorchs_counter(seed: int) -> None:
     architecture = random_architecture(TABLE_ONE, seed)
     config = DetectorConfig(
-        1 + seed % 5, fpn_width=16 + seed, head_depth=seed % 4, anchor_scales=3 - seed % 3
+        1 + seed % 5,
+        fpn_width=16 + seed,
+        head_depth=seed % 4,
+        anchor_scales=3 - seed % 3,
+        finest_level=3 + seed // 2 % 3,
     )
     size = InputSize(64, 96) if seed % 2 else InputSize(72, 104, "shortest-edge")
     counted = counted_madds(on_meta(architecture, config), size.height, size.width)
@@ -126,6 +130,11 @@ EVERY_KIND = {
         "rest fpn_width=256 head_depth=0 num_classes=3 anchor_size=32 score_threshold=0.05 "
         "nms_threshold=0.5 candidates=1000 nms_candidates=1000 detections=100 height=64 width=96 "
         "anchor_scales=1"
+    ),
+    rest_unit(DetectorConfig(3, head_depth=0, finest_level=4), InputSize(64, 96)): (
+        "rest fpn_width=256 head_depth=0 num_classes=3 anchor_size=32 score_threshold=0.05 "
+        "nms_threshold=0.5 candidates=1000 nms_candidates=1000 detections=100 height=64 width=96 "
+        "finest_level=4"
     ),
 }
 

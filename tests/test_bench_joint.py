@@ -63,6 +63,10 @@ def test_settings_are_all_combinations_and_anchors_keep_their_size_on_the_object
         (3, 1),
     }
     assert ["anchor_scales 1" in str(one) for one in scales] == [True, False, True, False]
+    levels = JointRecipe(finest_level=(3, 4)).settings(own)
+    assert [s.detector.finest_level for s in levels] == [3, 4]
+    assert ["finest_level 4" in str(one) for one in levels] == [False, True]
+    assert own.changed(levels[1].changes()) == levels[1]
     assert own.changed(scales[0].changes()) == scales[0]
     assert JointRecipe().candidates == 1
 

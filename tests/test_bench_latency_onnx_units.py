@@ -20,7 +20,7 @@ from adapt.network.operations import MBConv, stem
 from bench.latency.onnx_units import detector_model, random_inputs, unit_model
 from bench.latency.subject import WholeDetector
 from export.graph.detector import RestOfDetector, export_detector
-from export.graph.options import DETECTIONS, REST_INPUTS, GraphOptions
+from export.graph.options import DETECTIONS, GraphOptions, rest_inputs
 from export.graph.precision import PRECISIONS
 from export.run.inference import batch_detections
 from export.run.matching import match_detections
@@ -148,7 +148,7 @@ def test_the_rest_behind_light_convolutions_computes_what_its_module_computes(ba
 
 def test_the_rest_reads_one_light_input_per_map_that_others_compute():
     inputs = random_inputs(unit_model(REST))
-    assert list(inputs) == [f"light_{name}" for name in REST_INPUTS]
+    assert list(inputs) == [f"light_{name}" for name in rest_inputs(3)]
     maps = boundaries(REST)
     assert [x.shape for x in inputs.values()] == [(1, 4, m.height, m.width) for m in maps]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from export_parts import INFO, SIZE, awake, exported, rest, small_detector, tensors
 
+from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from export.graph.detector import (
@@ -43,7 +44,8 @@ def test_anchors_are_torchvisions():
     model, (batch, _) = small_detector(), small_detector().transform([torch.zeros(3, 128, 160)])
     features = list(model.backbone(batch.tensors).values())
     assert torch.equal(
-        torch.cat(level_anchors(model, SIZE)), model.anchor_generator(batch, features)[0]
+        torch.cat(level_anchors(model, SIZE, pyramid_sizes(SIZE.height, SIZE.width))),
+        model.anchor_generator(batch, features)[0],
     )
 
 

@@ -131,9 +131,11 @@ class DetectorSpace:
         costs = torch.zeros(len(block.widths), dtype=torch.float64)
         if tap not in self.space.taps:
             return costs
+        read_by_lateral = self.space.taps.index(tap) >= self.detector.unread_taps
         for index, width in enumerate(block.widths):
             read = width, self.detector.fpn_width, *self._resolutions[tap]
-            costs[index] += cost(Lateral(*read))
+            if read_by_lateral:
+                costs[index] += cost(Lateral(*read))
             if tap == self.space.taps[-1]:
                 costs[index] += cost(P6(*read))
         return costs

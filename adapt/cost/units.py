@@ -12,7 +12,7 @@ from typing import Any, get_args
 from adapt.architecture import Architecture, MBConvShape
 from adapt.artifacts import LATER, identity
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import RATIOS, DetectorConfig, HeadKind
+from adapt.detector.retinanet import COARSEST, RATIOS, DetectorConfig, HeadKind
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,17 @@ class Rest:
     width: int
     anchor_scales: int = field(default=3, metadata=LATER)
     head: HeadKind = field(default="retinanet", metadata=LATER)
+    finest_level: int = field(default=3, metadata=LATER)
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """(height, width) of the levels, finest first."""
+        return pyramid_sizes(self.height, self.width, self.finest_level)
+
+    @property
+    def reads(self) -> list[tuple[int, int]]:
+        """(height, width) of what it reads: the laterals' outputs and P6."""
+        return self.levels[:-1]
 
 
 @dataclass(frozen=True)
@@ -143,8 +154,7 @@ def boundaries(unit: Unit) -> list[Boundary]:
         case MBConvUnit() | P6():
             out = halve(unit.height), halve(unit.width)
         case Rest():
-            levels = pyramid_sizes(unit.height, unit.width)[:4]  # P3 to P5 by laterals, and P6
-            return [Boundary(unit.fpn_width, *level) for level in levels]
+            return [Boundary(unit.fpn_width, *level) for level in unit.reads]
     return [Boundary(unit.c_in, unit.height, unit.width), Boundary(unit.c_out, *out)]
 
 
@@ -190,7 +200,8 @@ def detector_units(
         for position, shape in enumerate(shapes):
             height, width = resolutions[number if position == 0 else number + 1]
             yield MBConvUnit(**asdict(shape), height=height, width=width)
-    for tap, c_in in zip(architecture.taps, architecture.tap_widths, strict=True):
+    taps = zip(architecture.taps, architecture.tap_widths, strict=True)
+    for tap, c_in in list(taps)[detector.unread_taps :]:
         yield Lateral(c_in, detector.fpn_width, *resolutions[tap])
     last = resolutions[architecture.taps[-1]]
     yield P6(architecture.tap_widths[-1], detector.fpn_width, *last)
@@ -230,21 +241,20 @@ def _mbconv(unit: MBConvUnit) -> int:
     return expand + depthwise + _conv(hidden, unit.c_out, 1, out)
 
 
-def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Return (height, width) of P3 to P7 for a detector's input."""
+def pyramid_sizes(height: int, width: int, finest_level: int = 3) -> list[tuple[int, int]]:
+    """Return (height, width) of the levels up to P7, finest first, for a detector's input."""
     sizes = []
-    for level in range(7):
+    for level in range(1, COARSEST + 1):
         height, width = halve(height), halve(width)
-        if level >= 2:
+        if level >= finest_level:
             sizes.append((height, width))
     return sizes
 
 
 def _rest(unit: Rest) -> int:
-    levels = pyramid_sizes(unit.height, unit.width)
-    width = unit.fpn_width
-    smooth = sum(_conv(width, width, 3, level, bias=True) for level in levels[:3])
-    p7 = _conv(width, width, 3, levels[4], bias=True)
+    levels, width = unit.levels, unit.fpn_width
+    smooth = sum(_conv(width, width, 3, level, bias=True) for level in levels[:-2])
+    p7 = _conv(width, width, 3, levels[-1], bias=True)
     tower = sum(_conv(width, width, 3, level, bias=True) for level in levels)
     outputs = len(RATIOS) * unit.anchor_scales * (unit.num_classes + 4)
     if unit.head == "fcos":

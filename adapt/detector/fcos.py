@@ -9,7 +9,6 @@ from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.ops import box_area, generalized_box_iou_loss, sigmoid_focal_loss
 
-STRIDE = 8  # of P3; it doubles per level
 RADIUS = 1.5  # strides around the centre of a box in which cells learn it
 FARTHEST = math.log(1000 / 16)  # of the exponent of a distance, as torchvision limits sizes
 
@@ -54,7 +53,7 @@ class FCOSHead(torch.nn.Module):
         self.box_coder = DistanceCoder()
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        """Return what belongs to every cell of P3 to P7, finest first."""
+        """Return what belongs to every cell of all levels, finest first."""
         classes = self.classification_head(x)
         distances, centerness = self.regression_head(x)
         if self.training:
@@ -129,7 +128,9 @@ def centerness_of(distances: Tensor) -> Tensor:
     return (shares[0] * shares[1]).clamp(min=0).sqrt()
 
 
-def matched_cells(boxes: Tensor, squares: Tensor, coder: BoxLinearCoder) -> Tensor:
+def matched_cells(
+    boxes: Tensor, squares: Tensor, coder: BoxLinearCoder, finest_stride: int = 8
+) -> Tensor:
     """Return the box that every cell learns, ``int64[cells]``; -1 for background.
 
     A cell learns the smallest of the boxes whose centre is within 1.5 strides, that it lies in, and
@@ -140,11 +141,12 @@ def matched_cells(boxes: Tensor, squares: Tensor, coder: BoxLinearCoder) -> Tens
         boxes: ``float32[M, 4]``.
         squares: ``float32[cells, 4]``, doubling from level to level.
         coder: Encodes boxes as distances.
+        finest_stride: Of the first level, in pixels; it doubles per level.
     """
     if not len(boxes):
         return torch.full((len(squares),), -1, dtype=torch.int64, device=squares.device)
     _, level = torch.unique(squares[:, 2] - squares[:, 0], return_inverse=True)
-    strides = STRIDE * 2**level
+    strides = finest_stride * 2**level
     centres, middles = (_centre(of) for of in (squares, boxes))
     near = (centres[:, None] - middles).abs().amax(-1) < RADIUS * strides[:, None]
     distances = coder.encode(squares[:, None].expand(-1, len(boxes), -1), boxes[None])

@@ -21,9 +21,10 @@ from adapt.detector.fcos import FCOSHead, matched_cells
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 
-NUM_LEVELS = 5  # P3 to P7
+COARSEST = 7  # P7, the last level of every pyramid
 ON_CROWD = 0.5  # share of an anchor that lies on a crowd
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors of one scale
+TAPPED_LEVELS = (3, 4, 5)  # of the pyramid, that read a tapped block each
 HeadKind = Literal["retinanet", "fcos"]
 
 
@@ -34,8 +35,9 @@ class RetinaNetConfig:
     Attributes:
         fpn_width: Channels of the feature pyramid and the heads.
         head_depth: 3x3 convolutions before the output layer of each head.
-        anchor_size: Side of the smallest anchor on P3 in pixels; it doubles per level. Of FCOS it
-            is the largest distance from a cell of P3 to the far side of a box, halved.
+        anchor_size: Side of the smallest anchor, on the finest level, in pixels; it doubles per
+            level. Of FCOS it is the largest distance from a cell of the finest level to the far
+            side of a box, halved.
         score_threshold: Detections below this score are dropped.
         nms_threshold: IoU above which a lower-scored detection of the same class is dropped.
         candidates: Best candidates per level that reach non-maximum suppression.
@@ -47,6 +49,8 @@ class RetinaNetConfig:
             FCOS has none.
         head: ``retinanet`` (anchors) or ``fcos`` (one box per cell, with a centerness). The latter
             has about an eighth of the outputs.
+        finest_level: First level of the pyramid: 3, or 4 or 5 where no object needs cells of 8 (16)
+            pixels. The finest level is the most expensive one by far.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -60,6 +64,7 @@ class RetinaNetConfig:
     detections: int = 100
     anchor_scales: int = field(default=3, metadata=LATER)
     head: HeadKind = field(default="retinanet", metadata=LATER)
+    finest_level: int = field(default=3, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.head not in get_args(HeadKind):
@@ -73,6 +78,10 @@ class RetinaNetConfig:
             elif value < (name != "head_depth"):
                 least = "0" if name == "head_depth" else "1"
                 raise AdaptError(f"detector.{name} must be at least {least}, got {value}")
+        if self.finest_level not in TAPPED_LEVELS:
+            raise AdaptError(
+                f"detector.finest_level must be one of 3, 4 and 5, got {self.finest_level}"
+            )
         if self.head == "fcos" and self.anchor_size < 2:  # torchvision rounds half its side
             raise AdaptError(
                 f"detector.anchor_size of fcos must be at least 2, got {self.anchor_size}"
@@ -82,6 +91,16 @@ class RetinaNetConfig:
         """Return plain JSON content."""
         content: dict[str, Any] = identity(self)
         return content
+
+    @property
+    def levels(self) -> range:
+        """Levels of the pyramid; cells of level l are 2**l pixels wide."""
+        return range(self.finest_level, COARSEST + 1)
+
+    @property
+    def unread_taps(self) -> int:
+        """First taps of the backbone that no level of the pyramid reads."""
+        return TAPPED_LEVELS.index(self.finest_level)
 
     @property
     def anchors_per_cell(self) -> int:
@@ -101,26 +120,35 @@ class DetectorConfig(RetinaNetConfig):
 
 
 class BackboneWithFPN(nn.Module):
-    """Backbone ``body`` and feature pyramid ``fpn`` (P3 to P7), as torchvision names them."""
+    """Backbone ``body`` and feature pyramid ``fpn``, as torchvision names them.
 
-    def __init__(self, body: nn.Module, tap_widths: Sequence[int], width: int) -> None:
+    Args:
+        body: See :func:`build_detector`.
+        width: Channels of the pyramid.
+        unread: First taps of the body that no level reads.
+    """
+
+    def __init__(self, body: nn.Module, width: int, unread: int = 0) -> None:
         super().__init__()
         self.body = body
+        self.unread = unread
+        tap_widths: Sequence[int] = body.tap_widths  # type: ignore[assignment]
         extra = LastLevelP6P7(tap_widths[-1], width)
         # torchvision computes P6 from P5 whenever C5 happens to be as wide as the pyramid; what P6
         # reads must not depend on the width that the search chose.
         extra.use_P5 = False
-        self.fpn = FeaturePyramidNetwork(list(tap_widths), width, extra_blocks=extra)
+        self.fpn = FeaturePyramidNetwork(list(tap_widths[unread:]), width, extra_blocks=extra)
         self.out_channels = width
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
-        """Return P3 to P7 for normalised images ``Tensor[N, 3, H, W]``."""
-        pyramid: OrderedDict[str, Tensor] = self.fpn(self.body(x))
+        """Return the levels, finest first, for normalised images ``Tensor[N, 3, H, W]``."""
+        taps = list(self.body(x).items())[self.unread :]
+        pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict(taps))
         return pyramid
 
 
 def top_down(fpn: FeaturePyramidNetwork, laterals: Sequence[Tensor], p6: Tensor) -> list[Tensor]:
-    """Return P3 to P7, computed from the laterals' outputs and P6.
+    """Return the pyramid, finest level first, computed from the laterals' outputs and P6.
 
     Args:
         fpn: The pyramid of a detector.
@@ -200,7 +228,7 @@ class FCOS(RetinaNetWithCrowds):
     """FCOS in the frame of RetinaNet: a square in every cell stands for the anchors."""
 
     def _box_of(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        return matched_cells(boxes, anchors, self.box_coder)
+        return matched_cells(boxes, anchors, self.box_coder, self.finest_stride)
 
 
 def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet:
@@ -214,8 +242,7 @@ def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet:
             feature maps, finest first, and has their channels as ``tap_widths``.
         config: Everything else of the detector.
     """
-    tap_widths: Sequence[int] = body.tap_widths  # type: ignore[assignment]
-    backbone = BackboneWithFPN(body, tap_widths, config.fpn_width)
+    backbone = BackboneWithFPN(body, config.fpn_width, config.unread_taps)
     kind: type[RetinaNetWithCrowds]
     head: FCOSHead | RetinaNetHead
     if config.head == "fcos":
@@ -236,7 +263,7 @@ def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet:
         topk_candidates=config.candidates,
     )
     if config.head == "fcos":
-        model.box_coder = head.box_coder
+        model.box_coder, model.finest_stride = head.box_coder, 2**config.finest_level
     model.transform = NormalizeAndBatch(
         0, 0, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
     )
@@ -248,13 +275,12 @@ def anchor_generator(config: DetectorConfig) -> AnchorGenerator:
 
     Whatever their number, scales are spread evenly over the same octave. FCOS has one square.
     """
+    bases = [config.anchor_size * 2**place for place in range(len(config.levels))]
     if config.head == "fcos":
-        squares = tuple((config.anchor_size * 2**level,) for level in range(NUM_LEVELS))
-        return AnchorGenerator(squares, ((1.0,),) * NUM_LEVELS)
+        return AnchorGenerator(tuple((base,) for base in bases), ((1.0,),) * len(bases))
     octaves = scale_octaves(config.anchor_scales)
-    bases = [config.anchor_size * 2**level for level in range(NUM_LEVELS)]
     sizes = tuple(tuple(int(base * 2**octave) for octave in octaves) for base in bases)
-    return AnchorGenerator(sizes, (RATIOS,) * NUM_LEVELS)
+    return AnchorGenerator(sizes, (RATIOS,) * len(bases))
 
 
 def scale_octaves(number: int) -> list[float]:

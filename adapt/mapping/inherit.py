@@ -46,7 +46,8 @@ def inherit_detector(source: RetinaNet, choices: Choices, config: DetectorConfig
     body.features[0].load_state_dict(supernet.stem.state_dict())
     body.features[1].load_state_dict(supernet.first.state_dict())
     gates = _inherit_blocks(supernet, body, choices)
-    _inherit_pyramid(source, target, [gates[tap - 1] for tap in architecture.taps])
+    taps = architecture.taps[config.unread_taps :]
+    _inherit_pyramid(source, target, [gates[tap - 1] for tap in taps])
     target.head.load_state_dict(source.head.state_dict())
     return target
 
@@ -110,7 +111,7 @@ def _inherit_pyramid(source: RetinaNet, target: RetinaNet, gates: Sequence[Tenso
     """Copy the feature pyramid, and fold the gates of the taps into the weights that read them."""
     state = source.backbone.fpn.state_dict()
     narrow = target.backbone.fpn.state_dict()
-    readers = {f"inner_blocks.{level}.0.weight": factors for level, factors in enumerate(gates)}
+    readers = {f"inner_blocks.{place}.0.weight": factors for place, factors in enumerate(gates)}
     readers["extra_blocks.p6.weight"] = gates[-1]
     for name, factors in readers.items():
         width = narrow[name].shape[1]

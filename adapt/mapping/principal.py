@@ -52,7 +52,7 @@ def principal_detector(detector: RetinaNet, images: Iterable[Tensor]) -> RetinaN
     assert isinstance(source, Backbone)
     detector.backbone.body, bases = _rotated(source, images)
     fpn = detector.backbone.fpn
-    taps = [bases[tap - 1] for tap in source.architecture.taps]
+    taps = [bases[tap - 1] for tap in source.architecture.taps[detector.backbone.unread :]]
     readers = [*(lateral[0] for lateral in fpn.inner_blocks), fpn.extra_blocks.p6]
     for reader, basis in zip(readers, [*taps, taps[-1]], strict=True):
         weight = torch.einsum("oihw,ij->ojhw", reader.weight.double(), basis)

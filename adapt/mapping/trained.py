@@ -1,5 +1,6 @@
 """How does a detector start from a trained one that has another backbone, heads or classes?"""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from adapt.detector.retinanet import RATIOS, scale_octaves
 from adapt.mapping.pretrained import Mapper
 
 CLASSIFICATION, REGRESSION = "head.classification_head.cls_logits", "head.regression_head.bbox_reg"
+LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.)(\d+)(\..*)")
 Pairs = Sequence[tuple[int, int]]  # places in the target and in the source
 
 
@@ -22,7 +24,8 @@ def map_pyramid_and_heads(
     only the target has are surplus. So are channels of a wider pyramid. Heads copy their first
     convolutions; those that only the target has start as in a new detector. Of other anchors per
     cell, each starts as the one of its shape whose scale is nearest. Between RetinaNet and FCOS
-    output layers are not copied: they say other things.
+    output layers are not copied: they say other things. Levels of the pyramid that only the target
+    has are new.
 
     Args:
         source: Trained detector.
@@ -38,6 +41,7 @@ def map_pyramid_and_heads(
         CLASSIFICATION: (number, before, pairs),
         REGRESSION: (4, 4, [(place, place) for place in range(4)]),
     }
+    shift = target.backbone.unread - source.backbone.unread
     same_kind = type(source.head) is type(target.head)
     for name, tensor in target.state_dict().items():
         if name.startswith("backbone.body."):
@@ -48,10 +52,16 @@ def map_pyramid_and_heads(
         head = outputs.get(name.rpartition(".")[0])
         if head:
             _copy_outputs(name, trained[name], tensor, mapper, *head)
-        elif name in trained:
-            mapper.copy(name, trained[name], tensor)
+        elif (same := _of_same_level(name, shift)) in trained:
+            mapper.copy(name, trained[same], tensor)
         else:
             mapper.report.copied[name] = (0, tensor.numel())
+
+
+def _of_same_level(name: str, shift: int) -> str:
+    """Return the name in a pyramid whose first level is ``shift`` levels finer."""
+    match = LEVEL.match(name)
+    return f"{match[1]}{int(match[2]) + shift}{match[3]}" if match else name
 
 
 def _copy_outputs(

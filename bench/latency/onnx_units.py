@@ -38,7 +38,6 @@ from adapt.cost.units import (
     Stem,
     detector_units,
     halve,
-    pyramid_sizes,
     rest_unit,
 )
 from adapt.data.images import InputSize
@@ -48,7 +47,7 @@ from adapt.runtime import Precision, Tail
 from bench.latency.subject import Subject, WholeDetector
 from export.graph.detector import export_rest
 from export.graph.onnx_file import OPSET
-from export.graph.options import DETECTIONS, REST_INPUTS
+from export.graph.options import DETECTIONS, rest_inputs
 from export.graph.precision import FloatPrecision, with_qdq
 
 IR_VERSION = 10
@@ -115,7 +114,7 @@ def unit_model(
     graph = _Graph(batch, rest if precision == "int8" else precision, seed, light)
     match unit:
         case Rest():
-            for name, level in zip(REST_INPUTS, _rest_levels(unit), strict=True):
+            for name, level in zip(rest_inputs(unit.finest_level), unit.reads, strict=True):
                 graph.light_input(f"light_{name}", unit.fpn_width, level, output=name)
             return _serialised(_with_rest(graph, unit, tail), precision)
         case Stem():
@@ -167,8 +166,10 @@ def detector_model(
         _append(graph, unit)
         outputs.append(graph.last)
     tapped = [outputs[depths[tap] - 1] for tap in network.taps]
-    # The laterals of P3 to P5 and the convolution of P6; the last two read the same feature map.
-    for name, unit, read in zip(REST_INPUTS, pyramid, [*tapped, tapped[-1]], strict=True):
+    # The laterals and the convolution of P6; the last two read the same feature map.
+    tapped = [*tapped[detector.unread_taps :], tapped[-1]]
+    names = rest_inputs(detector.finest_level)
+    for name, unit, read in zip(names, pyramid, tapped, strict=True):
         graph.last = read
         _append(graph, unit, output=name)
     return _serialised(_with_rest(graph, rest_unit(detector, size), tail), precision)
@@ -317,17 +318,14 @@ def _mbconv(graph: _Graph, unit: MBConvUnit) -> None:
         graph.add_to(start)
 
 
-def _rest_levels(unit: Rest) -> list[tuple[int, int]]:
-    return pyramid_sizes(unit.height, unit.width)[: len(REST_INPUTS)]
-
-
 def _with_rest(graph: _Graph, unit: Rest, tail: Tail) -> onnx.ModelProto:
     """Return a model that continues a graph with the rest of the detector."""
     rest = _rest(unit, graph.batch, graph.precision, tail)
+    read = rest_inputs(unit.finest_level)
     joined = onnx.compose.merge_models(
-        graph.model(list(REST_INPUTS)),
+        graph.model(read),
         onnx.load_from_string(rest),
-        io_map=[(name, name) for name in REST_INPUTS],
+        io_map=[(name, name) for name in read],
         outputs=list(DETECTIONS),
     )
     joined.ClearField("metadata_props")  # they describe the rest only

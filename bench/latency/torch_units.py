@@ -21,7 +21,6 @@ from adapt.cost.units import (
     Measurable,
     Rest,
     Stem,
-    pyramid_sizes,
 )
 from adapt.detector.retinanet import DetectorConfig, build_detector, top_down
 from adapt.network.backbone import Backbone
@@ -79,16 +78,16 @@ class _LightPyramid(nn.Module):
     def __init__(self, fpn: nn.Module, unit: Rest) -> None:
         super().__init__()
         self.fpn = fpn
-        self.light = nn.ModuleList([_light(LIGHT, unit.fpn_width) for _ in range(4)])
-        self.levels = pyramid_sizes(unit.height, unit.width)[:4]
+        self.light = nn.ModuleList([_light(LIGHT, unit.fpn_width) for _ in unit.reads])
+        self.levels = unit.reads
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        """Return P3 to P7 from constant inputs of the images' batch, type and device."""
+        """Return the levels from constant inputs of the images' batch, type and device."""
         maps = [
             light(images.new_ones(len(images), LIGHT, *level))
             for light, level in zip(self.light, self.levels, strict=True)
         ]
-        levels = top_down(self.fpn, maps[:3], maps[3])
+        levels = top_down(self.fpn, maps[:-1], maps[-1])
         return OrderedDict((str(number), level) for number, level in enumerate(levels))
 
 

@@ -2,7 +2,7 @@
 
 # B images, A anchors, K classes, C candidates for NMS, D detections, F channels of the pyramid
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from adapt.runtime import Tail
 from export.graph.canvas import Canvas, alone
 from export.graph.nms import greedy_nms_keep, nms_keep
 from export.graph.onnx_file import GraphSignature, fused, read_description, write_onnx
-from export.graph.options import DETECTIONS, RAW_HEADS, REST_INPUTS, GraphOptions, Pixels
+from export.graph.options import DETECTIONS, RAW_HEADS, GraphOptions, Pixels, rest_inputs
 from export.graph.precision import FloatPrecision
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -54,12 +54,13 @@ class Postprocess(nn.Module):
         self.detector = detector
         self.size = size
         self.tail = tail
-        levels = level_anchors(model, size)
+        grids = pyramid_sizes(size.height, size.width, detector.finest_level)
+        levels = level_anchors(model, size, grids)
         self.anchor_counts = [len(level) for level in levels]
         self.register_buffer("anchors", torch.cat(levels), persistent=False)
 
     def forward(self, pyramid: list[Tensor]) -> Outputs:
-        """Return ``num_detections, boxes, scores, classes`` for P3 to P7.
+        """Return ``num_detections, boxes, scores, classes`` for the pyramid, finest level first.
 
         Returns:
             int32 ``Tensor[B, 1]``, float32 ``Tensor[B, D, 4]`` in input pixels, float32
@@ -150,9 +151,11 @@ def run_heads(head: nn.Module, pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
     return heads["cls_logits"].float(), heads["bbox_regression"].float()
 
 
-def level_anchors(model: RetinaNet, size: InputSize) -> list[Tensor]:
-    """Return the anchors ``Tensor[A, 4]`` of P3 to P7, as torchvision lays them out."""
-    grids = [torch.zeros(1, 1, *grid) for grid in pyramid_sizes(size.height, size.width)]
+def level_anchors(
+    model: RetinaNet, size: InputSize, levels: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Return the anchors ``Tensor[A, 4]`` of every level, as torchvision lays them out."""
+    grids = [torch.zeros(1, 1, *level) for level in levels]
     images = ImageList(torch.zeros(1, 3, size.height, size.width), [(size.height, size.width)])
     (anchors,) = model.anchor_generator(images, grids)
     per_cell = model.anchor_generator.num_anchors_per_location()
@@ -203,12 +206,12 @@ class RawHeads(nn.Module):
         self.head = model.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``Tensor[B, A, K]`` and deltas ``Tensor[B, A, 4]``, P3 first."""
+        """Return logits ``Tensor[B, A, K]`` and deltas ``Tensor[B, A, 4]``, finest level first."""
         return run_heads(self.head, self.features(images))
 
 
 class Features(nn.Module):
-    """Images to the pyramid P3 to P7, the normalisation of the images included.
+    """Images to the pyramid, the normalisation of the images included.
 
     Images are normalised in float32; backbone and pyramid have the precision of the weights.
     """
@@ -229,7 +232,7 @@ class Features(nn.Module):
             self.register_buffer(name, scaled, persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return five feature maps ``Tensor[B, C, h, w]``."""
+        """Return a feature map ``Tensor[B, C, h, w]`` per level."""
         normalised = (images.float() - self.mean) / self.std
         return list(self.backbone(normalised.to(self.dtype)).values())
 
@@ -247,16 +250,14 @@ class RestOfDetector(nn.Module):
         self.fpn = model.backbone.fpn
         self.postprocess = Postprocess(model, detector, size, tail)
 
-    def forward(self, lateral3: Tensor, lateral4: Tensor, lateral5: Tensor, p6: Tensor) -> Outputs:
+    def forward(self, *maps: Tensor) -> Outputs:
         """Return ``num_detections, boxes, scores, classes``; see :class:`Postprocess`.
 
         Args:
-            lateral3: Output of the finest lateral convolution, ``Tensor[B, F, H/8, W/8]``.
-            lateral4: Output of the middle lateral convolution.
-            lateral5: Output of the coarsest lateral convolution.
-            p6: P6, before its activation.
+            *maps: Outputs of the lateral convolutions, ``Tensor[B, F, H / 2**l, W / 2**l]``, finest
+                first, and P6, before its activation.
         """
-        pyramid = top_down(self.fpn, (lateral3, lateral4, lateral5), p6)
+        pyramid = top_down(self.fpn, maps[:-1], maps[-1])
         detections: Outputs = self.postprocess(pyramid)
         return detections
 
@@ -375,10 +376,10 @@ def export_rest(
     size = size.fixed()
     model = _in_precision(_random_detector(detector), precision)
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    p3_to_p6 = pyramid_sizes(size.height, size.width)[: len(REST_INPUTS)]
+    read = pyramid_sizes(size.height, size.width, detector.finest_level)[:-1]
     maps = {
         name: torch.zeros(batch, detector.fpn_width, *level, dtype=dtype)
-        for name, level in zip(REST_INPUTS, p3_to_p6, strict=True)
+        for name, level in zip(rest_inputs(detector.finest_level), read, strict=True)
     }
     description = header(
         "onnx-rest", detector=detector.to_dict(), input=size.to_dict(), precision=precision

@@ -12,7 +12,6 @@ from export.graph.precision import FloatPrecision
 
 DETECTIONS = ("num_detections", "boxes", "scores", "classes")
 RAW_HEADS = ("cls_logits", "bbox_regression")
-REST_INPUTS = ("lateral3", "lateral4", "lateral5", "p6")  # of the detector without its backbone
 
 Pixels = Literal["float32", "uint8"]
 
@@ -97,3 +96,8 @@ class ImageInput:
     def __str__(self) -> str:
         batch, *rest = self.shape
         return "x".join(map(str, (f"1-{batch}" if self.dynamic else batch, *rest)))
+
+
+def rest_inputs(finest_level: int) -> list[str]:
+    """Return the inputs' names of the detector without its backbone: laterals' outputs and P6."""
+    return [*(f"lateral{level}" for level in range(finest_level, 6)), "p6"]

@@ -12,8 +12,9 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import HeadKind, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
-CANDIDATES = ("head", "head_depth", "fpn_width", "anchor_scales", "input")  # of ``[joint]``
-CHOSEN = ("fpn_width", "head_depth", "anchor_size", "anchor_scales", "head")  # of a detector
+# Of ``[joint]``, and of a detector.
+CANDIDATES = ("head", "head_depth", "fpn_width", "anchor_scales", "finest_level", "input")
+CHOSEN = ("fpn_width", "head_depth", "anchor_size", "anchor_scales", "finest_level", "head")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class Setting:
     def __str__(self) -> str:
         config, size = self.detector, self.input
         scales = f"anchor_scales {config.anchor_scales}, " if config.anchor_scales != 3 else ""
+        finest = f"finest_level {config.finest_level}, " if config.finest_level != 3 else ""
         kind = "" if config.head == "retinanet" else f"{config.head}, "
         return (
-            f"{kind}head_depth {config.head_depth}, fpn_width {config.fpn_width}, {scales}"
+            f"{kind}head_depth {config.head_depth}, fpn_width {config.fpn_width}, {scales}{finest}"
             f"input {size.height}x{size.width}"
         )
 
@@ -87,6 +89,7 @@ class JointRecipe:
         head_depth: Candidates of ``detector.head_depth``; none leaves the recipe's own.
         fpn_width: Candidates of ``detector.fpn_width``; none leaves the recipe's own.
         anchor_scales: Candidates of ``detector.anchor_scales``; none leaves the recipe's own.
+        finest_level: Candidates of ``detector.finest_level``; none leaves the recipe's own.
         input: Candidates (height, width) of the letterbox; none leaves the recipe's own. Anchors
             are scaled with the root of its pixels, so that inputs of one shape keep their size on
             the objects.
@@ -100,6 +103,7 @@ class JointRecipe:
     input: tuple[tuple[int, int], ...] = ()
     anchor_scales: tuple[int, ...] = ()
     head: tuple[HeadKind, ...] = ()
+    finest_level: tuple[int, ...] = ()
     epochs: int = 2
     survivors: int = 3
 
@@ -134,14 +138,11 @@ class JointRecipe:
                 "input.resize to 'letterbox'"
             )
         sizes = [InputSize(*size) for size in self.input] or [own.input]
-        depths = self.head_depth or (own.detector.head_depth,)
-        widths = self.fpn_width or (own.detector.fpn_width,)
-        scales = self.anchor_scales or (own.detector.anchor_scales,)
-        heads = self.head or (own.detector.head,)
-        names = "fpn_width", "head_depth", "anchor_scales", "head"
+        names = "fpn_width", "head_depth", "anchor_scales", "finest_level", "head"
+        fields = [getattr(self, name) or (getattr(own.detector, name),) for name in names]
         settings = [
             Setting(_with_anchors(own, size, **dict(zip(names, chosen, strict=True))), size)
-            for size, *chosen in product(sizes, widths, depths, scales, heads)
+            for size, *chosen in product(sizes, *fields)
         ]
         return list(dict.fromkeys(settings))  # FCOS is the same with any scales of anchors
 

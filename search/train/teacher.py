@@ -113,11 +113,11 @@ def pyramid_loss(student: Mapping[Any, Tensor], teacher: Mapping[Any, Tensor]) -
 
     Args:
         student: ``Tensor[N, C, H, W]`` by level.
-        teacher: The same of the teacher, without gradients.
+        teacher: The same of the teacher, without gradients. Levels of one of them do not count.
     """
     losses = []
-    for level, wanted in teacher.items():
-        of_both = _standardised(student[level]) * _standardised(wanted)
+    for level in student.keys() & teacher.keys():
+        of_both = _standardised(student[level]) * _standardised(teacher[level])
         losses.append(1 - of_both.mean((0, 2, 3)).mean())
     return torch.stack(losses).mean()
 
