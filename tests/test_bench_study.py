@@ -268,6 +268,8 @@ def test_named_studies_can_be_read_and_change_known_fields(file: Path, recipe: R
         ("[[arms]]\nnetwork = 'width'", "has to meet a budget"),
         ("[[arms]]\nnetwork = 'source'\nfactor = 2", "has no factor"),
         ("[[arms]]\nnetwork = 'expansion'", "needs a factor"),
+        ("budget = '1ms'\n[[arms]]\nnetwork = 'width'\ndraw = 1", "draws no network, got draw 1"),
+        ("budget = '1ms'\n[[arms]]\nnetwork = 'random'\ndraw = -1", "draw must be at least 0"),
         ("[[arms]]\nnetwork = 'published'", "needs an architecture, one of mobilenet_v2"),
         ("[[arms]]\nnetwork = 'published'\narchitecture = 'fan'", "got 'fan'"),
         ("[[arms]]\nnetwork = 'source'\narchitecture = 'fna'", "has no architecture"),

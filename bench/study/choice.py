@@ -133,7 +133,7 @@ class Chooser:
             case "softmax" | "scores" | "joint":
                 return []
             case "random" | "random-joint" | "random-best-of-k":
-                numbers = range(DRAWN[arm.network])
+                numbers = range(arm.draw, arm.draw + DRAWN[arm.network])
                 return [self._drawn(arm, seed, number, meter) for number in numbers]
             case _:
                 return [self._scaled(arm, seed, meter)]

@@ -51,6 +51,8 @@ class Arm:
             trained source in loss, and ``joint`` chooses pyramid, heads and input too, by these
             sums and a race.
         factor: Of width, compound or expansion; 0 finds the one that meets the budget.
+        draw: Of ``random`` and ``random-joint``, which of a seed's networks: several arms can draw
+            several.
         architecture: Of ``published`` the network's name, such as ``fna``.
         recipe: Fields of the recipe that this arm has otherwise, by section.
     """
@@ -60,6 +62,7 @@ class Arm:
     name: str = ""
     factor: float = 0.0
     architecture: str = ""
+    draw: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +77,10 @@ class Arm:
             raise AdaptError(
                 f"an arm by {self.network!r} has no architecture, got {self.architecture!r}"
             )
+        if self.draw and self.network not in ("random", "random-joint"):
+            raise AdaptError(f"an arm by {self.network!r} draws no network, got draw {self.draw}")
+        if self.draw < 0:
+            raise AdaptError(f"draw must be at least 0, got {self.draw}")
         if self.factor < 0 or (self.network == "expansion" and self.factor != int(self.factor)):
             raise AdaptError(
                 f"factor must be positive, of expansion a whole number, got {self.factor}"
@@ -84,7 +91,8 @@ class Arm:
     @property
     def label(self) -> str:
         """Name in files and reports."""
-        return self.name or self.architecture or self.network
+        drawn = f"{self.network} {self.draw}" if self.draw else self.network
+        return self.name or self.architecture or drawn
 
     @property
     def meets_budget(self) -> bool:
