@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from adapt.machine import busy
 from adapt.terminal import print_fields
 
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -80,3 +81,9 @@ def plain(value: object) -> str:
 def warn(message: str) -> None:
     """Print a warning on stderr at once."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def warn_if_busy() -> None:
+    """Warn that times estimated now are too long, if other programs compute here."""
+    if found := busy():
+        warn(found)

@@ -1,8 +1,10 @@
-"""Which processor does this machine have?"""
+"""Which processor does this machine have, and is it busy?"""
 
 import os
 import platform
 from pathlib import Path
+
+BUSY = 0.75  # programs that compute, per core
 
 
 def processor_name() -> str:
@@ -20,3 +22,19 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def load_per_core() -> float:
+    """Return how many programs computed in the last minute, per core; 0 where nobody counts."""
+    return os.getloadavg()[0] / usable_cores() if hasattr(os, "getloadavg") else 0.0
+
+
+def busy() -> str:
+    """Say that times estimated now are too long; empty on a quiet machine."""
+    load = load_per_core()
+    if load < BUSY:
+        return ""
+    return (
+        f"this machine is busy ({load:.1f} programs computed per core in the last minute), so that "
+        "estimated times are too long; estimate again when it is quiet"
+    )

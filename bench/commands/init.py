@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from adapt.command_line import JsonOpt, show, warn
+from adapt.command_line import JsonOpt, show, warn, warn_if_busy
 from adapt.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def _minutes(recipe: "Recipe") -> float | None:
     from bench.pipeline.plan import plan_run
     from bench.pipeline.run import Costs
 
+    warn_if_busy()
     plan = plan_run(recipe, Path("runs") / recipe.name, Costs(), None)
     known = not any(isinstance(seconds, str) for seconds in plan.seconds.values())
     return round(plan.total / 60, 1) if known else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
+from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn, warn_if_busy
 from search.commands import CostsOptions, LimitOpt, RecipeOptions, StartOptions
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _show_plan(
 ) -> None:
     from bench.pipeline.plan import plan_run
 
+    warn_if_busy()
     plan = plan_run(recipe, out, costs, limit_steps, front.load(), front.at_once)
     show(plan.to_dict() if as_json else plan.readable(), as_json=as_json, title="plan")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn
+from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn, warn_if_busy
 from search.commands import RecipeOptions
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def study_command(
     study, base = options.load(), recipe.load()
     folder = out or Path("runs") / f"study-{options.study or base.name}"
     if dry_run:
+        warn_if_busy()
         plan = plan_study(study, base, folder, costs, at_once)
         show(plan, as_json=as_json, title="plan")
         return

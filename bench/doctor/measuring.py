@@ -1,6 +1,5 @@
 """Are timings on this machine steady, and does a small cost table predict whole detectors?"""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from adapt.cost.resolution import TOLERATED, free_units
 from adapt.cost.table import CostTable
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
-from adapt.machine import usable_cores
+from adapt.machine import load_per_core
 from adapt.runtime import Precision
 from adapt.space import BlockSpace, SearchSpace
 from bench.costs.certify import certify
@@ -91,7 +90,6 @@ def check_timing(files: Files, runtime: str, precision: Precision, kind: str) ->
         _run_ms(files.artifact(runtime, precision, "detections"), runtime, runs)
         for runs in RUNS[kind]
     )
-    busy = os.getloadavg()[0] / usable_cores() if hasattr(os, "getloadavg") else 0.0
     return [
         Reading("anchor ms", latency.p50_ms),
         Reading("p90 / p10 - 1", latency.spread, SPREAD[kind]),
@@ -99,7 +97,7 @@ def check_timing(files: Files, runtime: str, precision: Precision, kind: str) ->
             "{} and {} runs differ by".format(*RUNS[kind]), abs(few / many - 1), REPEATED[kind]
         ),
         *of_anchor,
-        Reading("load per core", busy),
+        Reading("load per core", load_per_core()),
     ]
 
 
