@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow gpu-check format clean
+.PHONY: demo test test-slow gpu-check format dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/adapt demo
@@ -32,6 +32,12 @@ gpu-check: constraints.txt constraints-cu12.txt
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The same commit gives the same bytes wherever it is built: archives carry its date.
+dist: $(INSTALLED)
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build
+	$(BIN)/pip hash dist/*
 
 clean:
 	rm -rf .venv .venv-gpu runs dist build .pytest_cache .mypy_cache .ruff_cache
