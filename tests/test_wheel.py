@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -67,3 +68,17 @@ def test_archives_are_the_same_bytes_when_built_from_the_source_archive(
         path.chmod(path.stat().st_mode & 0o700)
     assert len(hashes) == 2
     assert build(source, tmp_path / "dist") == hashes
+
+
+def test_a_container_is_built_from_all_that_the_wheel_needs(
+    built: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """`.dockerignore` lets single names of the top level through, and nothing else."""
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    for name in (line[1:] for line in lines if line.startswith("!")):
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, tmp_path / name)
+    assert (tmp_path / "constraints.txt").exists()
+    (wheel,) = {name for name in built[1] if name.endswith(".whl")}
+    assert build(tmp_path, tmp_path / "dist")[wheel] == built[1][wheel]
