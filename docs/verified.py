@@ -2,7 +2,7 @@
 
 python docs/verified.py [REPORT ...]
 
-Reports that are named are kept in `bench/results/verify` first, under the names of what they verified.
+A report that is named is first kept in `bench/results/verify`, under the name of what it verified.
 """
 
 import json
@@ -22,14 +22,15 @@ OPENING = """# What is verified where
 
 Which part really ran on which device, in which versions, and which never did?
 
-`python docs/verified.py` writes this page from the reports in `bench/results/verify/`; a test compares the two. Add
-yours with `adapt doctor --verify --report REPORT.json` and `python docs/verified.py REPORT.json`. What passes is said
-under [The first hour on a GPU](tensorrt-a100.md#the-first-hour-on-a-gpu), what tests on simulated GPUs show under
-[What was verified, and where](tensorrt-a100.md#what-was-verified-and-where).
+`python docs/verified.py` writes this page from the reports in `bench/results/verify/`; a test
+compares the two. Add yours with `adapt doctor --verify --report REPORT.json` and `python
+docs/verified.py REPORT.json`. What passes is said under [The first hour on a
+GPU](tensorrt-a100.md#the-first-hour-on-a-gpu), what tests on simulated GPUs show under [What was
+verified, and where](tensorrt-a100.md#what-was-verified-and-where).
 """
 NO_GPU = """
-**Nothing was verified on a GPU yet:** no report is of a machine that has one. Whatever this repository says of
-CUDA and TensorRT was written for it, and tried without it.
+**Nothing was verified on a GPU yet:** no report is of a machine that has one. Whatever this
+repository says of CUDA and TensorRT was written for it, and tried without it.
 """
 
 
@@ -58,7 +59,9 @@ def name_of(report: Report) -> str:
 
 
 def _section(name: str, report: Report) -> str:
-    made_with = ", ".join(f"{library} {version}" for library, version in report["made_with"].items())
+    made_with = ", ".join(
+        f"{library} {version}" for library, version in report["made_with"].items()
+    )
     lines = [
         f"\n## {_device(report)}\n",
         f"{report['summary'][0]}, with {made_with}; {'' if _gpu(report) else 'no GPU; '}"
