@@ -56,8 +56,8 @@ audit: $(INSTALLED)
 	$(AUDIT)/pip-licenses --python $(BIN)/python --from mixed --format csv \
 		--output-file runs/audit/licences.csv
 	$(AUDIT)/pip-licenses --python $(BIN)/python --from mixed --summary --order count
-	$(PIP_AUDIT) --requirement constraints.txt --requirement runs/audit/installed.txt || $(NOT_AUDITED)
-	$(PIP_AUDIT) --requirement constraints-cu12.txt || $(NOT_AUDITED)
+	@$(PIP_AUDIT) --requirement constraints.txt --requirement runs/audit/installed.txt || $(NOT_AUDITED)
+	@$(PIP_AUDIT) --requirement constraints-cu12.txt || $(NOT_AUDITED)
 
 clean:
 	rm -rf .venv .venv-gpu .venv-audit runs dist build .pytest_cache .mypy_cache .ruff_cache
