@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow gpu-check format clean
+.PHONY: demo test test-slow gpu-check format dist audit clean
 
 demo: $(INSTALLED)
 	$(BIN)/adapt demo
@@ -33,8 +33,34 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The same commit gives the same bytes wherever it is built: archives carry its date.
+dist: $(INSTALLED)
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build
+	$(BIN)/pip hash dist/*
+
+# Licences of all that is installed, and known vulnerabilities of that and of all that is pinned. The
+# tools have an environment of their own: they neither change .venv nor are counted with it. Strict,
+# since a mirror without PyPI's feed knows no package, and pip-audit calls that "no vulnerabilities".
+AUDIT := .venv-audit/bin
+SERVICE ?= pypi
+PIP_AUDIT = $(AUDIT)/pip-audit --vulnerability-service $(SERVICE) --strict --disable-pip --no-deps \
+	--progress-spinner off
+NOT_AUDITED := { echo "make audit: a package is vulnerable, or $(SERVICE) could not be asked for one (see \
+	above; SERVICE=osv asks another database): NOT known to be safe" >&2; exit 1; }
+audit: $(INSTALLED)
+	$(PYTHON) -m venv .venv-audit
+	$(AUDIT)/pip install --quiet --constraint constraints.txt pip-audit pip-licenses
+	mkdir -p runs/audit
+	$(BIN)/pip freeze --exclude-editable > runs/audit/installed.txt
+	$(AUDIT)/pip-licenses --python $(BIN)/python --from mixed --format csv \
+		--output-file runs/audit/licences.csv
+	$(AUDIT)/pip-licenses --python $(BIN)/python --from mixed --summary --order count
+	@$(PIP_AUDIT) --requirement constraints.txt --requirement runs/audit/installed.txt || $(NOT_AUDITED)
+	@$(PIP_AUDIT) --requirement constraints-cu12.txt || $(NOT_AUDITED)
+
 clean:
-	rm -rf .venv .venv-gpu runs dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-gpu .venv-audit runs dist build .pytest_cache .mypy_cache .ruff_cache
 
 # constraints.txt pins what was tested; pyproject.toml says what is allowed.
 # Without access to torchvision's weights, a package that ships the same file (hash-checked).

@@ -228,6 +228,32 @@ def test_tree_of_the_code_is_that_of_the_sources() -> None:
     assert page == tree["page_with"](page, tree["tree"]()), "run `python docs/tree.py`"
 
 
+@pytest.fixture(scope="module")
+def verified() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "docs" / "verified.py"))
+
+
+def test_page_of_what_was_verified_is_that_of_the_reports(verified: dict[str, Any]) -> None:
+    reports = verified["reports"]()
+    page = TEXTS["docs/verified.md"]
+    assert page == verified["page"](reports), "run `python docs/verified.py`"
+    assert [name for name, _ in reports] == [verified["name_of"](report) for _, report in reports]
+
+
+def test_page_says_that_nothing_was_verified_on_a_gpu_until_a_report_is_of_one(
+    verified: dict[str, Any],
+) -> None:
+    _, report = verified["reports"]()[0]
+    gpu = {"gpu": {"name": "NVIDIA A100"}}
+    failed = {"title": "tensorrt fp16: outputs", "status": "FAIL", "reason": "off | by 1; try"}
+    machine = report["machine"] | {"device": report["machine"]["device"] | gpu}
+    page = verified["page"]([("a.json", report | {"machine": machine, "steps": [failed]})])
+    assert "Nothing was verified on a GPU" in TEXTS["docs/verified.md"]
+    assert "Nothing was verified on a GPU" not in page
+    assert "## NVIDIA A100" in page
+    assert r"| tensorrt fp16 |  | outputs: **failed**: off \| by 1 |" in page
+
+
 def test_readme_is_short_and_names_every_page() -> None:
     assert len(TEXTS["README.md"].splitlines()) <= 200
     linked = {target.partition("#")[0] for target in LINK.findall(TEXTS["README.md"])}
