@@ -23,7 +23,7 @@ from cli import app
 
 COMMANDS = {
     *("doctor", "weights", "profile", "search", "derive", "finetune"),
-    *("eval", "export", "score", "predict", "parity", "bench", "run", "demo"),
+    *("eval", "export", "score", "predict", "parity", "bench", "report", "run", "demo"),
 }
 OPTION = re.compile(r"^[ │]+(--[a-z-]+)", re.MULTILINE)
 RECIPE = """

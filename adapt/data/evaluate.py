@@ -85,7 +85,7 @@ def evaluate(
     Raises:
         AdaptError: If the split has no boxes, or detections do not belong to it.
     """
-    return _metrics(coco_evaluation(split, detections, max_detections), split.class_names)
+    return metrics_of(coco_evaluation(split, detections, max_detections), split.class_names)
 
 
 def coco_evaluation(
@@ -227,7 +227,13 @@ def _coco_api(dataset: dict[str, Any]) -> COCO:
     return coco
 
 
-def _metrics(evaluation: COCOeval, class_names: Sequence[str]) -> Metrics:
+def metrics_of(evaluation: COCOeval, class_names: Sequence[str]) -> Metrics:
+    """Return the metrics of an evaluation.
+
+    Args:
+        evaluation: As :func:`coco_evaluation` returns it.
+        class_names: Names of the classes in label order.
+    """
     params = evaluation.params
     # Axes: IoU thresholds, recalls, classes in label order, sizes of objects, detections per image.
     precision = evaluation.eval["precision"][..., -1]
