@@ -24,6 +24,11 @@ def test_top_level_names_are_exactly_the_five(wheel_names: list[str]) -> None:
     assert names == {"adapt", "search", "export", "bench", "cli.py"}
 
 
+@pytest.mark.parametrize("folder", ["adapt/data", "bench/report"])
+def test_templates_of_pages_are_in_the_wheel(wheel_names: list[str], folder: str) -> None:
+    assert f"{folder}/page.html" in wheel_names
+
+
 @pytest.mark.parametrize("folder", ["adapt/spaces", "search/recipe/presets"])
 def test_presets_are_in_the_wheel(wheel_names: list[str], folder: str) -> None:
     presets = [str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / folder).glob("*.toml")]

@@ -22,7 +22,7 @@ SAMPLES = 200  # of images, for intervals of AP
 FEW_IMAGES = 20  # of which drawing some says nothing
 MANY_DETECTIONS = 50_000  # of all detectors: intervals take minutes then
 INTERVAL = (0.025, 0.975)
-SAME = 5e-5  # AP, from 0 to 1
+SAME = 0.005  # percent of AP
 
 Interval = tuple[float, float]
 
@@ -91,11 +91,11 @@ def _evaluation(folder: Folder, entry: Entry, split: CocoSplit) -> COCOeval:
     path = folder.report / entry.detections
     detections = read_detections(path, split)
     evaluation = coco_evaluation(split, detections, entry.metrics.max_detections)
-    reached, told = metrics_of(evaluation, split.class_names).ap, entry.metrics.ap
+    reached, told = 100 * metrics_of(evaluation, split.class_names).ap, 100 * entry.metrics.ap
     if abs(reached - told) > SAME:
         raise AdaptError(
-            f"detections {path} reach {100 * reached:.2f} AP, and the report says {100 * told:.2f}: "
-            "they are of another benchmark; measure again with `adapt bench`"
+            f"detections {path} reach {reached:.2f} AP, and the report {told:.2f}: they are of "
+            "another benchmark; measure again with `adapt bench`"
         )
     return evaluation
 

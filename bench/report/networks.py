@@ -35,7 +35,7 @@ def networks(folder: Folder) -> Section:
     source = known["source"].architecture if "source" in known else None
     widest = max((b.width for i in known.values() for b in i.architecture.blocks), default=1)
     parts: list[Part] = [
-        Network(name, about(info), _blocks(info.architecture, source), widest)
+        Network(name, about(info), block_rows(info.architecture, source), widest)
         for name, info in known.items()
     ]
     told = [_decided(entry, folder.architecture(entry)) for entry in folder.detectors]
@@ -62,7 +62,8 @@ def about(info: DetectorInfo) -> str:
     )
 
 
-def _blocks(network: Architecture, source: Architecture | None) -> list[BlockRow]:
+def block_rows(network: Architecture, source: Architecture | None) -> list[BlockRow]:
+    """Return the blocks of a network beside the source's, after the fixed first one."""
     rows = [BlockRow(0, network.first_width, source.first_width if source else 0, ((3, 1),), 0, 2)]
     for place, block in enumerate(network.blocks):
         had = source.blocks[place] if source and place < len(source.blocks) else None

@@ -1,6 +1,6 @@
 """Which detector is better than the source, and at which latency?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,18 +9,29 @@ from bench.networks.measure import Entry
 from bench.networks.report import conditions
 from bench.report.drawing import Styles, legend, new_figure, svg
 from bench.report.folder import Folder
-from bench.report.found import Found, Interval
+from bench.report.found import FEW_IMAGES, MANY_DETECTIONS, Found, Interval
 from bench.report.parts import Figure, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLES = ("detector", "AP", "p50 ms", "Δ AP", "time", "AP in", "p50 in", "AP50", "GMAdds", "MB")
+TITLES = (
+    "detector",
+    "AP",
+    "p50 ms",
+    "Δ AP",
+    "time",
+    "AP 95 %",
+    "p50 rounds",
+    "AP50",
+    "GMAdds",
+    "MB",
+)
 NOTE = (
     "AP is COCO's box AP in percent, p50 the median latency of a call. Δ AP is the gain over the "
-    "source, and time the share of its latency. AP in, and the brackets beside Δ AP, are 95 % "
+    "source, and time the share of its latency. AP 95 %, and the brackets beside Δ AP, are 95 % "
     "intervals over images that are drawn with replacement, the same for all detectors; another "
-    "training differs by more than that. p50 in is the range over the rounds."
+    "training differs by more than that. p50 rounds is the range of the rounds' medians."
 )
 
 
@@ -55,14 +66,18 @@ def overview(folder: Folder, found: Found, drawn: Styles) -> Section:
         "overview",
         "AP and latency",
         parts=(Table(TITLES, rows, NOTE, strong=best), _figure(folder, found, drawn)),
-        missing=_portraits(folder),
+        missing=list(_left_out(folder, found)),
     )
 
 
-def _portraits(folder: Folder) -> Sequence[str]:
-    if len(folder.detectors) == len(folder.result.entries):
-        return ()
-    return ("Latencies are those of landscape images; report.md has those of portrait ones.",)
+def _left_out(folder: Folder, found: Found) -> Iterator[str]:
+    if len(folder.detectors) < len(folder.result.entries):
+        yield "Latencies are those of landscape images; report.md has those of portrait ones."
+    if not found.ap:
+        yield found.why_not or (
+            f"Intervals of AP are left out for fewer than {FEW_IMAGES} images, and for more than "
+            f"{MANY_DETECTIONS:,} detections, of which they take minutes; `adapt compare` has them."
+        )
 
 
 def _row(entry: Entry, source: Entry | None, found: Found) -> list[str]:
@@ -145,7 +160,8 @@ def _ap(entry: Entry) -> float:
 
 def _latency(entry: Entry) -> str:
     low, high = entry.latency.p50_range_ms
-    return f"{entry.latency.p50_ms:.1f} ms ({low:.1f} to {high:.1f} over the rounds)"
+    doubt = "" if entry.latency.reliable else ", which is unreliable"
+    return f"{entry.latency.p50_ms:.1f} ms ({low:.1f} to {high:.1f} over the rounds{doubt})"
 
 
 def _interval(values: Interval | None, form: str) -> str:

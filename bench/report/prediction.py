@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapt.artifacts import check_header, read_json
 from adapt.cost.table import CostTable
 from bench.networks.measure import Entry
 from bench.report.drawing import SOURCE, Styles, legend, new_figure, svg
@@ -29,7 +30,7 @@ UNPREDICTED = (
 def prediction(folder: Folder, drawn: Styles) -> Section:
     """Return what was predicted beside what was measured, and how the table did elsewhere."""
     title = "Predicted and measured latency"
-    networks = {entry.name: folder.architecture(entry) for entry in folder.detectors}
+    networks = {entry.name: _network(folder, entry) for entry in folder.detectors}
     known = [e for e in folder.detectors if networks[e.name].get("costs", {}).keys() & COSTS]
     costs = folder.of_run("costs.sqlite")
     missing = [] if known else ["No architecture file with a latency lies beside the detectors."]
@@ -49,6 +50,15 @@ def prediction(folder: Folder, drawn: Styles) -> Section:
 
 
 COSTS = {"corrected_ms", "predicted_ms", "measured_ms"}
+
+
+def _network(folder: Folder, entry: Entry) -> Mapping[str, Any]:
+    """Return what is known of a network; of the source, what its trial took."""
+    path = folder.of_run("source.latency.json") if entry is folder.source else None
+    if not path:
+        return folder.architecture(entry)
+    content = check_header(read_json(path, "latency"), "source-latency", path)
+    return {"costs": {"measured_ms": content["min_ms"]}}
 
 
 def _derived(entry: Entry) -> bool:
