@@ -23,6 +23,7 @@ from bench.commands.doctor import doctor_command
 from bench.commands.export import export_command
 from bench.commands.init import init_command
 from bench.commands.networks import bench_command, eval_command
+from bench.commands.report import report_command
 from bench.commands.run import demo_command, run_command
 from bench.commands.study import study_command
 from export.commands import parity_command, predict_command
@@ -54,6 +55,7 @@ STAGES: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "eval": eval_command,
         "bench": bench_command,
         "compare": compare_command,
+        "report": report_command,
     },
     "7. Compare ways to a network": {"study": study_command},
 }

@@ -23,7 +23,7 @@ from cli import app
 
 COMMANDS = {
     *("doctor", "weights", "profile", "search", "derive", "finetune"),
-    *("eval", "export", "score", "predict", "parity", "bench", "run", "demo"),
+    *("eval", "export", "score", "predict", "parity", "bench", "report", "run", "demo"),
 }
 OPTION = re.compile(r"^[ │]+(--[a-z-]+)", re.MULTILINE)
 RECIPE = """
@@ -169,6 +169,9 @@ def test_commands_carry_a_detector_from_search_to_report(recipe: Path, tmp_path:
     report = ok("bench", *both, "--data", data, "--rounds", 2, "--out", out / "report")
     assert [entry["runner"]["runtime"] for entry in report["entries"]] == ["torch", "ort-cpu"]
     assert (out / "report" / "report.png").stat().st_size > 10_000
+    names = {path.stem for path in (out / "report" / "detections").iterdir()}
+    assert len(names) == 2
+    assert "The detections" not in (out / "report" / "index.html").read_text()
 
 
 def root_of(recipe: Path) -> str:
@@ -185,6 +188,21 @@ def test_run_is_resumed_and_reuses_what_is_there(finished_run: tuple[Any, ...]) 
     assert Architecture.load(out / "arch.json") == Architecture.from_dict(derived["architecture"])
     assert json.loads((out / "arch.json").read_text())["rule"] == "budget 1000 ms, verified"
     assert first["networks"] == second["networks"]
+
+
+def test_run_ends_with_a_page_that_is_written_again_from_its_files(
+    finished_run: tuple[Any, ...],
+) -> None:
+    out = finished_run[0][3]
+    page = out / "report" / "index.html"
+    first = page.read_text()
+    assert "derived reaches" in first
+    assert "What the search expects its network to cost" in first
+    assert "whole detectors certify the cost table" in first
+    assert first.count("<td>derived</td><td>1000.00</td>") == 1
+    page.unlink()
+    assert ok("report", out) == {"page": str(page)}
+    assert page.read_text() == first
 
 
 def test_run_refuses_a_folder_of_another_recipe(

@@ -14,6 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 READ_AT_RUN_TIME = (
     "adapt/data/*.html",
+    "bench/report/*.html",
     "adapt/spaces/*.toml",
     "search/recipe/presets/*.toml",
     "bench/study/studies/*.toml",

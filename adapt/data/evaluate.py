@@ -87,7 +87,7 @@ def evaluate(
         AdaptError: If the split has no boxes, or detections do not belong to it.
     """
     evaluation = coco_evaluation(split, detections, max_detections, fastest())
-    return _metrics(evaluation, split.class_names)
+    return metrics_of(evaluation, split.class_names)
 
 
 def coco_evaluation(
@@ -236,7 +236,13 @@ def _indexed(coco: Any, dataset: dict[str, Any]) -> Any:
     return coco
 
 
-def _metrics(evaluation: COCOeval, class_names: Sequence[str]) -> Metrics:
+def metrics_of(evaluation: COCOeval, class_names: Sequence[str]) -> Metrics:
+    """Return the metrics of an evaluation.
+
+    Args:
+        evaluation: As :func:`coco_evaluation` returns it.
+        class_names: Names of the classes in label order.
+    """
     params = evaluation.params
     # Axes: IoU thresholds, recalls, classes in label order, sizes of objects, detections per image.
     precision = evaluation.eval["precision"][..., -1]

@@ -146,6 +146,7 @@ def bench_command(
     from adapt.progress import console_stage
     from bench.networks.measure import DETECTOR_PROTOCOL, Timing, compare, on_runtimes
     from bench.networks.report import print_result, write_report
+    from bench.report.page import write_page
 
     if not artifacts:
         raise AdaptError("there is nothing to compare; pass files, or --table2")
@@ -153,13 +154,15 @@ def bench_command(
     how = Timing(threads, batch, replace(DETECTOR_PROTOCOL, rounds=rounds))
     compared, split = on_runtimes(artifacts, runtime or ()), images.load()
     with console_stage("bench") as progress:
-        result = compare(compared, split, how, progress=progress)
+        result = compare(compared, split, how, report=out, progress=progress)
     write_report(out, result)
+    with console_stage("report") as progress:
+        page = write_page(out, progress)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         print_result(result)
-        print(f"{images.described()}\nreport: {out / 'report.md'}")
+        print(f"{images.described()}\nreport: {out / 'report.md'}\npage: {page}")
 
 
 def _show_table_two(size_text: str, runtime: str | None, *, as_json: bool) -> None:

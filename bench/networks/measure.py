@@ -1,6 +1,7 @@
 """Which mAP and latency does a detector file reach on a runtime? (`adapt eval`, `adapt bench`)"""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -9,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adapt.artifacts import library_versions, make_folder, write_text
+from adapt.artifacts import content_hash, library_versions, make_folder, write_text
 from adapt.cost.units import detector_units, madds
 from adapt.data.annotated_image import read_image
 from adapt.data.coco import CocoSplit
 from adapt.data.evaluate import Detections, Metrics, coco_results, evaluate
+from adapt.data.formats.place import Place
 from adapt.data.images import fit
 from adapt.detector.retinanet import count_parameters
 from adapt.errors import AdaptError
@@ -28,6 +30,7 @@ from export.run.pair import files_of
 from export.run.runner import ARTIFACTS, check_artifact, open_runner, usual_runtime
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
+DETECTIONS = "detections"  # folder of a report with what every artifact found
 Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
 
 
@@ -64,6 +67,7 @@ class Entry:
         madds: Multiply-adds of the whole detector, as Table II counts them.
         params: Parameters of the whole detector.
         size_mb: Size of the file in 10^6 bytes.
+        detections: What it found, as COCO results JSON in the report's folder; empty if not stored.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Entry:
     madds: float
     params: int
     size_mb: float
+    detections: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class BenchResult:
         protocol: How much was timed.
         device: This machine, see :func:`bench.latency.provenance.device_description`.
         versions: Library versions.
+        place: Where the evaluated split lies; None in reports of before it was told.
+        annotations_sha256: Hash of its annotations; empty in these reports.
     """
 
     entries: tuple[Entry, ...]
@@ -102,6 +109,8 @@ class BenchResult:
     protocol: Protocol
     device: dict[str, Any]
     versions: dict[str, str]
+    place: Place | None = None
+    annotations_sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
@@ -110,6 +119,9 @@ class BenchResult:
         for entry, fields in zip(self.entries, content["entries"], strict=True):
             fields["artifact"] = str(entry.artifact)
             fields["latency"]["reliable"] = entry.latency.reliable
+        if content["place"]:
+            place = content["place"].items()
+            content["place"] = {name: value and str(value) for name, value in place}
         return content
 
 
@@ -118,6 +130,7 @@ def compare(
     split: CocoSplit,
     timing: Timing | None = None,
     *,
+    report: Path | None = None,
     progress: Progress = silent,
 ) -> BenchResult:
     """Measure mAP and latency of artifacts, all latencies of a device in interleaved rounds.
@@ -126,6 +139,7 @@ def compare(
         artifacts: Runtime and file of each, by the name it gets in the report.
         split: Images and boxes to evaluate on.
         timing: How to time; evaluation takes all cores and the batch that a file was exported for.
+        report: Folder of the report, for what each of them found; it is not stored if None.
         progress: Called with (done, total) of images and rounds together.
 
     Raises:
@@ -137,15 +151,30 @@ def compare(
     device = device_description()
     rows = _rows(artifacts)
     steps = _Steps(len(artifacts) * len(split) + len(rows) * timing.protocol.rounds, progress)
+    stored = {name: f"{DETECTIONS}/{_file_name(name)}" if report else "" for name in artifacts}
     metrics = {
-        name: evaluate_artifact(path, split, runtime, usable_cores(), progress=steps)
+        name: evaluate_artifact(
+            path,
+            split,
+            runtime,
+            usable_cores(),
+            results=report / stored[name] if report else None,
+            progress=steps,
+        )
         for name, (runtime, path) in artifacts.items()
     }
     with _opened(artifacts, rows, timing) as timed:
         images = {row.label: _timed_images(timed[row.label], row, split, timing) for row in rows}
         latencies = _latencies(timed, images, timing, steps)
         entries = tuple(
-            _entry(row, timed[row.label], images[row.label], metrics[row.name], latencies)
+            _entry(
+                row,
+                timed[row.label],
+                images[row.label],
+                metrics[row.name],
+                latencies,
+                stored[row.name],
+            )
             for row in rows
         )
     return BenchResult(
@@ -156,7 +185,15 @@ def compare(
         protocol=timing.protocol,
         device=device,
         versions=library_versions(),
+        place=split.place.absolute(),
+        annotations_sha256=split.sha256,
     )
+
+
+def _file_name(name: str) -> str:
+    """Return a file for what an artifact found; names may be paths."""
+    plain = re.sub(r"[^\w.+-]", "-", name)[-100:]
+    return f"{plain}.json" if plain == name else f"{plain}-{content_hash(name)[:6]}.json"
 
 
 def time_artifacts(
@@ -316,7 +353,12 @@ def _latencies(
 
 
 def _entry(
-    row: _Row, runner: Runner, images: Array, metrics: Metrics, latencies: Mapping[str, Latency]
+    row: _Row,
+    runner: Runner,
+    images: Array,
+    metrics: Metrics,
+    latencies: Mapping[str, Latency],
+    detections: str,
 ) -> Entry:
     info = runner.info
     size = (runner.fitting.canvases or info.input.canvases())[row.part]
@@ -335,6 +377,7 @@ def _entry(
         madds=sum(map(madds, units)),
         params=count_parameters(info.build()),
         size_mb=row.file.stat().st_size / 1e6,
+        detections=detections,
     )
 
 

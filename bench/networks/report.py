@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from adapt.artifacts import atomic_path, header, write_json, write_text
+from adapt.artifacts import atomic_path, check_header, header, read_json, write_json, write_text
 from adapt.data.evaluate import COCO_DETECTIONS
+from adapt.errors import AdaptError
 from adapt.terminal import print_rows
 from bench.latency.timing import RELIABLE, Latency
 from bench.networks.measure import BenchResult, Entry
@@ -75,6 +77,26 @@ def write_report(
     return files
 
 
+def read_report(path: Path) -> BenchResult:
+    """Read a ``report.json`` that :func:`write_report` wrote.
+
+    Raises:
+        AdaptError: If it is missing, damaged or of another kind.
+    """
+    content = check_header(read_json(path, "report"), "bench-report", path)
+    try:
+        result = TypeAdapter(BenchResult).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise AdaptError(
+            f"report {path} is damaged ({where}: {first['msg']}); measure again with `adapt bench`"
+        ) from error
+    if not result.entries:
+        raise AdaptError(f"report {path} has no entries; measure again with `adapt bench`")
+    return result
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
@@ -125,7 +147,7 @@ def markdown(result: BenchResult, findings: Sequence[str] = (), details: Sequenc
     rows = [[cell(entry).replace("|", "\\|") for _, cell in COLUMNS] for entry in result.entries]
     ruler = ["---" if title in ("model", "runtime") else "---:" for title in titles]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (titles, ruler, *rows))
-    how = "\n".join(f"- {line}" for line in _how_measured(result))
+    how = "\n".join(f"- {line}" for line in how_measured(result))
     found = "".join(f"- {line}\n" for line in findings) + "\n" * bool(findings)
     below = "".join(f"{line}\n" for line in details)
     return (
@@ -134,7 +156,8 @@ def markdown(result: BenchResult, findings: Sequence[str] = (), details: Sequenc
     )
 
 
-def _how_measured(result: BenchResult) -> list[str]:
+def how_measured(result: BenchResult) -> list[str]:
+    """Return data, device, versions and protocol in sentences."""
     protocol = result.protocol
     runtimes = {f"{e.runner['runtime']} {e.runner['version']}" for e in result.entries}
     drifted = sum(entry.latency.drifted for entry in result.entries)

@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.networks.measure import BenchResult
 from bench.pipeline.choice import DERIVED, SCALED, SOURCE, Network
+from bench.report.page import PAGE
 from search.derive.ledger import read_ledger, table
 
 TITLES = {DERIVED: "derived", SCALED: "source scaled in width", SOURCE: "source"}
@@ -43,7 +44,9 @@ class RunResult:
         derived = [network for network in self.networks if network.family == DERIVED]
         lines = [f"{network.name}: {network.architecture}" for network in derived]
         lines += self.findings()
-        return [*lines, f"report: {self.report}"] if self.report else lines
+        if not self.report:
+            return lines
+        return [*lines, f"report: {self.report}", f"page: {self.report.with_name(PAGE)}"]
 
     def findings(self) -> list[str]:
         """Return what the report's table does not say, as lines of text."""

@@ -27,6 +27,7 @@ from bench.pipeline.result import RunResult
 from bench.pipeline.stages import Stages, Task
 from bench.pipeline.target import Target, deployment_path
 from bench.pipeline.training import finetune_all, shared_start
+from bench.report.page import write_page
 from search.derive.decision import decided
 from search.derive.finished import SearchFiles
 from search.recipe.recipe import Recipe
@@ -288,7 +289,8 @@ class Run:
         artifacts: Artifacts = {name: (device.runtime, file) for name, file in files.items()}
 
         def work(progress: Progress) -> BenchResult:
-            return compare(artifacts, self.benchmark, timing, progress=progress)
+            report = self.deployed_in / "report"
+            return compare(artifacts, self.benchmark, timing, report=report, progress=progress)
 
         return self.stages.always("bench", work)
 
@@ -316,6 +318,7 @@ class Run:
         if bench:
             told = result.findings(), result.families(), result.details()
             write_report(report, bench, *told)
+            self.stages.aside("report", lambda progress: write_page(report, progress))
         return result
 
     def _elsewhere(self, why_not: str, files: dict[str, Path]) -> str:

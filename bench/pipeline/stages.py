@@ -60,10 +60,14 @@ class Stages:
 
     def always(self, name: str, work: Callable[[Progress], Output]) -> Output:
         """Do the work of a stage, and return what it returns."""
-        with self._display(name) as progress:
-            output = work(progress)
+        output = self.aside(name, work)
         self.outcomes[name] = "ran"
         return output
+
+    def aside(self, name: str, work: Callable[[Progress], Output]) -> Output:
+        """Do what is no stage, such as a page of what stages have written; return its output."""
+        with self._display(name) as progress:
+            return work(progress)
 
     def once(self, task: Task, work: Callable[[Progress], object]) -> Path:
         """Do the work of a stage unless its file was made from the same inputs; return the file.

@@ -1,6 +1,6 @@
 """Where does a split lie, and what is read from there?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +28,16 @@ class Place:
     format: Format = "COCO"
     classes: Path | None = None
     root: Path | None = None
+
+    def absolute(self) -> "Place":
+        """Return it as any working directory finds it."""
+        return replace(
+            self,
+            annotations=self.annotations.absolute(),
+            images=self.images.absolute(),
+            classes=self.classes and self.classes.absolute(),
+            root=self.root and self.root.absolute(),
+        )
 
 
 class Lists(NamedTuple):

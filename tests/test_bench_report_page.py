@@ -1,0 +1,296 @@
+"""The page of a run shows the numbers of its files, and says what is missing."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_parts import once
+from report_parts import IMAGES, write_network, write_run
+from typer.testing import CliRunner
+
+from adapt.architecture import mobilenet_v2
+from adapt.artifacts import file_hash
+from bench.networks.report import read_report
+from bench.report.folder import Folder
+from bench.report.found import read_found
+from bench.report.networks import block_rows
+from bench.report.overview import pareto
+from bench.report.page import write_page
+from cli import app
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def run(made: Path) -> Path:
+    """A run whose derived detector finds all objects, and whose source misses some; read only."""
+    return once(made / "reported", write_run) / "run"
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return text_of(run)
+
+
+@pytest.fixture
+def own(run: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    ignored = shutil.ignore_patterns("index.html")
+    return Path(shutil.copytree(run, tmp_path / "run", ignore=ignored))
+
+
+def text_of(run: Path) -> str:
+    return unescape(write_page(run).read_text(encoding="utf-8"))
+
+
+def row(page: str, first: str, number: int = 0) -> list[str]:
+    """Return the cells of a table's row by its first cell."""
+    rows = re.findall(rf"<tr[^>]*>(<td>{re.escape(first)}</td>.*?)</tr>", page)
+    return re.findall("<td>(.*?)</td>", rows[number])
+
+
+def test_the_page_needs_no_other_file_and_is_small(page: str) -> None:
+    assert page.startswith("<!doctype html>")
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert "<script" not in page
+    assert len(page) < 3_000_000
+
+
+def test_verdict_and_table_are_those_of_the_report(page: str, run: Path) -> None:
+    derived, source = read_report(run / "report" / "report.json").entries
+    assert (derived.metrics.ap, source.metrics.ap < 0.95) == (pytest.approx(1.0), True)
+    gain = 100 * (derived.metrics.ap - source.metrics.ap)
+    assert "derived-75 reaches 100.0 AP in 8.0 ms (7.9 to 8.1 over the rounds)" in page
+    assert f"{gain:+.1f} AP (95 % interval" in page
+    assert "in 80% of its time" in page
+    ap, p50, delta, time, interval, rounds = row(page, "derived-75")[1:7]
+    assert (ap, p50, time, interval, rounds) == (
+        "100.0",
+        "8.00",
+        "80%",
+        "100.0 to 100.0",
+        "7.90 to 8.10",
+    )
+    assert delta.startswith(f"{gain:+.1f} (+")  # the interval is above zero
+    assert row(page, "source")[2] == "10.00 (unreliable)"
+    assert row(page, "source")[1] == f"{100 * source.metrics.ap:.1f}"
+
+
+def test_prediction_trial_and_benchmark_stand_side_by_side(page: str) -> None:
+    assert row(page, "derived-75", 1) == ["derived-75", "7.50", "6.50", "6.25", "7.90", "+26.4%"]
+
+
+def test_ap_of_classes_and_costs_of_errors_are_those_of_the_files(page: str, run: Path) -> None:
+    _, source = read_report(run / "report" / "report.json").entries
+    for name, ap in source.metrics.per_class.items():
+        assert ap is not None
+        assert row(page, name) == [name, "100.0", f"{100 * ap:.1f}"]
+    *_, missed = row(page, "source", 1)
+    assert float(missed) == pytest.approx(100 * (1 - source.metrics.ap50), abs=0.06)
+    assert set(row(page, "derived-75", 2)[2:]) == {"0.0"}
+
+
+def test_finalists_are_in_the_order_of_the_race(page: str) -> None:
+    assert row(page, "input 160x160") == ["input 160x160", "7.50", "41.0"]
+    assert page.index("input 160x160") < page.index("input 128x128")
+    assert "derived-75 by: budget 7.5 ms, verified." in page
+
+
+def test_a_network_is_drawn_beside_the_source(own: Path) -> None:
+    network, folder = write_network(own), Folder.open(own)
+    first, second = block_rows(network, mobilenet_v2())[1:3]
+    assert (first.width, first.source_width, first.ops, first.skipped) == (16, 24, [(5, 3)], 1)
+    assert (second.width, second.skipped) == (second.source_width, 0)
+    assert "The files of derived-75, source are gone." in text_of(folder.report)
+
+
+def test_every_image_is_shown_once_with_its_errors(page: str) -> None:
+    assert page.count("data:image/jpeg") == 8
+    assert len(set(re.findall(r"<figcaption>(\S+\.jpg): F1", page))) == 8
+    assert page.count('class="right"') > 0
+    assert page.count('class="wrong"') == 0  # of the derived detector
+
+
+def test_files_are_named_with_their_hashes(page: str, run: Path) -> None:
+    stored = "report/detections/source.json"
+    assert row(page, stored)[2] == file_hash(run / stored)
+    assert "Some CPU" in page
+    assert "torch 2.14.1" in page
+    assert f"adapt report {run}" in page
+
+
+def test_the_same_files_give_the_same_page(run: Path) -> None:
+    assert text_of(run) == text_of(run / "report")
+
+
+def test_names_are_text_on_the_page(own: Path) -> None:
+    report = own / "report" / "report.json"
+    report.write_text(report.read_text().replace('"Some CPU"', '"<b onclick=x>$CPU$</b>"'))
+    raw = write_page(own).read_text()
+    assert "<b onclick" not in raw
+    assert "&lt;b onclick" in raw
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+GONE = {
+    "detections": (lambda run: shutil.rmtree(run / "report/detections"), "The detections are gone"),
+    "place": (
+        lambda run: changed(run / "report/report.json", lambda c: c.update(place=None)),
+        "written by an older adapt",
+    ),
+    "annotations": (
+        lambda run: changed(run / "report/report.json", lambda c: c.update(annotations_sha256="0")),
+        "has changed since the benchmark",
+    ),
+    "logs": (
+        lambda run: [log.unlink() for log in run.glob("*.jsonl")],
+        "no training log (.training.jsonl) of derived-75, source",
+    ),
+    "architecture": (
+        lambda run: (run / "arch-75.json").unlink(),
+        "No architecture file says why",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", GONE)
+def test_what_is_gone_is_said_in_its_section(what: str, own: Path) -> None:
+    remove, sentence = GONE[what]
+    assert sentence not in text_of(own)
+    remove(own)
+    assert sentence in text_of(own)
+
+
+def test_data_that_are_gone_are_said(own: Path) -> None:
+    def move(content: dict[str, Any]) -> None:
+        content["place"]["annotations"] = "/gone/val.json"
+
+    changed(own / "report/report.json", move)
+    assert "The images cannot be read: " in text_of(own)
+
+
+BAD = {
+    "no folder": (lambda run: shutil.rmtree(run), "is no folder; pass the folder of a run"),
+    "no run": (
+        lambda run: [shutil.rmtree(run / "report"), (run / "run.json").unlink()],
+        "is not the folder of a run: it holds neither run.json nor report.json",
+    ),
+    "half a run": (
+        lambda run: shutil.rmtree(run / "report"),
+        "was not benchmarked: {run}/report/report.json is missing; finish it with `adapt run`",
+    ),
+    "two devices": (
+        lambda run: (
+            [shutil.copytree(run / "report", run / d / "report") for d in "ab"]
+            and shutil.rmtree(run / "report")
+        ),
+        "holds the reports of several devices, {run}/a/report, {run}/b/report; pass one",
+    ),
+    "cut report": (
+        lambda run: (run / "report/report.json").write_text('{"format": '),
+        "report {run}/report/report.json is not JSON (line 1",
+    ),
+    "another file": (
+        lambda run: (run / "report/report.json").write_text("{}"),
+        "report.json is not an adapt bench-report file",
+    ),
+    "a field of another kind": (
+        lambda run: changed(
+            run / "report/report.json", lambda c: c["entries"][0]["latency"].pop("p50_ms")
+        ),
+        "report.json is damaged (entries.0.latency.p50_ms: ",
+    ),
+    "no entries": (
+        lambda run: changed(run / "report/report.json", lambda c: c.update(entries=[])),
+        "report.json has no entries; measure again",
+    ),
+    "cut detections": (
+        lambda run: (run / "report/detections/source.json").write_text("[{"),
+        "detections {run}/report/detections/source.json is not JSON",
+    ),
+    "other detections": (
+        lambda run: (run / "report/detections/source.json").write_text('[{"bbox": 1}]'),
+        "source.json are damaged, or not of",
+    ),
+    "detections of another benchmark": (
+        lambda run: (run / "report/detections/derived-75.json").write_text("[]"),
+        "derived-75.json reach 0.00 AP, and the report 100.00: they are of another benchmark",
+    ),
+    "cut architecture": (
+        lambda run: (run / "arch-75.json").write_text('{"format'),
+        "architecture {run}/arch-75.json is not JSON",
+    ),
+    "a log of something else": (
+        lambda run: (run / "source.training.jsonl").write_text("[1]\n"),
+        "log {run}/source.training.jsonl holds no reports of epochs",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_sentence_with_file_and_fix(what: str, own: Path) -> None:
+    spoil, fragment = BAD[what]
+    spoil(own)
+    result = CliRunner().invoke(app, ["report", str(own)])
+    assert result.exit_code == 1, result.output
+    assert fragment.format(run=own) in result.stderr
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert "Traceback" not in result.output
+    assert not list(own.rglob("index.html"))
+
+
+def test_the_front_leaves_out_what_is_slower_and_no_better(run: Path) -> None:
+    derived, source = Folder.open(run).detectors
+    assert pareto([source, derived]) == [derived]
+
+
+def test_intervals_are_of_paired_images(run: Path) -> None:
+    found = read_found(Folder.open(run))
+    low, high = found.ap["source"]
+    assert found.ap["derived-75"] == (100.0, 100.0)
+    assert found.gain["derived-75"] == pytest.approx((100 - high, 100 - low))
+    assert found.split is not None
+    assert len(found.split) == IMAGES
+
+
+def test_a_run_that_was_moved_finds_its_files(own: Path) -> None:
+    beside = own / "derived-75.onnx"
+    beside.write_bytes(b"")
+    folder = Folder.open(own)
+    assert folder.artifact(folder.chosen) == beside
+
+
+SCRIPT = """
+<body style="margin:0"><iframe src="file://{page}" style="width:{width}px;height:900px;border:0">
+</iframe><pre id="told"></pre><script>
+onload = () => {{ const d = document.querySelector("iframe").contentDocument.documentElement;
+document.getElementById("told").textContent = "told " + d.scrollWidth + " of " + d.clientWidth; }};
+</script></body>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium, which shows the page, is not installed")
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_shows_the_page_without_errors_or_scrolling_sideways(
+    width: int, run: Path, tmp_path: Path
+) -> None:
+    # A headless window is at least 500 pixels wide, a frame is not.
+    frame = tmp_path / "frame.html"
+    frame.write_text(SCRIPT.format(page=write_page(run), width=width))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    options += ["--allow-file-access-from-files", "--hide-scrollbars", "--dump-dom"]
+    command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'user'}", f"file://{frame}"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert ":CONSOLE" not in shown.stderr
+    assert f"told {width} of {width}" in shown.stdout
