@@ -1,9 +1,9 @@
 """Which mAP and latency does a detector file reach on a runtime? (`adapt eval`, `adapt bench`)"""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,22 @@ from adapt.progress import Progress, silent
 from bench.latency.backend import open_backend
 from bench.latency.provenance import device_description
 from bench.latency.subject import ANCHOR
-from bench.latency.timing import Anchor, Latency, Protocol, measure, wall_timer
+from bench.latency.timing import (
+    Anchor,
+    Latency,
+    Protocol,
+    Timer,
+    measure,
+    paced_timer,
+    wall_timer,
+)
+from bench.networks.footprint import Footprint, footprint
 from export.run.inference import Array, Runner, batch_of_one
 from export.run.pair import files_of
 from export.run.runner import ARTIFACTS, check_artifact, open_runner, usual_runtime
 
-DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
+DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0, settle_calls=50)
+PACED_CALLS = 20  # of a round, at least
 Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
 
 
@@ -39,11 +49,19 @@ class Timing:
         threads: CPU threads of one inference.
         batch: Images of one call, for artifacts that take any number.
         protocol: How much to time.
+        footprints: Whether load time and memory are measured too, in processes of their own.
     """
 
     threads: int = 1
     batch: int = 1
     protocol: Protocol = DETECTOR_PROTOCOL
+    footprints: bool = False
+
+    def paced(self, every_ms: float) -> "Timing":
+        """Return the same with calls at a fixed rate; with 0, back to back."""
+        long_enough = max(self.protocol.round_ms, PACED_CALLS * every_ms)
+        protocol = replace(self.protocol, every_ms=every_ms, round_ms=long_enough)
+        return replace(self, protocol=protocol)
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,7 @@ class Entry:
         madds: Multiply-adds of the whole detector, as Table II counts them.
         params: Parameters of the whole detector.
         size_mb: Size of the file in 10^6 bytes.
+        footprint: Its load time and memory, if they were measured.
     """
 
     name: str
@@ -79,6 +98,12 @@ class Entry:
     madds: float
     params: int
     size_mb: float
+    footprint: Footprint | None = None
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Images per second while calls follow back to back; None if they did not."""
+        return None if self.latency.every_ms else 1000 * self.batch / self.latency.mean_ms
 
 
 @dataclass(frozen=True)
@@ -110,6 +135,8 @@ class BenchResult:
         for entry, fields in zip(self.entries, content["entries"], strict=True):
             fields["artifact"] = str(entry.artifact)
             fields["latency"]["reliable"] = entry.latency.reliable
+            fields["latency"]["doubts"] = entry.latency.doubts
+            fields["images_per_s"] = entry.images_per_s
         return content
 
 
@@ -148,6 +175,8 @@ def compare(
             _entry(row, timed[row.label], images[row.label], metrics[row.name], latencies)
             for row in rows
         )
+    if timing.footprints:
+        entries = tuple(_with_footprint(entry, images[entry.name], timing) for entry in entries)
     return BenchResult(
         entries=entries,
         annotations=split.annotations,
@@ -302,7 +331,7 @@ def _latencies(
     on_cpu = {name: runner.describe()["device"] == "cpu" for name, runner in runners.items()}
     for cpu in dict.fromkeys(on_cpu.values()):
         timed = [name for name, on in on_cpu.items() if on is cpu]
-        timers = {name: wall_timer(runners[name].bind(images[name])) for name in timed}
+        timers = {name: _timer(runners[name].bind(images[name]), timing) for name in timed}
         runtime = "ort-cpu" if cpu else runners[timed[0]].describe()["runtime"]
         backend = open_backend(runtime, threads=timing.threads)
         latencies |= measure(
@@ -313,6 +342,16 @@ def _latencies(
             progress=progress,
         )
     return latencies
+
+
+def _timer(call: Callable[[], None], timing: Timing) -> Timer:
+    every_ms = timing.protocol.every_ms
+    return paced_timer(wall_timer(call), every_ms) if every_ms else wall_timer(call)
+
+
+def _with_footprint(entry: Entry, images: Array, timing: Timing) -> Entry:
+    runtime = entry.runner["runtime"]
+    return replace(entry, footprint=footprint(runtime, entry.artifact, timing.threads, images))
 
 
 def _entry(

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from adapt.artifacts import atomic_path, header, write_json, write_text
 from adapt.data.evaluate import COCO_DETECTIONS
 from adapt.terminal import print_rows
-from bench.latency.timing import RELIABLE, Latency
+from bench.latency.timing import HALF_WIDTH, SLOW_ROUNDS, Latency
+from bench.networks.footprint import CALLS, PROCESSES, Footprint
 from bench.networks.measure import BenchResult, Entry
 
 if TYPE_CHECKING:
@@ -33,13 +34,20 @@ COLUMNS: tuple[Column, ...] = (
     ("APm", lambda e: _percent(e.metrics.ap_medium)),
     ("APl", lambda e: _percent(e.metrics.ap_large)),
     ("p50 ms", lambda e: _median(e.latency)),
+    ("p50 95 %", lambda e: "{:.2f} to {:.2f}".format(*e.latency.p50_interval_ms)),
+    ("p90 ms", lambda e: f"{e.latency.p90_ms:.2f}"),
     ("p95 ms", lambda e: f"{e.latency.p95_ms:.2f}"),
     ("p99 ms", lambda e: f"{e.latency.p99_ms:.2f}"),
     ("min ms", lambda e: f"{e.latency.min_ms:.2f}"),
+    ("images/s", lambda e: _known(e.images_per_s, 1)),
+    ("load ms", lambda e: _known(e.footprint and e.footprint.load_ms)),
+    ("host MB", lambda e: _known(e.footprint and e.footprint.host_mb)),
+    ("GPU MB", lambda e: _known(e.footprint and e.footprint.device_mb)),
     ("GMAdds", lambda e: f"{e.madds / 1e9:.2f}"),
     ("MParams", lambda e: f"{e.params / 1e6:.2f}"),
     ("MB", lambda e: f"{e.size_mb:.1f}"),
 )
+FOOTPRINT = [field.name for field in fields(Footprint)]
 # The columns that fit into 80 characters.
 TERMINAL_COLUMNS = ("model", "runtime", "AP", "AP50", "p50 ms", "p95 ms", "GMAdds", "MParams", "MB")
 
@@ -79,10 +87,14 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
+def _known(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
 def _median(latency: Latency) -> str:
     if latency.reliable:
         return f"{latency.p50_ms:.2f}"
-    low, high = latency.p50_range_ms
+    low, high = latency.p50_interval_ms
     return f"UNRELIABLE ({low:.2f} to {high:.2f})"
 
 
@@ -99,8 +111,13 @@ def conditions(result: BenchResult) -> str:
     threads = f"{result.threads} thread" + "s" * (result.threads != 1)
     return (
         f"{device}, {_precisions(result)}, batch {_batches(result)}, {threads}, median (p50) "
-        f"latency of a call{_detections(result)}"
+        f"latency of {_calls(result)}{_detections(result)}"
     )
+
+
+def _calls(result: BenchResult) -> str:
+    every_ms = result.protocol.every_ms
+    return f"a call every {every_ms:g} ms" if every_ms else "a call"
 
 
 def _detections(result: BenchResult) -> str:
@@ -145,15 +162,62 @@ def _how_measured(result: BenchResult) -> list[str]:
         f"Runtimes: {', '.join(sorted(runtimes))}; {_precisions(result)}, batch "
         f"{_batches(result)}, {result.threads} thread(s); AP is evaluated with all cores.",
         f"Libraries: {_pairs(result.versions)}.",
-        f"Latency: back-to-back calls with a batch that is already in the runtime's memory; "
+        f"Latency: {_pace(result)} with a batch that is already in the runtime's memory; "
         f"decoding and NMS included, reading and resizing not. {protocol.rounds} rounds over all "
         f"models of a device, each in another random order, at least {protocol.round_ms:.0f} ms of "
-        "calls per model and round; percentiles over all calls.",
+        "calls per model and round; percentiles over all calls. The 95 % interval of the median is "
+        "a bootstrap over rounds, since calls of a round are not independent.",
+        _warm_up(result),
         "Drift: an anchor operation on the same device is timed beside every sample; rounds in "
         f"which it is more than {protocol.drift:.0%} slower than at its best, or a GPU says that "
         f"it is throttled, are repeated up to {protocol.retries} times. "
         f"{drifted} of {protocol.rounds * len(result.entries)} rounds stayed slow.",
-        f"UNRELIABLE stands where the medians of the rounds differ by more than {RELIABLE:.0%}.",
+        f"UNRELIABLE stands where half of the interval is wider than {HALF_WIDTH:.0%} of the "
+        f"median, more than {SLOW_ROUNDS:.0%} of the rounds stayed slow, or throttling stayed.",
+        *_unreliable(result),
+        *_footprints(result),
+    ]
+
+
+def _pace(result: BenchResult) -> str:
+    every_ms = result.protocol.every_ms
+    if not every_ms:
+        return "back-to-back calls"
+    late = ", ".join(
+        f"{entry.latency.late} of {entry.latency.samples} of {entry.name}"
+        for entry in result.entries
+        if entry.latency.late
+    )
+    return (
+        f"a call every {every_ms:g} ms (late, because the last one took longer: {late or 'none'})"
+    )
+
+
+def _warm_up(result: BenchResult) -> str:
+    calls = ", ".join(
+        f"{entry.latency.warm_up} of {entry.name}"
+        + ", which had not settled" * (not entry.latency.settled)
+        for entry in result.entries
+    )
+    return f"Warm-up, untimed calls until they took equally long: {calls}."
+
+
+def _unreliable(result: BenchResult) -> list[str]:
+    return [
+        f"UNRELIABLE is {entry.name}: {', '.join(entry.latency.doubts)}."
+        for entry in result.entries
+        if not entry.latency.reliable
+    ]
+
+
+def _footprints(result: BenchResult) -> list[str]:
+    if not any(entry.footprint for entry in result.entries):
+        return []
+    return [
+        f"Load time and memory: of {PROCESSES} processes that only load the file and call it "
+        f"{CALLS} times. Load ms is their median, from opening the file, with the runtime's "
+        "library imported before. Host MB is how far the resident memory rose at most meanwhile, "
+        "GPU MB what NVML says that the used memory of the GPU grew by."
     ]
 
 
@@ -175,6 +239,9 @@ def _csv_row(entry: Entry) -> dict[str, Any]:
     metrics, latency = entry.metrics.to_dict(), asdict(entry.latency)
     del metrics["per_class"]
     latency["p50_low_ms"], latency["p50_high_ms"] = latency.pop("p50_range_ms")
+    interval = latency.pop("p50_interval_ms")
+    latency["p50_interval_low_ms"], latency["p50_interval_high_ms"] = interval
+    footprint = vars(entry.footprint) if entry.footprint else dict.fromkeys(FOOTPRINT)
     return {
         "model": entry.name,
         "runtime": entry.runner["runtime"],
@@ -185,6 +252,8 @@ def _csv_row(entry: Entry) -> dict[str, Any]:
         **metrics,
         **latency,
         "reliable": entry.latency.reliable,
+        "images_per_s": entry.images_per_s,
+        **footprint,
         "madds": entry.madds,
         "params": entry.params,
         "size_mb": entry.size_mb,
