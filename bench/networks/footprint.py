@@ -11,12 +11,15 @@ from statistics import median
 from pebble import ProcessExpired, ProcessPool
 
 from adapt.command_line import warn
+from adapt.detector.file import load_detector
 from adapt.errors import AdaptError
 from bench.latency.nvml import nvml
 from bench.latency.workers import process_context
+from bench.peers.file import model_bytes
+from bench.peers.runner import open_detector
+from export.engine.execution import EngineExecution
 from export.run.inference import Array
-from export.run.onnx_session import PROVIDERS
-from export.run.runner import open_runner
+from export.run.onnx_session import PROVIDERS, ort_session
 
 PROCESSES = 3  # one after the other; one alone may meet a busy machine
 CALLS = 5  # after which a runtime's pools of memory have grown
@@ -28,10 +31,10 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Footprint:
     """What a file takes, in a process that does nothing but load and run it.
 
-    The processes have imported the runtime's library before.
-
     Attributes:
-        load_ms: Time until the file is loaded into the runtime, the median of the processes.
+        load_ms: Time from opening the file until it is ready to run, its optimisation by the
+            runtime included, the median of the processes. The runtime has been started before,
+            and the system may have the file in memory.
         host_mb: By how many 10^6 bytes the resident memory of such a process grew at its highest,
             from before the file is opened until after the calls; the largest of the processes.
             None where the system does not tell.
@@ -84,16 +87,27 @@ def measured_here(runtime: str, artifact: Path, threads: int, images: Array) -> 
     if runtime in PROVIDERS:
         importlib.import_module("onnxruntime")  # else its import would count
     memory, used_mb = PeakMemory(), _device_used_mb()
-    start = time.perf_counter()
-    with open_runner(runtime, artifact, threads) as runner:
-        load_ms = (time.perf_counter() - start) * 1000
+    with open_detector(runtime, artifact, threads) as runner:
         call = runner.bind(images)
         for _ in range(CALLS):
             call()
         on_gpu = runner.describe()["device"] != "cpu"
         now_mb = _device_used_mb() if on_gpu else None
     device_mb = None if now_mb is None or used_mb is None else now_mb - used_mb
-    return Footprint(load_ms, memory.grown_mb, memory.peak_mb, device_mb)
+    grown_mb, peak_mb = memory.grown_mb, memory.peak_mb
+    return Footprint(_load_ms(runtime, artifact, threads), grown_mb, peak_mb, device_mb)
+
+
+def _load_ms(runtime: str, artifact: Path, threads: int) -> float:
+    """Load a file into a runtime that has started already, and nothing else; return how long."""
+    start = time.perf_counter()
+    if runtime in PROVIDERS:
+        ort_session(runtime, model_bytes(artifact), threads)
+    elif runtime == "torch":
+        load_detector(artifact)
+    else:
+        EngineExecution.open(artifact)
+    return (time.perf_counter() - start) * 1000
 
 
 class PeakMemory:

@@ -32,12 +32,14 @@ from bench.latency.timing import (
     wall_timer,
 )
 from bench.networks.footprint import Footprint, footprint
+from bench.peers.runner import PeerRunner, is_peer, open_detector
 from export.run.inference import Array, Runner, batch_of_one
 from export.run.pair import files_of
-from export.run.runner import ARTIFACTS, check_artifact, open_runner, usual_runtime
+from export.run.runner import ARTIFACTS, check_artifact, usual_runtime
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0, settle_calls=50)
 PACED_CALLS = 20  # of a round, at least
+ALONE = ", network alone"  # of another tool's file, without what makes its outputs detections
 Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
 
 
@@ -73,16 +75,19 @@ class Entry:
         artifact: The file; of two that run as one, each has an entry with the metrics of both.
         runner: Runtime, version, device and threads, as the runner describes itself.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        architecture: Hash of the backbone's architecture.
+        architecture: Hash of the backbone's architecture; empty for a file of another tool.
         height: Height of the input in pixels.
         width: Width of the input in pixels.
         batch: Images of one timed call.
         metrics: COCO metrics of the detections this runtime made.
         latency: Latency of such a call on this runtime, pre-processing not included.
-        madds: Multiply-adds of the whole detector, as Table II counts them.
-        params: Parameters of the whole detector.
+        madds: Multiply-adds of the whole detector, as Table II counts them; None for a file of
+            another tool.
+        params: Parameters of the whole detector; of another tool's file, as its graph has them.
         size_mb: Size of the file in 10^6 bytes.
         footprint: Its load time and memory, if they were measured.
+        network_ms: Median of another tool's network alone; ``latency`` also has what makes its
+            outputs detections.
     """
 
     name: str
@@ -95,10 +100,11 @@ class Entry:
     batch: int
     metrics: Metrics
     latency: Latency
-    madds: float
+    madds: float | None
     params: int
     size_mb: float
     footprint: Footprint | None = None
+    network_ms: float | None = None
 
     @property
     def images_per_s(self) -> float | None:
@@ -163,7 +169,8 @@ def compare(
     timing = timing or Timing()
     device = device_description()
     rows = _rows(artifacts)
-    steps = _Steps(len(artifacts) * len(split) + len(rows) * timing.protocol.rounds, progress)
+    timed_calls = len(rows) + sum(is_peer(row.file) for row in rows)  # theirs without NMS too
+    steps = _Steps(len(artifacts) * len(split) + timed_calls * timing.protocol.rounds, progress)
     metrics = {
         name: evaluate_artifact(path, split, runtime, usable_cores(), progress=steps)
         for name, (runtime, path) in artifacts.items()
@@ -215,7 +222,7 @@ def _opened(
     """Open the artifacts; yield what runs each row."""
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(open_runner(runtime, path, timing.threads))
+            name: stack.enter_context(open_detector(runtime, path, timing.threads))
             for name, (runtime, path) in artifacts.items()
         }
         yield {row.label: runners[row.name] for row in rows}
@@ -248,7 +255,7 @@ def _rows(artifacts: Artifacts) -> list[_Row]:
 
 
 def _files(path: Path) -> tuple[Path, ...]:
-    return (path,) if path.suffix == ARTIFACTS["torch"] else files_of(path)
+    return (path,) if path.suffix == ARTIFACTS["torch"] or is_peer(path) else files_of(path)
 
 
 class _Steps:
@@ -288,7 +295,7 @@ def evaluate_runner(
         for image, of_image in zip(batch, found, strict=True):
             detections.append(Detections(image.id, *of_image))
             progress(len(detections), len(split))
-    return evaluate(split, detections, runner.info.detector.detections), detections
+    return evaluate(split, detections, runner.most_detections), detections
 
 
 def matched(split: CocoSplit, runner: Runner) -> CocoSplit:
@@ -297,7 +304,9 @@ def matched(split: CocoSplit, runner: Runner) -> CocoSplit:
     Raises:
         AdaptError: If the split has boxes of classes that the detector does not know.
     """
-    return split.matched(runner.info.classes, "the detector")
+    if isinstance(runner, PeerRunner):
+        return runner.matched(split)
+    return split.matched(runner.classes, "the detector")
 
 
 def _timed_images(runner: Runner, row: _Row, split: CocoSplit, timing: Timing) -> Array:
@@ -306,13 +315,15 @@ def _timed_images(runner: Runner, row: _Row, split: CocoSplit, timing: Timing) -
     It is the split's first image that the timed file is for, and for a detector that takes any size
     the first landscape one, since a cost table measures detectors at that shape.
     """
+    batch = timing.batch if runner.dynamic else runner.batch
+    if isinstance(runner, PeerRunner):
+        return np.repeat(runner.placed(read_image(split.images[0])), batch, axis=0)
     fitting, canvas = runner.fitting, None
     images = [image for image in split.images if image.width >= image.height]
     if fitting.canvases:
         canvas = fitting.canvases[row.part]
         images = [x for x in split.images if fitting.canvas(x.height, x.width) == canvas]
     pixels, _ = fit(read_image((images or split.images)[0]), fitting.resize, canvas)
-    batch = timing.batch if runner.dynamic else runner.batch
     return np.repeat(batch_of_one(pixels), batch, axis=0)
 
 
@@ -324,14 +335,19 @@ def _latencies(
 ) -> dict[str, Latency]:
     """Time runners on images that are in the runtime's memory already.
 
-    Those of one device are timed in rounds of their own, beside an anchor on that device: whether
-    a processor is slow says nothing about a GPU.
+    Networks of other tools are timed twice, with and without NMS outside of their graphs. Those of
+    one device are timed in rounds of their own, beside an anchor on that device: whether a
+    processor is slow says nothing about a GPU.
     """
     latencies: dict[str, Latency] = {}
     on_cpu = {name: runner.describe()["device"] == "cpu" for name, runner in runners.items()}
     for cpu in dict.fromkeys(on_cpu.values()):
         timed = [name for name, on in on_cpu.items() if on is cpu]
         timers = {name: _timer(runners[name].bind(images[name]), timing) for name in timed}
+        for name in timed:
+            runner = runners[name]
+            if isinstance(runner, PeerRunner):
+                timers[name + ALONE] = _timer(runner.bind_network(images[name]), timing)
         runtime = "ort-cpu" if cpu else runners[timed[0]].describe()["runtime"]
         backend = open_backend(runtime, threads=timing.threads)
         latencies |= measure(
@@ -357,24 +373,34 @@ def _with_footprint(entry: Entry, images: Array, timing: Timing) -> Entry:
 def _entry(
     row: _Row, runner: Runner, images: Array, metrics: Metrics, latencies: Mapping[str, Latency]
 ) -> Entry:
-    info = runner.info
-    size = (runner.fitting.canvases or info.input.canvases())[row.part]
-    units = detector_units(info.architecture, info.detector, size)
+    network = latencies.get(row.label + ALONE)
     return Entry(
         name=row.label,
         artifact=row.file,
         runner=runner.describe(),
         precision=runner.precision,
-        architecture=info.architecture.hash,
-        height=size.height,
-        width=size.width,
+        height=images.shape[2],
+        width=images.shape[3],
         batch=len(images),
         metrics=metrics,
         latency=latencies[row.label],
-        madds=sum(map(madds, units)),
-        params=count_parameters(info.build()),
         size_mb=row.file.stat().st_size / 1e6,
+        network_ms=network and network.p50_ms,
+        **_structure(row, runner),
     )
+
+
+def _structure(row: _Row, runner: Runner) -> dict[str, Any]:
+    """Return what is known of a network without running it."""
+    if isinstance(runner, PeerRunner):
+        return {"architecture": "", "madds": None, "params": runner.file.parameters}
+    info = runner.info
+    size = (runner.fitting.canvases or info.input.canvases())[row.part]
+    return {
+        "architecture": info.architecture.hash,
+        "madds": sum(map(madds, detector_units(info.architecture, info.detector, size))),
+        "params": count_parameters(info.build()),
+    }
 
 
 def on_runtimes(files: Sequence[Path], runtimes: Sequence[str] = ()) -> Artifacts:
@@ -430,7 +456,7 @@ def evaluate_artifact(
     """
     if results:
         make_folder(results.parent)  # before the images, not after
-    with open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner:
+    with open_detector(runtime or usual_runtime(artifact), artifact, threads) as runner:
         metrics, detections = evaluate_runner(runner, split, progress=progress)
         if results:
             content = coco_results(detections, matched(split, runner))

@@ -13,8 +13,9 @@ from adapt.artifacts import atomic_path, header, write_json, write_text
 from adapt.data.evaluate import COCO_DETECTIONS
 from adapt.terminal import print_rows
 from bench.latency.timing import HALF_WIDTH, SLOW_ROUNDS, Latency
-from bench.networks.footprint import CALLS, PROCESSES, Footprint
+from bench.networks.footprint import Footprint
 from bench.networks.measure import BenchResult, Entry
+from bench.networks.remarks import pace, pairs, remarks, warm_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ COLUMNS: tuple[Column, ...] = (
     ("load ms", lambda e: _known(e.footprint and e.footprint.load_ms)),
     ("host MB", lambda e: _known(e.footprint and e.footprint.host_mb)),
     ("GPU MB", lambda e: _known(e.footprint and e.footprint.device_mb)),
-    ("GMAdds", lambda e: f"{e.madds / 1e9:.2f}"),
+    ("GMAdds", lambda e: _known(e.madds and e.madds / 1e9, 2)),
     ("MParams", lambda e: f"{e.params / 1e6:.2f}"),
     ("MB", lambda e: f"{e.size_mb:.1f}"),
 )
@@ -158,71 +159,24 @@ def _how_measured(result: BenchResult) -> list[str]:
     return [
         f"Data: {result.annotations}, {result.images} images; AP is COCO's box AP in percent.",
         "mAP and latency come from the same file on the same runtime.",
-        f"Device: {_pairs(result.device)}.",
+        f"Device: {pairs(result.device)}.",
         f"Runtimes: {', '.join(sorted(runtimes))}; {_precisions(result)}, batch "
         f"{_batches(result)}, {result.threads} thread(s); AP is evaluated with all cores.",
-        f"Libraries: {_pairs(result.versions)}.",
-        f"Latency: {_pace(result)} with a batch that is already in the runtime's memory; "
+        f"Libraries: {pairs(result.versions)}.",
+        f"Latency: {pace(result)} with a batch that is already in the runtime's memory; "
         f"decoding and NMS included, reading and resizing not. {protocol.rounds} rounds over all "
         f"models of a device, each in another random order, at least {protocol.round_ms:.0f} ms of "
         "calls per model and round; percentiles over all calls. The 95 % interval of the median is "
         "a bootstrap over rounds, since calls of a round are not independent.",
-        _warm_up(result),
+        warm_up(result),
         "Drift: an anchor operation on the same device is timed beside every sample; rounds in "
         f"which it is more than {protocol.drift:.0%} slower than at its best, or a GPU says that "
         f"it is throttled, are repeated up to {protocol.retries} times. "
         f"{drifted} of {protocol.rounds * len(result.entries)} rounds stayed slow.",
         f"UNRELIABLE stands where half of the interval is wider than {HALF_WIDTH:.0%} of the "
         f"median, more than {SLOW_ROUNDS:.0%} of the rounds stayed slow, or throttling stayed.",
-        *_unreliable(result),
-        *_footprints(result),
+        *remarks(result),
     ]
-
-
-def _pace(result: BenchResult) -> str:
-    every_ms = result.protocol.every_ms
-    if not every_ms:
-        return "back-to-back calls"
-    late = ", ".join(
-        f"{entry.latency.late} of {entry.latency.samples} of {entry.name}"
-        for entry in result.entries
-        if entry.latency.late
-    )
-    return (
-        f"a call every {every_ms:g} ms (late, because the last one took longer: {late or 'none'})"
-    )
-
-
-def _warm_up(result: BenchResult) -> str:
-    calls = ", ".join(
-        f"{entry.latency.warm_up} of {entry.name}"
-        + ", which had not settled" * (not entry.latency.settled)
-        for entry in result.entries
-    )
-    return f"Warm-up, untimed calls until they took equally long: {calls}."
-
-
-def _unreliable(result: BenchResult) -> list[str]:
-    return [
-        f"UNRELIABLE is {entry.name}: {', '.join(entry.latency.doubts)}."
-        for entry in result.entries
-        if not entry.latency.reliable
-    ]
-
-
-def _footprints(result: BenchResult) -> list[str]:
-    if not any(entry.footprint for entry in result.entries):
-        return []
-    return [
-        f"Load time and memory: of {PROCESSES} processes that only load the file and call it "
-        f"{CALLS} times. Load ms is their median, from opening the file, with the runtime's "
-        "library imported before. Host MB is how far the resident memory rose at most meanwhile, "
-        "GPU MB what NVML says that the used memory of the GPU grew by."
-    ]
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
 def csv_text(result: BenchResult) -> str:
@@ -253,6 +207,7 @@ def _csv_row(entry: Entry) -> dict[str, Any]:
         **latency,
         "reliable": entry.latency.reliable,
         "images_per_s": entry.images_per_s,
+        "network_ms": entry.network_ms,
         **footprint,
         "madds": entry.madds,
         "params": entry.params,
