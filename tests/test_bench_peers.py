@@ -15,7 +15,8 @@ from adapt.data.coco import load_split
 from adapt.data.synthetic import generate
 from adapt.errors import AdaptError
 from bench.latency.timing import Protocol
-from bench.networks.measure import Timing, compare, evaluate_artifact, on_runtimes
+from bench.networks.artifacts import on_runtimes
+from bench.networks.measure import Timing, compare, evaluate_artifact
 from bench.networks.report import markdown
 from bench.peers.forms import recognised
 from bench.peers.placing import normalised, place

@@ -152,7 +152,8 @@ def bench_command(
         return
     from adapt.errors import AdaptError
     from adapt.progress import console_stage
-    from bench.networks.measure import DETECTOR_PROTOCOL, Timing, compare, on_runtimes
+    from bench.networks.artifacts import on_runtimes
+    from bench.networks.measure import DETECTOR_PROTOCOL, Timing, compare
     from bench.networks.pace import call_interval_ms
     from bench.networks.report import print_result, write_report
 

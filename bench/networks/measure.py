@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,16 +31,16 @@ from bench.latency.timing import (
     paced_timer,
     wall_timer,
 )
+from bench.networks.artifacts import Artifacts, Row, rows_of
 from bench.networks.footprint import Footprint, footprint
+from bench.networks.stages import stage_times
 from bench.peers.runner import PeerRunner, is_peer, open_detector
 from export.run.inference import Array, Runner, batch_of_one
-from export.run.pair import files_of
-from export.run.runner import ARTIFACTS, check_artifact, usual_runtime
+from export.run.runner import usual_runtime
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0, settle_calls=50)
 PACED_CALLS = 20  # of a round, at least
 ALONE = ", network alone"  # of another tool's file, without what makes its outputs detections
-Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Timing:
         threads: CPU threads of one inference.
         batch: Images of one call, for artifacts that take any number.
         protocol: How much to time.
-        footprints: Whether load time and memory are measured too, in processes of their own.
+        footprints: Whether load time and memory are measured too, in processes of their own, and
+            the time of each stage, where the runtime tells it.
     """
 
     threads: int = 1
@@ -88,6 +89,8 @@ class Entry:
         footprint: Its load time and memory, if they were measured.
         network_ms: Median of another tool's network alone; ``latency`` also has what makes its
             outputs detections.
+        stages_ms: Milliseconds of the parts of a detector, see
+            :func:`bench.networks.stages.stage_times`; None where the runtime does not tell.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Entry:
     size_mb: float
     footprint: Footprint | None = None
     network_ms: float | None = None
+    stages_ms: dict[str, float] | None = None
 
     @property
     def images_per_s(self) -> float | None:
@@ -168,7 +172,7 @@ def compare(
         raise AdaptError("there is nothing to compare; pass at least one artifact")
     timing = timing or Timing()
     device = device_description()
-    rows = _rows(artifacts)
+    rows = rows_of(artifacts)
     timed_calls = len(rows) + sum(is_peer(row.file) for row in rows)  # theirs without NMS too
     steps = _Steps(len(artifacts) * len(split) + timed_calls * timing.protocol.rounds, progress)
     metrics = {
@@ -183,7 +187,7 @@ def compare(
             for row in rows
         )
     if timing.footprints:
-        entries = tuple(_with_footprint(entry, images[entry.name], timing) for entry in entries)
+        entries = tuple(_loaded_apart(entry, images[entry.name], timing) for entry in entries)
     return BenchResult(
         entries=entries,
         annotations=split.annotations,
@@ -209,7 +213,7 @@ def time_artifacts(
     Raises:
         AdaptError: If one cannot run here.
     """
-    rows = _rows(artifacts)
+    rows = rows_of(artifacts)
     with _opened(artifacts, rows, timing) as timed:
         images = {row.label: _timed_images(timed[row.label], row, split, timing) for row in rows}
         return _latencies(timed, images, timing, progress)
@@ -217,7 +221,7 @@ def time_artifacts(
 
 @contextmanager
 def _opened(
-    artifacts: Artifacts, rows: "Sequence[_Row]", timing: Timing
+    artifacts: Artifacts, rows: Sequence[Row], timing: Timing
 ) -> Iterator[dict[str, Runner]]:
     """Open the artifacts; yield what runs each row."""
     with ExitStack() as stack:
@@ -226,36 +230,6 @@ def _opened(
             for name, (runtime, path) in artifacts.items()
         }
         yield {row.label: runners[row.name] for row in rows}
-
-
-class _Row(NamedTuple):
-    """A row of the report: an artifact, or one of the two files that are evaluated as one.
-
-    Attributes:
-        label: Name of the row.
-        name: Name of the artifact.
-        file: The file that is timed.
-        part: Which of the artifact's canvases it has.
-    """
-
-    label: str
-    name: str
-    file: Path
-    part: int
-
-
-def _rows(artifacts: Artifacts) -> list[_Row]:
-    """Return the rows of all artifacts: the files for the two orientations have a latency each."""
-    labels = ("{}", "{} (portrait)")
-    return [
-        _Row(labels[part].format(name), name, file, part)
-        for name, (_, path) in artifacts.items()
-        for part, file in enumerate(_files(path))
-    ]
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    return (path,) if path.suffix == ARTIFACTS["torch"] or is_peer(path) else files_of(path)
 
 
 class _Steps:
@@ -309,7 +283,7 @@ def matched(split: CocoSplit, runner: Runner) -> CocoSplit:
     return split.matched(runner.classes, "the detector")
 
 
-def _timed_images(runner: Runner, row: _Row, split: CocoSplit, timing: Timing) -> Array:
+def _timed_images(runner: Runner, row: Row, split: CocoSplit, timing: Timing) -> Array:
     """Return the images of one timed call: copies of one, as many as the artifact takes.
 
     It is the split's first image that the timed file is for, and for a detector that takes any size
@@ -365,13 +339,19 @@ def _timer(call: Callable[[], None], timing: Timing) -> Timer:
     return paced_timer(wall_timer(call), every_ms) if every_ms else wall_timer(call)
 
 
-def _with_footprint(entry: Entry, images: Array, timing: Timing) -> Entry:
-    runtime = entry.runner["runtime"]
-    return replace(entry, footprint=footprint(runtime, entry.artifact, timing.threads, images))
+def _loaded_apart(entry: Entry, images: Array, timing: Timing) -> Entry:
+    """Return an entry with what is measured of its file by itself."""
+    runtime, file, threads = entry.runner["runtime"], entry.artifact, timing.threads
+    ours = runtime == "ort-cpu" and "peer" not in entry.runner
+    return replace(
+        entry,
+        footprint=footprint(runtime, file, threads, images),
+        stages_ms=stage_times(file, threads, images) if ours else None,
+    )
 
 
 def _entry(
-    row: _Row, runner: Runner, images: Array, metrics: Metrics, latencies: Mapping[str, Latency]
+    row: Row, runner: Runner, images: Array, metrics: Metrics, latencies: Mapping[str, Latency]
 ) -> Entry:
     network = latencies.get(row.label + ALONE)
     return Entry(
@@ -390,7 +370,7 @@ def _entry(
     )
 
 
-def _structure(row: _Row, runner: Runner) -> dict[str, Any]:
+def _structure(row: Row, runner: Runner) -> dict[str, Any]:
     """Return what is known of a network without running it."""
     if isinstance(runner, PeerRunner):
         return {"architecture": "", "madds": None, "params": runner.file.parameters}
@@ -401,38 +381,6 @@ def _structure(row: _Row, runner: Runner) -> dict[str, Any]:
         "madds": sum(map(madds, detector_units(info.architecture, info.detector, size))),
         "params": count_parameters(info.build()),
     }
-
-
-def on_runtimes(files: Sequence[Path], runtimes: Sequence[str] = ()) -> Artifacts:
-    """Return the artifacts to compare: each file on every runtime that runs files of its kind.
-
-    The two files that run as one count once, by the name of the landscape one.
-
-    Args:
-        files: Detector files.
-        runtimes: Runtimes to choose from; each file's usual one if empty.
-
-    Raises:
-        AdaptError: If a file is of a kind that none of the runtimes runs.
-    """
-    unknown = [name for name in runtimes if name not in ARTIFACTS]
-    if unknown:
-        raise AdaptError(f"runtime must be one of {', '.join(ARTIFACTS)}, got {unknown[0]!r}")
-    artifacts: dict[str, tuple[str, Path]] = {}
-    for file in dict.fromkeys(_first_of_pair(file) for file in files):
-        choice = runtimes or (usual_runtime(file),)
-        fitting = [runtime for runtime in choice if ARTIFACTS[runtime] == file.suffix]
-        if not fitting:
-            check_artifact(choice[0], file)  # raises an error that names what runs such files
-        for runtime in fitting:
-            label = f" on {runtime}" if len(fitting) > 1 else ""
-            name = f"{file.stem}{label}"
-            artifacts[f"{file}{label}" if name in artifacts else name] = (runtime, file)
-    return artifacts
-
-
-def _first_of_pair(file: Path) -> Path:
-    return _files(file)[0] if file.is_file() and file.suffix in ARTIFACTS.values() else file
 
 
 def evaluate_artifact(

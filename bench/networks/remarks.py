@@ -34,7 +34,7 @@ def warm_up(result: BenchResult) -> str:
 
 def remarks(result: BenchResult) -> list[str]:
     """Say what is to be known of single files, and of columns that not every report has."""
-    return [*_unreliable(result), *_peers(result), *_footprints(result)]
+    return [*_unreliable(result), *_peers(result), *_stages(result), *_footprints(result)]
 
 
 def _unreliable(result: BenchResult) -> list[str]:
@@ -58,6 +58,21 @@ def _peer(entry: Entry) -> str:
         "detections, by PyTorch on the processor; normalisation, which is inside of the graphs of "
         "adapt, is not included. Its parameters are the numbers in its graph."
     )
+
+
+def _stages(result: BenchResult) -> list[str]:
+    """Say where the time of every detector goes, as far as its runtime tells."""
+    told = [
+        f"{entry.name} {', '.join(f'{name} {ms:.2f}' for name, ms in entry.stages_ms.items())}"
+        for entry in result.entries
+        if entry.stages_ms
+    ]
+    if not told:
+        return []
+    return [
+        "Stages in ms of a call, by ONNX Runtime's own profile of its nodes, apart from the rounds "
+        f"and a little slower for the writing: {'; '.join(told)}."
+    ]
 
 
 def _footprints(result: BenchResult) -> list[str]:

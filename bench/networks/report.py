@@ -16,6 +16,7 @@ from bench.latency.timing import HALF_WIDTH, SLOW_ROUNDS, Latency
 from bench.networks.footprint import Footprint
 from bench.networks.measure import BenchResult, Entry
 from bench.networks.remarks import pace, pairs, remarks, warm_up
+from bench.networks.stages import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,6 +209,7 @@ def _csv_row(entry: Entry) -> dict[str, Any]:
         "reliable": entry.latency.reliable,
         "images_per_s": entry.images_per_s,
         "network_ms": entry.network_ms,
+        **{f"{name.replace(' ', '_')}_ms": (entry.stages_ms or {}).get(name) for name in STAGES},
         **footprint,
         "madds": entry.madds,
         "params": entry.params,
