@@ -13,6 +13,9 @@ from bench.latency.timing import Latency, Protocol
 from bench.networks.footprint import Footprint
 from bench.networks.measure import BenchResult, Entry
 from bench.networks.report import COLUMNS, csv_text, markdown, print_result, write_report
+from bench.networks.stages import STAGES
+
+PEER = {"runtime": "ort-cpu", "version": "1", "peer": {"form": "yolo", "padding": 114}}
 
 
 def entry(name, *, ap=0.525, rounds=((10.0, 12.0), (10.0, 12.0)), footprint=None, **timed):
@@ -124,6 +127,30 @@ def test_csv_has_unrounded_numbers_with_units(result):
     assert (first["reliable"], second["reliable"]) == ("True", "False")
     assert (second["p50_interval_low_ms"], second["p50_interval_high_ms"]) == ("10.0", "20.0")
     assert (first["load_ms"], first["host_mb"]) == ("", "")  # not measured
+
+
+def test_the_fields_of_the_json_are_documented(result):
+    page = (Path(__file__).parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
+    known = entry("known", footprint=Footprint(1.0, 1.0, 1.0, 1.0))
+    content = replace(result, entries=(known,)).to_dict()
+    (of_entry,) = content["entries"]
+    parts = (content, content["protocol"], of_entry, of_entry["latency"], of_entry["footprint"])
+    assert [name for part in parts for name in part if f"`{name}`" not in page] == []
+
+
+def test_stages_and_the_network_alone_are_told(result):
+    stages = dict(zip(STAGES, (4.0, 1.5, 2.25, 0.5), strict=True))
+    ours = replace(entry("ours"), stages_ms=stages)
+    theirs = replace(entry("theirs"), network_ms=8.0, runner=PEER, madds=None)
+    both = replace(result, entries=(ours, theirs))
+    said = markdown(both)
+    assert "ours backbone 4.00, pyramid 1.50, heads 2.25, decoding and NMS 0.50" in said
+    assert "theirs was written by another tool (form yolo, padding 114)" in said
+    assert "8.00 ms alone" in said
+    assert row(said, "theirs")["GMAdds"] == "–"
+    first, second = csv.DictReader(io.StringIO(csv_text(both)))
+    assert (first["backbone_ms"], first["decoding_and_NMS_ms"]) == ("4.0", "0.5")
+    assert (second["network_ms"], second["backbone_ms"]) == ("8.0", "")
 
 
 def test_json_describes_itself(result, tmp_path):

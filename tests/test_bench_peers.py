@@ -17,6 +17,7 @@ from adapt.errors import AdaptError
 from bench.latency.timing import Protocol
 from bench.networks.artifacts import on_runtimes
 from bench.networks.measure import Timing, compare, evaluate_artifact
+from bench.networks.pair import compare_pair
 from bench.networks.report import markdown
 from bench.peers.forms import recognised
 from bench.peers.placing import normalised, place
@@ -270,3 +271,10 @@ def test_peers_and_ours_stand_in_one_report(split, exports, tmp_path):
     assert (their.height, their.width, their.precision) == (*SIZE, "fp32")
     assert steps[-1] == (8, 8)  # 2 images; 2 rounds of ours, of theirs, and of their network alone
     assert "theirs was written by another tool (form yolo" in markdown(result)
+
+
+def test_ours_is_compared_with_a_peer_in_one_sentence(split, exports, tmp_path):
+    split = replace(split, class_names=INFO.classes)
+    theirs = write_peer(tmp_path / "theirs.onnx", "nms", names=repr(list(INFO.classes)))
+    found = compare_pair(exported(exports), theirs, split, Timing(protocol=QUICK), samples=5)
+    assert "theirs.onnx" in found.verdict

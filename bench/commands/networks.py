@@ -111,7 +111,7 @@ def bench_command(
     benched: BenchedOptions,
     artifacts: Annotated[
         list[Path] | None,
-        typer.Argument(help="Detectors (.safetensors), ONNX files and engines (.plan)."),
+        typer.Argument(help="Detectors (.safetensors), ONNX files, also of other tools, engines."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("runs/report"),
     runtime: Annotated[
