@@ -37,7 +37,7 @@ class Footprint:
             and the system may have the file in memory.
         host_mb: By how many 10^6 bytes the resident memory of such a process grew at its highest,
             from before the file is opened until after the calls; the largest of the processes.
-            None where the system does not tell.
+            None where the system does not tell. What imports had freed is used again uncounted.
         process_mb: The whole process at its highest, Python and all libraries included.
         device_mb: By how much the used memory of the GPU grew meanwhile, as NVML tells it; None on
             a processor. What other programs allocate at that time counts too.

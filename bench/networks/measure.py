@@ -365,7 +365,7 @@ def _entry(
         metrics=metrics,
         latency=latencies[row.label],
         size_mb=row.file.stat().st_size / 1e6,
-        network_ms=network and network.p50_ms,
+        network_ms=None if network is None else network.p50_ms,
         **_structure(row, runner),
     )
 

@@ -42,9 +42,9 @@ COLUMNS: tuple[Column, ...] = (
     ("p99 ms", lambda e: f"{e.latency.p99_ms:.2f}"),
     ("min ms", lambda e: f"{e.latency.min_ms:.2f}"),
     ("images/s", lambda e: _known(e.images_per_s, 1)),
-    ("load ms", lambda e: _known(e.footprint and e.footprint.load_ms)),
-    ("host MB", lambda e: _known(e.footprint and e.footprint.host_mb)),
-    ("GPU MB", lambda e: _known(e.footprint and e.footprint.device_mb)),
+    ("load ms", lambda e: _of_file(e.footprint, "load_ms")),
+    ("host MB", lambda e: _of_file(e.footprint, "host_mb")),
+    ("GPU MB", lambda e: _of_file(e.footprint, "device_mb")),
     ("GMAdds", lambda e: _known(e.madds and e.madds / 1e9, 2)),
     ("MParams", lambda e: f"{e.params / 1e6:.2f}"),
     ("MB", lambda e: f"{e.size_mb:.1f}"),
@@ -91,6 +91,10 @@ def _percent(value: float | None) -> str:
 
 def _known(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _of_file(footprint: Footprint | None, name: str) -> str:
+    return _known(getattr(footprint, name, None))
 
 
 def _median(latency: Latency) -> str:
