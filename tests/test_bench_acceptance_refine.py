@@ -72,7 +72,7 @@ def test_evolution_adds_networks_within_the_budget(searched, tmp_path):
     assert {row["generation"] for row in everybody} >= {0, 1}
 
 
-LATENCY = Latency(*[0.0] * 7, p50_range_ms=(0.0, 0.0), samples=2, rounds=2, drifted=0)
+LATENCY = Latency.of([[0.0], [0.0]])
 
 
 def slowed(factor):

@@ -1,9 +1,22 @@
+import itertools
 import random
 
 import pytest
+import simulated_device
+from simulated_device import Simulated
 
+from adapt.cost.units import Stem
 from bench.latency.provenance import DeviceState
-from bench.latency.timing import Anchor, Latency, Protocol, Sample, measure, wall_timer
+from bench.latency.subject import ANCHOR
+from bench.latency.timing import (
+    Anchor,
+    Latency,
+    Protocol,
+    Sample,
+    measure,
+    paced_timer,
+    wall_timer,
+)
 
 
 class FakeMachine:
@@ -185,9 +198,124 @@ def test_a_latency_remembers_by_which_best_of_the_anchor_its_rounds_were_good(ma
     assert (early.anchor_ms, late.anchor_ms) == (pytest.approx(2.0), pytest.approx(1.0))
 
 
-@pytest.mark.parametrize(("second", "reliable"), [(10.0, True), (10.9, True), (11.5, False)])
+# Half of the interval is (second - 10) / 2 wide.
+@pytest.mark.parametrize(("second", "reliable"), [(10.0, True), (10.5, True), (10.7, False)])
 def test_rounds_that_disagree_are_unreliable(second, reliable):
     assert Latency.of([[10.0] * 5, [second] * 5]).reliable is reliable
+
+
+def test_a_latency_says_why_it_is_unreliable():
+    assert Latency.of([[10.0]] * 5).doubts == []
+    worst = Latency.of([[10.0], [12.0]], drifted=1, throttled=1)
+    assert worst.doubts == [
+        "its 95 % interval is 9.1% of it wide to each side",
+        "the machine stayed slow in 1 of 2 rounds",
+        "the device stayed throttled in 1 rounds",
+    ]
+
+
+def test_one_slow_round_of_ten_and_outliers_leave_a_median_reliable(machine):
+    """Two calls of a hundred take fifty times as long: p99 tells of them, the median does not."""
+    costs = itertools.cycle([500.0, *[10.0] * 49])
+    anchor = Anchor(slow_spell(machine, 3, 6), calls=1)
+    protocol = Protocol(rounds=10, round_ms=2000, retries=2, warm_up_ms=1)
+    latency = measure({"a": machine.timer("a", lambda: next(costs))}, protocol, anchor=anchor)["a"]
+    assert (latency.drifted, latency.doubts) == (1, [])
+    assert latency.p50_ms == pytest.approx(10)
+    assert latency.p50_interval_ms == pytest.approx((10, 10))
+    assert latency.p99_ms > 400
+
+
+def test_a_drift_that_the_anchor_does_not_see_shows_in_the_interval(machine):
+    """The candidate alone becomes 2 % slower with every round."""
+    count = itertools.count()
+    timer = machine.timer("a", lambda: 10.0 * 1.02 ** (next(count) // 10))
+    latency = measure({"a": timer}, Protocol(rounds=10, round_ms=90), anchor=None)["a"]
+    assert latency.doubts[0].startswith("its 95 % interval")
+
+
+def test_throttling_that_stays_makes_a_latency_unreliable(machine):
+    hot = DeviceState(throttled="hardware slowdown")
+    states = iter([hot] * 3 + [DeviceState()] * 9)
+    protocol = Protocol(rounds=10, round_ms=1, retries=2)
+    timer = machine.timer("a", lambda: 10.0)
+    latency = measure({"a": timer}, protocol, state=lambda: next(states))["a"]
+    assert (latency.throttled, latency.drifted) == (1, 1)
+    assert latency.doubts == ["the device stayed throttled in 1 rounds"]
+
+
+@pytest.mark.parametrize(
+    ("noise", "drift", "throttling", "reliable"),
+    [(0.01, 0.0, 0.0, True), (0.01, 0.6, 0.0, False), (0.01, 0.0, 0.6, False)],
+)
+def test_a_simulated_device_gets_a_number_only_while_it_is_undisturbed(
+    noise, drift, throttling, reliable
+):
+    simulated_device.reset()
+    device = Simulated(noise=noise, drift=drift, throttling=throttling, seed=3)
+    anchor = Anchor(device.load(ANCHOR))
+    protocol = Protocol(rounds=10, round_ms=2000)
+    unit = Stem(32, 320, 320)
+    timers = {"a": device.load(unit)}
+    latency = measure(timers, protocol, anchor=anchor, state=device.state)["a"]
+    assert latency.reliable is reliable
+    if reliable:
+        low, high = latency.p50_interval_ms
+        assert low <= latency.p50_ms <= high
+
+
+class TestWarmUp:
+    def test_ends_when_two_windows_take_equally_long(self, machine):
+        costs = itertools.chain([40.0] * 5, [20.0] * 5, itertools.repeat(10.0))
+        timer = machine.timer("a", lambda: next(costs))
+        latency = measure({"a": timer}, Protocol(rounds=2, round_ms=1, settle_calls=50))["a"]
+        assert (latency.warm_up, latency.settled) == (20, True)
+        assert machine.calls.count("a") == 20 + 2 * 3
+
+    def test_that_does_not_settle_is_told_and_ends(self, machine):
+        count = itertools.count(1)
+        timer = machine.timer("a", lambda: 10.0 * next(count))
+        latency = measure({"a": timer}, Protocol(rounds=2, round_ms=1, settle_calls=20))["a"]
+        assert (latency.warm_up, latency.settled) == (20, False)
+
+    def test_takes_three_calls_if_it_need_not_settle(self, machine):
+        latency = measure({"a": machine.timer("a", lambda: 10.0)}, Protocol(rounds=2))["a"]
+        assert latency.warm_up == 3
+
+
+class TestPaced:
+    def paced(self, machine, cost, every_ms):
+        def sleep(seconds):
+            self.slept.append(seconds)
+            machine.now += seconds
+
+        self.slept = []
+        return paced_timer(machine.timer("a", cost), every_ms, lambda: machine.now, sleep)
+
+    def test_calls_start_at_a_fixed_rate(self, machine):
+        protocol = Protocol(rounds=2, round_ms=1000, every_ms=100.0)
+        timer = self.paced(machine, lambda: 30.0, 100.0)
+        latency = measure({"a": timer}, protocol)["a"]
+        assert latency.p50_ms == pytest.approx(30)
+        assert latency.samples == pytest.approx(2 * 10, abs=2)  # a second of calls per round
+        assert set(map(round_to_ms, self.slept)) == {70}
+        assert (latency.late, latency.mean_ms) == (0, pytest.approx(30))
+
+    def test_a_call_that_takes_too_long_is_late_and_builds_up_no_queue(self, machine):
+        costs = itertools.cycle([30.0, 30.0, 250.0, 30.0])
+        timer = self.paced(machine, lambda: next(costs), 100.0)
+        for _ in range(4):
+            timer()
+        assert list(map(round_to_ms, self.slept)) == [70, 70]  # none after the third
+        timer()
+        assert round_to_ms(self.slept[-1]) == 70
+        protocol = Protocol(rounds=1, round_ms=2000, every_ms=100.0)
+        latency = measure({"a": timer}, protocol)["a"]
+        assert latency.late == pytest.approx(latency.samples / 4, abs=1)
+
+
+def round_to_ms(seconds):
+    return round(1000 * seconds)
 
 
 def test_spread_compares_the_slow_samples_with_the_fast_ones():

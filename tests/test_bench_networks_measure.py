@@ -170,7 +170,7 @@ def test_evaluation_takes_all_cores_and_timing_the_threads_that_were_asked_for(
         opened.append(threads)
         return open_runner(runtime, artifact, threads)
 
-    monkeypatch.setattr("bench.networks.measure.open_runner", spy)
+    monkeypatch.setattr("bench.networks.measure.open_detector", spy)
     monkeypatch.setattr("bench.networks.measure.usable_cores", lambda: 3)
     compare({"graph": ("ort-cpu", exported(exports))}, split, Timing(1, protocol=QUICK))
     assert opened == [3, 1]

@@ -10,11 +10,15 @@ from PIL import Image
 from adapt.data.evaluate import Metrics
 from adapt.errors import AdaptError
 from bench.latency.timing import Latency, Protocol
+from bench.networks.footprint import Footprint
 from bench.networks.measure import BenchResult, Entry
 from bench.networks.report import COLUMNS, csv_text, markdown, print_result, write_report
+from bench.networks.stages import STAGES
+
+PEER = {"runtime": "ort-cpu", "version": "1", "peer": {"form": "yolo", "padding": 114}}
 
 
-def entry(name, *, ap=0.525, rounds=((10.0, 12.0), (10.0, 12.0))):
+def entry(name, *, ap=0.525, rounds=((10.0, 12.0), (10.0, 12.0)), footprint=None, **timed):
     return Entry(
         name=name,
         artifact=Path("detector.onnx"),
@@ -25,10 +29,11 @@ def entry(name, *, ap=0.525, rounds=((10.0, 12.0), (10.0, 12.0))):
         width=320,
         batch=1,
         metrics=Metrics(ap, 0.8, 0.5, None, 0.4, 0.6, 0.7, {"cell": ap}),
-        latency=Latency.of(rounds),
+        latency=Latency.of(rounds, **timed),
         madds=1.5e9,
         params=2_500_000,
         size_mb=9.3,
+        footprint=footprint,
     )
 
 
@@ -72,6 +77,37 @@ def test_a_median_that_differs_between_rounds_is_no_number(result):
     assert row(markdown(result), "noisy")["p50 ms"] == "UNRELIABLE (10.00 to 20.00)"
 
 
+def test_markdown_says_why_a_median_is_no_number(result):
+    assert "UNRELIABLE is noisy: its 95 % interval is 33.3% of it wide" in markdown(result)
+    hot = replace(result, entries=(entry("hot", throttled=2),))
+    assert "UNRELIABLE is hot: the device stayed throttled in 2 rounds." in markdown(hot)
+    assert row(markdown(hot), "hot")["p50 ms"].startswith("UNRELIABLE")
+
+
+def test_markdown_shows_interval_throughput_load_time_and_memory(result):
+    known = entry("searched", footprint=Footprint(41.6, 55.5, 480.0, None))
+    cells = row(markdown(replace(result, entries=(known,))), "searched")
+    assert cells["p50 95 %"] == "11.00 to 11.00"
+    assert cells["images/s"] == "90.9"  # of back-to-back calls of 11 ms
+    assert (cells["load ms"], cells["host MB"], cells["GPU MB"]) == ("42", "56", "–")
+
+
+def test_markdown_says_how_many_calls_warmed_up_and_whether_they_settled(result):
+    both = (entry("quick", warm_up=10), entry("slow", warm_up=50, settled=False))
+    said = markdown(replace(result, entries=both))
+    assert "10 of quick, 50 of slow, which had not settled" in said
+
+
+def test_calls_at_a_fixed_rate_say_so_and_have_no_throughput(result):
+    protocol = replace(result.protocol, every_ms=100.0)
+    timed = entry("camera", every_ms=100.0, late=1)
+    paced = replace(result, entries=(timed,), protocol=protocol)
+    assert "median (p50) latency of a call every 100 ms" in markdown(paced)
+    assert "1 of 4 of camera" in markdown(paced)
+    assert row(markdown(paced), "camera")["images/s"] == "–"
+    assert paced.to_dict()["entries"][0]["images_per_s"] is None
+
+
 @pytest.mark.parametrize(
     "fact",
     [
@@ -89,6 +125,32 @@ def test_csv_has_unrounded_numbers_with_units(result):
     assert float(first["p50_ms"]) == 11.0
     assert first["ap_small"] == ""
     assert (first["reliable"], second["reliable"]) == ("True", "False")
+    assert (second["p50_interval_low_ms"], second["p50_interval_high_ms"]) == ("10.0", "20.0")
+    assert (first["load_ms"], first["host_mb"]) == ("", "")  # not measured
+
+
+def test_the_fields_of_the_json_are_documented(result):
+    page = (Path(__file__).parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
+    known = entry("known", footprint=Footprint(1.0, 1.0, 1.0, 1.0))
+    content = replace(result, entries=(known,)).to_dict()
+    (of_entry,) = content["entries"]
+    parts = (content, content["protocol"], of_entry, of_entry["latency"], of_entry["footprint"])
+    assert [name for part in parts for name in part if f"`{name}`" not in page] == []
+
+
+def test_stages_and_the_network_alone_are_told(result):
+    stages = dict(zip(STAGES, (4.0, 1.5, 2.25, 0.5), strict=True))
+    ours = replace(entry("ours"), stages_ms=stages)
+    theirs = replace(entry("theirs"), network_ms=8.0, runner=PEER, madds=None)
+    both = replace(result, entries=(ours, theirs))
+    said = markdown(both)
+    assert "ours backbone 4.00, pyramid 1.50, heads 2.25, decoding and NMS 0.50" in said
+    assert "theirs was written by another tool (form yolo, padding 114)" in said
+    assert "8.00 ms alone" in said
+    assert row(said, "theirs")["GMAdds"] == "–"
+    first, second = csv.DictReader(io.StringIO(csv_text(both)))
+    assert (first["backbone_ms"], first["decoding_and_NMS_ms"]) == ("4.0", "0.5")
+    assert (second["network_ms"], second["backbone_ms"]) == ("8.0", "")
 
 
 def test_json_describes_itself(result, tmp_path):

@@ -111,7 +111,7 @@ def bench_command(
     benched: BenchedOptions,
     artifacts: Annotated[
         list[Path] | None,
-        typer.Argument(help="Detectors (.safetensors), ONNX files and engines (.plan)."),
+        typer.Argument(help="Detectors (.safetensors), ONNX files, also of other tools, engines."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("runs/report"),
     runtime: Annotated[
@@ -123,6 +123,14 @@ def bench_command(
         int, typer.Option("--batch", min=1, help="Images per timed call of a dynamic file.")
     ] = 1,
     rounds: Annotated[int, typer.Option("--rounds", min=2, help="Interleaved rounds.")] = 10,
+    every: Annotated[
+        str | None,
+        typer.Option(
+            "--every",
+            help="A call every 100ms, or 10/s (images per second), as a camera gives them; "
+            "back to back if left out.",
+        ),
+    ] = None,
     table2: Annotated[
         bool, typer.Option("--table2", help="Count the detectors that the paper compares instead.")
     ] = False,
@@ -144,14 +152,17 @@ def bench_command(
         return
     from adapt.errors import AdaptError
     from adapt.progress import console_stage
-    from bench.networks.measure import DETECTOR_PROTOCOL, Timing, compare, on_runtimes
+    from bench.networks.artifacts import on_runtimes
+    from bench.networks.measure import DETECTOR_PROTOCOL, Timing, compare
+    from bench.networks.pace import call_interval_ms
     from bench.networks.report import print_result, write_report
     from bench.report.page import write_page
 
     if not artifacts:
         raise AdaptError("there is nothing to compare; pass files, or --table2")
     images = benched.of_files()
-    how = Timing(threads, batch, replace(DETECTOR_PROTOCOL, rounds=rounds))
+    how = Timing(threads, batch, replace(DETECTOR_PROTOCOL, rounds=rounds), footprints=True)
+    how = how.paced(call_interval_ms(every, batch) if every else 0.0)
     compared, split = on_runtimes(artifacts, runtime or ()), images.load()
     with console_stage("bench") as progress:
         result = compare(compared, split, how, report=out, progress=progress)

@@ -10,16 +10,19 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adapt.progress import Progress, silent
+from bench.latency.interval import median_interval
 from bench.latency.provenance import UNKNOWN_STATE, DeviceState
 
 PROTOCOL = 2  # raise when a change makes old and new measurements incomparable
 WARM_UP = 3  # untimed calls: the first ones allocate memory, and page faults double their time
-RELIABLE = 0.1  # share of the median by which the medians of the rounds may differ
+WINDOW = 5  # calls; a candidate is warm when the medians of two windows in a row agree
+HALF_WIDTH = 0.03  # share of the median that half of its interval may be wide
+SLOW_ROUNDS = 0.2  # share of the rounds in which the machine may have stayed slow
 Call = Callable[[], object]
 
 
@@ -52,6 +55,7 @@ class Latency:
         p99_ms: 99th percentile.
         mean_ms: Mean.
         p50_range_ms: Smallest and largest median of a round.
+        p50_interval_ms: 95 % interval of the median, by a bootstrap over the rounds.
         samples: Timed calls.
         rounds: Rounds the calls are spread over.
         drifted: Rounds in which the machine was slow until the retries were used up; their calls
@@ -60,6 +64,12 @@ class Latency:
         anchor_ms: The anchor's fastest call when the last round without drift was judged by it;
             infinite if every round drifted. If the anchor is faster in a later measurement, the
             machine was slow in this one, unnoticed.
+        throttled: Rounds at whose end the device said, when the retries were used up, that it is
+            slowed down for heat or a fault.
+        warm_up: Untimed calls before the first round.
+        settled: Whether they took equally long in the end; True if that was not asked.
+        every_ms: Time from the start of a call to that of the next; 0 if they came back to back.
+        late: Timed calls that took longer than that.
     """
 
     min_ms: float
@@ -70,17 +80,36 @@ class Latency:
     p99_ms: float
     mean_ms: float
     p50_range_ms: tuple[float, float]
+    p50_interval_ms: tuple[float, float]
     samples: int
     rounds: int
     drifted: int
     state: DeviceState = UNKNOWN_STATE
     anchor_ms: float = float("inf")
+    throttled: int = 0
+    warm_up: int = WARM_UP
+    settled: bool = True
+    every_ms: float = 0.0
+    late: int = 0
 
     @property
     def reliable(self) -> bool:
-        """Whether the medians of the rounds agree within :data:`RELIABLE` of the median."""
-        low, high = self.p50_range_ms
-        return high - low <= RELIABLE * self.p50_ms
+        """Whether nothing speaks against the median."""
+        return not self.doubts
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the median is no number to go by; empty if it is one."""
+        low, high = self.p50_interval_ms
+        half = (high - low) / 2
+        doubts = []
+        if half > HALF_WIDTH * self.p50_ms:
+            doubts.append(f"its 95 % interval is {half / self.p50_ms:.1%} of it wide to each side")
+        if self.drifted > SLOW_ROUNDS * self.rounds:
+            doubts.append(f"the machine stayed slow in {self.drifted} of {self.rounds} rounds")
+        if self.throttled:
+            doubts.append(f"the device stayed throttled in {self.throttled} rounds")
+        return doubts
 
     @property
     def mostly_drifted(self) -> bool:
@@ -93,14 +122,14 @@ class Latency:
         return self.p90_ms / self.p10_ms - 1
 
     @classmethod
-    def of(
-        cls,
-        rounds: Sequence[Sequence[float]],
-        drifted: int = 0,
-        state: DeviceState = UNKNOWN_STATE,
-        anchor_ms: float = float("inf"),
-    ) -> "Latency":
-        """Summarise samples in milliseconds, given by round."""
+    def of(cls, rounds: Sequence[Sequence[float]], drifted: int = 0, **known: Any) -> "Latency":
+        """Summarise samples in milliseconds, given by round.
+
+        Args:
+            rounds: The samples.
+            drifted: Rounds in which the machine was slow.
+            known: Fields that have a default.
+        """
         samples = np.concatenate(rounds)
         medians = [float(np.median(taken)) for taken in rounds]
         minimum, p10, p50, p90, p95, p99 = np.percentile(samples, [0, 10, 50, 90, 95, 99]).tolist()
@@ -113,11 +142,11 @@ class Latency:
             p99_ms=p99,
             mean_ms=float(samples.mean()),
             p50_range_ms=(min(medians), max(medians)),
+            p50_interval_ms=median_interval(rounds),
             samples=len(samples),
             rounds=len(rounds),
             drifted=drifted,
-            state=state,
-            anchor_ms=anchor_ms,
+            **known,
         )
 
 
@@ -131,6 +160,10 @@ class Protocol:
         drift: The machine counts as slow when the anchor exceeds its best by this share.
         retries: How often a sample is taken again because the machine was slow.
         warm_up_ms: How long the anchor runs first, so that clocks have settled.
+        settle_calls: How often a candidate is called before the first round at most, until it takes
+            equally long; with 0 it is called :data:`WARM_UP` times, however long that takes.
+        every_ms: Time from the start of a call to that of the next, as a camera gives it; with 0
+            they follow back to back.
     """
 
     rounds: int = 5
@@ -138,10 +171,13 @@ class Protocol:
     drift: float = 0.02
     retries: int = 2
     warm_up_ms: float = 20.0
+    settle_calls: int = 0
+    every_ms: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.rounds >= 1, self.rounds
         assert self.round_ms > 0, self.round_ms
+        assert not 0 < self.settle_calls < 2 * WINDOW, self.settle_calls
 
 
 @dataclass
@@ -187,11 +223,16 @@ class _Samples:
 
     rounds: list[list[float]] = field(default_factory=list)
     drifted: int = 0
+    throttled: int = 0
     state: DeviceState = UNKNOWN_STATE
     anchor_ms: float = float("inf")
+    warm_up: int = WARM_UP
+    settled: bool = True
 
-    def latency(self) -> Latency:
-        return Latency.of(self.rounds, self.drifted, self.state, self.anchor_ms)
+    def latency(self, every_ms: float) -> Latency:
+        known = {name: value for name, value in vars(self).items() if name != "rounds"}
+        late = sum(ms > every_ms for calls in self.rounds for ms in calls) if every_ms else 0
+        return Latency.of(self.rounds, every_ms=every_ms, late=late, **known)
 
 
 def wall_timer(call: Call, clock: Callable[[], float] = time.perf_counter) -> Timer:
@@ -202,6 +243,31 @@ def wall_timer(call: Call, clock: Callable[[], float] = time.perf_counter) -> Ti
         call()
         milliseconds = (clock() - start) * 1000
         return Sample(milliseconds, milliseconds)
+
+    return run
+
+
+def paced_timer(
+    timer: Timer,
+    every_ms: float,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Timer:
+    """Return a timer that waits until its next call is due; what it waits counts as elapsed.
+
+    In between caches are lost and clocks fall, as between the images of a camera. A call that
+    comes late is followed by one that waits the whole time again: no queue builds up.
+    """
+    due = clock()
+
+    def run() -> Sample:
+        nonlocal due
+        start = clock()
+        if start < due:
+            sleep(due - start)
+        due = max(due, start) + every_ms / 1000
+        latency_ms, _ = timer()
+        return Sample(latency_ms, (clock() - start) * 1000)
 
     return run
 
@@ -228,16 +294,28 @@ def measure(
     Returns:
         The latency of each candidate, in the order of ``candidates``.
     """
-    samples = {name: _Samples() for name in candidates}
-    for timer in candidates.values():
-        for _ in range(WARM_UP):
-            timer()
+    samples = {name: _warmed_up(timer, protocol) for name, timer in candidates.items()}
     if anchor is not None:
         anchor.warm_up(protocol.warm_up_ms)
     for done, name in enumerate(_schedule(list(candidates), protocol.rounds, seed), start=1):
         _add_round(samples[name], candidates[name], protocol, anchor, state)
         progress(done, protocol.rounds * len(candidates))
-    return {name: taken.latency() for name, taken in samples.items()}
+    return {name: taken.latency(protocol.every_ms) for name, taken in samples.items()}
+
+
+def _warmed_up(timer: Timer, protocol: Protocol) -> _Samples:
+    """Call a candidate until it is warm."""
+    if not protocol.settle_calls:
+        for _ in range(WARM_UP):
+            timer()
+        return _Samples()
+    before = 0.0
+    for calls in range(WINDOW, protocol.settle_calls + 1, WINDOW):
+        median = float(np.median([timer().latency_ms for _ in range(WINDOW)]))
+        if abs(median - before) <= protocol.drift * before:
+            return _Samples(warm_up=calls)
+        before = median
+    return _Samples(warm_up=calls, settled=False)
 
 
 def _schedule(names: list[str], rounds: int, seed: int) -> list[str]:
@@ -263,6 +341,7 @@ def _add_round(
             break
     samples.rounds.append(calls_ms)
     samples.drifted += drifted
+    samples.throttled += samples.state.slowed
     if anchor is not None and not drifted:
         samples.anchor_ms = min(samples.anchor_ms, anchor.best_ms)
 

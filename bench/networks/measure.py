@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +24,26 @@ from adapt.progress import Progress, silent
 from bench.latency.backend import open_backend
 from bench.latency.provenance import device_description
 from bench.latency.subject import ANCHOR
-from bench.latency.timing import Anchor, Latency, Protocol, measure, wall_timer
+from bench.latency.timing import (
+    Anchor,
+    Latency,
+    Protocol,
+    Timer,
+    measure,
+    paced_timer,
+    wall_timer,
+)
+from bench.networks.artifacts import Artifacts, Row, rows_of
+from bench.networks.footprint import Footprint, footprint
+from bench.networks.stages import stage_times
+from bench.peers.runner import PeerRunner, is_peer, open_detector
 from export.run.inference import Array, Runner, batch_of_one
-from export.run.pair import files_of
-from export.run.runner import ARTIFACTS, check_artifact, open_runner, usual_runtime
+from export.run.runner import usual_runtime
 
-DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0)
+DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0, settle_calls=50)
+PACED_CALLS = 20  # of a round, at least
+ALONE = ", network alone"  # of another tool's file, without what makes its outputs detections
 DETECTIONS = "detections"  # folder of a report with what every artifact found
-Artifacts = Mapping[str, tuple[str, Path]]  # name -> (runtime, file)
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,20 @@ class Timing:
         threads: CPU threads of one inference.
         batch: Images of one call, for artifacts that take any number.
         protocol: How much to time.
+        footprints: Whether load time and memory are measured too, in processes of their own, and
+            the time of each stage, where the runtime tells it.
     """
 
     threads: int = 1
     batch: int = 1
     protocol: Protocol = DETECTOR_PROTOCOL
+    footprints: bool = False
+
+    def paced(self, every_ms: float) -> "Timing":
+        """Return the same with calls at a fixed rate; with 0, back to back."""
+        long_enough = max(self.protocol.round_ms, PACED_CALLS * every_ms)
+        protocol = replace(self.protocol, every_ms=every_ms, round_ms=long_enough)
+        return replace(self, protocol=protocol)
 
 
 @dataclass(frozen=True)
@@ -58,16 +79,22 @@ class Entry:
         artifact: The file; of two that run as one, each has an entry with the metrics of both.
         runner: Runtime, version, device and threads, as the runner describes itself.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        architecture: Hash of the backbone's architecture.
+        architecture: Hash of the backbone's architecture; empty for a file of another tool.
         height: Height of the input in pixels.
         width: Width of the input in pixels.
         batch: Images of one timed call.
         metrics: COCO metrics of the detections this runtime made.
         latency: Latency of such a call on this runtime, pre-processing not included.
-        madds: Multiply-adds of the whole detector, as Table II counts them.
-        params: Parameters of the whole detector.
+        madds: Multiply-adds of the whole detector, as Table II counts them; None for a file of
+            another tool.
+        params: Parameters of the whole detector; of another tool's file, as its graph has them.
         size_mb: Size of the file in 10^6 bytes.
         detections: What it found, as COCO results JSON in the report's folder; empty if not stored.
+        footprint: Its load time and memory, if they were measured.
+        network_ms: Median of another tool's network alone; ``latency`` also has what makes its
+            outputs detections.
+        stages_ms: Milliseconds of the parts of a detector, see
+            :func:`bench.networks.stages.stage_times`; None where the runtime does not tell.
     """
 
     name: str
@@ -80,10 +107,18 @@ class Entry:
     batch: int
     metrics: Metrics
     latency: Latency
-    madds: float
+    madds: float | None
     params: int
     size_mb: float
     detections: str = ""
+    footprint: Footprint | None = None
+    network_ms: float | None = None
+    stages_ms: dict[str, float] | None = None
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Images per second while calls follow back to back; None if they did not."""
+        return None if self.latency.every_ms else 1000 * self.batch / self.latency.mean_ms
 
 
 @dataclass(frozen=True)
@@ -119,6 +154,8 @@ class BenchResult:
         for entry, fields in zip(self.entries, content["entries"], strict=True):
             fields["artifact"] = str(entry.artifact)
             fields["latency"]["reliable"] = entry.latency.reliable
+            fields["latency"]["doubts"] = entry.latency.doubts
+            fields["images_per_s"] = entry.images_per_s
         if content["place"]:
             place = content["place"].items()
             content["place"] = {name: value and str(value) for name, value in place}
@@ -149,8 +186,9 @@ def compare(
         raise AdaptError("there is nothing to compare; pass at least one artifact")
     timing = timing or Timing()
     device = device_description()
-    rows = _rows(artifacts)
-    steps = _Steps(len(artifacts) * len(split) + len(rows) * timing.protocol.rounds, progress)
+    rows = rows_of(artifacts)
+    timed_calls = len(rows) + sum(is_peer(row.file) for row in rows)  # theirs without NMS too
+    steps = _Steps(len(artifacts) * len(split) + timed_calls * timing.protocol.rounds, progress)
     stored = {name: f"{DETECTIONS}/{_file_name(name)}" if report else "" for name in artifacts}
     metrics = {
         name: evaluate_artifact(
@@ -177,6 +215,8 @@ def compare(
             )
             for row in rows
         )
+    if timing.footprints:
+        entries = tuple(_loaded_apart(entry, images[entry.name], timing) for entry in entries)
     return BenchResult(
         entries=entries,
         annotations=split.annotations,
@@ -210,7 +250,7 @@ def time_artifacts(
     Raises:
         AdaptError: If one cannot run here.
     """
-    rows = _rows(artifacts)
+    rows = rows_of(artifacts)
     with _opened(artifacts, rows, timing) as timed:
         images = {row.label: _timed_images(timed[row.label], row, split, timing) for row in rows}
         return _latencies(timed, images, timing, progress)
@@ -218,45 +258,15 @@ def time_artifacts(
 
 @contextmanager
 def _opened(
-    artifacts: Artifacts, rows: "Sequence[_Row]", timing: Timing
+    artifacts: Artifacts, rows: Sequence[Row], timing: Timing
 ) -> Iterator[dict[str, Runner]]:
     """Open the artifacts; yield what runs each row."""
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(open_runner(runtime, path, timing.threads))
+            name: stack.enter_context(open_detector(runtime, path, timing.threads))
             for name, (runtime, path) in artifacts.items()
         }
         yield {row.label: runners[row.name] for row in rows}
-
-
-class _Row(NamedTuple):
-    """A row of the report: an artifact, or one of the two files that are evaluated as one.
-
-    Attributes:
-        label: Name of the row.
-        name: Name of the artifact.
-        file: The file that is timed.
-        part: Which of the artifact's canvases it has.
-    """
-
-    label: str
-    name: str
-    file: Path
-    part: int
-
-
-def _rows(artifacts: Artifacts) -> list[_Row]:
-    """Return the rows of all artifacts: the files for the two orientations have a latency each."""
-    labels = ("{}", "{} (portrait)")
-    return [
-        _Row(labels[part].format(name), name, file, part)
-        for name, (_, path) in artifacts.items()
-        for part, file in enumerate(_files(path))
-    ]
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    return (path,) if path.suffix == ARTIFACTS["torch"] else files_of(path)
 
 
 class _Steps:
@@ -296,7 +306,7 @@ def evaluate_runner(
         for image, of_image in zip(batch, found, strict=True):
             detections.append(Detections(image.id, *of_image))
             progress(len(detections), len(split))
-    return evaluate(split, detections, runner.info.detector.detections), detections
+    return evaluate(split, detections, runner.most_detections), detections
 
 
 def matched(split: CocoSplit, runner: Runner) -> CocoSplit:
@@ -305,22 +315,26 @@ def matched(split: CocoSplit, runner: Runner) -> CocoSplit:
     Raises:
         AdaptError: If the split has boxes of classes that the detector does not know.
     """
-    return split.matched(runner.info.classes, "the detector")
+    if isinstance(runner, PeerRunner):
+        return runner.matched(split)
+    return split.matched(runner.classes, "the detector")
 
 
-def _timed_images(runner: Runner, row: _Row, split: CocoSplit, timing: Timing) -> Array:
+def _timed_images(runner: Runner, row: Row, split: CocoSplit, timing: Timing) -> Array:
     """Return the images of one timed call: copies of one, as many as the artifact takes.
 
     It is the split's first image that the timed file is for, and for a detector that takes any size
     the first landscape one, since a cost table measures detectors at that shape.
     """
+    batch = timing.batch if runner.dynamic else runner.batch
+    if isinstance(runner, PeerRunner):
+        return np.repeat(runner.placed(read_image(split.images[0])), batch, axis=0)
     fitting, canvas = runner.fitting, None
     images = [image for image in split.images if image.width >= image.height]
     if fitting.canvases:
         canvas = fitting.canvases[row.part]
         images = [x for x in split.images if fitting.canvas(x.height, x.width) == canvas]
     pixels, _ = fit(read_image((images or split.images)[0]), fitting.resize, canvas)
-    batch = timing.batch if runner.dynamic else runner.batch
     return np.repeat(batch_of_one(pixels), batch, axis=0)
 
 
@@ -332,14 +346,19 @@ def _latencies(
 ) -> dict[str, Latency]:
     """Time runners on images that are in the runtime's memory already.
 
-    Those of one device are timed in rounds of their own, beside an anchor on that device: whether
-    a processor is slow says nothing about a GPU.
+    Networks of other tools are timed twice, with and without NMS outside of their graphs. Those of
+    one device are timed in rounds of their own, beside an anchor on that device: whether a
+    processor is slow says nothing about a GPU.
     """
     latencies: dict[str, Latency] = {}
     on_cpu = {name: runner.describe()["device"] == "cpu" for name, runner in runners.items()}
     for cpu in dict.fromkeys(on_cpu.values()):
         timed = [name for name, on in on_cpu.items() if on is cpu]
-        timers = {name: wall_timer(runners[name].bind(images[name])) for name in timed}
+        timers = {name: _timer(runners[name].bind(images[name]), timing) for name in timed}
+        for name in timed:
+            runner = runners[name]
+            if isinstance(runner, PeerRunner):
+                timers[name + ALONE] = _timer(runner.bind_network(images[name]), timing)
         runtime = "ort-cpu" if cpu else runners[timed[0]].describe()["runtime"]
         backend = open_backend(runtime, threads=timing.threads)
         latencies |= measure(
@@ -352,65 +371,59 @@ def _latencies(
     return latencies
 
 
+def _timer(call: Callable[[], None], timing: Timing) -> Timer:
+    every_ms = timing.protocol.every_ms
+    return paced_timer(wall_timer(call), every_ms) if every_ms else wall_timer(call)
+
+
+def _loaded_apart(entry: Entry, images: Array, timing: Timing) -> Entry:
+    """Return an entry with what is measured of its file by itself."""
+    runtime, file, threads = entry.runner["runtime"], entry.artifact, timing.threads
+    ours = runtime == "ort-cpu" and "peer" not in entry.runner
+    return replace(
+        entry,
+        footprint=footprint(runtime, file, threads, images),
+        stages_ms=stage_times(file, threads, images) if ours else None,
+    )
+
+
 def _entry(
-    row: _Row,
+    row: Row,
     runner: Runner,
     images: Array,
     metrics: Metrics,
     latencies: Mapping[str, Latency],
     detections: str,
 ) -> Entry:
-    info = runner.info
-    size = (runner.fitting.canvases or info.input.canvases())[row.part]
-    units = detector_units(info.architecture, info.detector, size)
+    network = latencies.get(row.label + ALONE)
     return Entry(
         name=row.label,
         artifact=row.file,
         runner=runner.describe(),
         precision=runner.precision,
-        architecture=info.architecture.hash,
-        height=size.height,
-        width=size.width,
+        height=images.shape[2],
+        width=images.shape[3],
         batch=len(images),
         metrics=metrics,
         latency=latencies[row.label],
-        madds=sum(map(madds, units)),
-        params=count_parameters(info.build()),
         size_mb=row.file.stat().st_size / 1e6,
         detections=detections,
+        network_ms=None if network is None else network.p50_ms,
+        **_structure(row, runner),
     )
 
 
-def on_runtimes(files: Sequence[Path], runtimes: Sequence[str] = ()) -> Artifacts:
-    """Return the artifacts to compare: each file on every runtime that runs files of its kind.
-
-    The two files that run as one count once, by the name of the landscape one.
-
-    Args:
-        files: Detector files.
-        runtimes: Runtimes to choose from; each file's usual one if empty.
-
-    Raises:
-        AdaptError: If a file is of a kind that none of the runtimes runs.
-    """
-    unknown = [name for name in runtimes if name not in ARTIFACTS]
-    if unknown:
-        raise AdaptError(f"runtime must be one of {', '.join(ARTIFACTS)}, got {unknown[0]!r}")
-    artifacts: dict[str, tuple[str, Path]] = {}
-    for file in dict.fromkeys(_first_of_pair(file) for file in files):
-        choice = runtimes or (usual_runtime(file),)
-        fitting = [runtime for runtime in choice if ARTIFACTS[runtime] == file.suffix]
-        if not fitting:
-            check_artifact(choice[0], file)  # raises an error that names what runs such files
-        for runtime in fitting:
-            label = f" on {runtime}" if len(fitting) > 1 else ""
-            name = f"{file.stem}{label}"
-            artifacts[f"{file}{label}" if name in artifacts else name] = (runtime, file)
-    return artifacts
-
-
-def _first_of_pair(file: Path) -> Path:
-    return _files(file)[0] if file.is_file() and file.suffix in ARTIFACTS.values() else file
+def _structure(row: Row, runner: Runner) -> dict[str, Any]:
+    """Return what is known of a network without running it."""
+    if isinstance(runner, PeerRunner):
+        return {"architecture": "", "madds": None, "params": runner.file.parameters}
+    info = runner.info
+    size = (runner.fitting.canvases or info.input.canvases())[row.part]
+    return {
+        "architecture": info.architecture.hash,
+        "madds": sum(map(madds, detector_units(info.architecture, info.detector, size))),
+        "params": count_parameters(info.build()),
+    }
 
 
 def evaluate_artifact(
@@ -434,7 +447,7 @@ def evaluate_artifact(
     """
     if results:
         make_folder(results.parent)  # before the images, not after
-    with open_runner(runtime or usual_runtime(artifact), artifact, threads) as runner:
+    with open_detector(runtime or usual_runtime(artifact), artifact, threads) as runner:
         metrics, detections = evaluate_runner(runner, split, progress=progress)
         if results:
             content = coco_results(detections, matched(split, runner))

@@ -17,7 +17,8 @@ from adapt.machine import usable_cores
 from adapt.progress import Progress, part_of, silent
 from bench.latency.timing import Latency
 from bench.networks.measure import Timing, evaluate_runner, matched, time_artifacts
-from export.run.runner import open_runner, usual_runtime
+from bench.peers.runner import open_detector
+from export.run.runner import usual_runtime
 
 INTERVAL = (0.025, 0.975)
 
@@ -104,10 +105,10 @@ def compare_pair(
     artifacts = {name: (usual_runtime(file), file) for name, file in files.items()}
     found, evaluations = list[Metrics](), list[COCOeval]()
     for place, (runtime, file) in enumerate(artifacts.values()):
-        with open_runner(runtime, file, usable_cores()) as runner:
+        with open_detector(runtime, file, usable_cores()) as runner:
             here = part_of(progress, place, 4)
             metrics, detections = evaluate_runner(runner, split, progress=here)
-            most = runner.info.detector.detections
+            most = runner.most_detections
             found.append(metrics)
             evaluations.append(coco_evaluation(matched(split, runner), detections, most))
     aps = 100 * bootstrapped(evaluations, samples, progress=part_of(progress, 2, 4))

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,11 @@ from adapt.artifacts import atomic_path, check_header, header, read_json, write_
 from adapt.data.evaluate import COCO_DETECTIONS
 from adapt.errors import AdaptError
 from adapt.terminal import print_rows
-from bench.latency.timing import RELIABLE, Latency
+from bench.latency.timing import HALF_WIDTH, SLOW_ROUNDS, Latency
+from bench.networks.footprint import Footprint
 from bench.networks.measure import BenchResult, Entry
+from bench.networks.remarks import pace, pairs, remarks, warm_up
+from bench.networks.stages import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,13 +38,20 @@ COLUMNS: tuple[Column, ...] = (
     ("APm", lambda e: _percent(e.metrics.ap_medium)),
     ("APl", lambda e: _percent(e.metrics.ap_large)),
     ("p50 ms", lambda e: _median(e.latency)),
+    ("p50 95 %", lambda e: "{:.2f} to {:.2f}".format(*e.latency.p50_interval_ms)),
+    ("p90 ms", lambda e: f"{e.latency.p90_ms:.2f}"),
     ("p95 ms", lambda e: f"{e.latency.p95_ms:.2f}"),
     ("p99 ms", lambda e: f"{e.latency.p99_ms:.2f}"),
     ("min ms", lambda e: f"{e.latency.min_ms:.2f}"),
-    ("GMAdds", lambda e: f"{e.madds / 1e9:.2f}"),
+    ("images/s", lambda e: _known(e.images_per_s, 1)),
+    ("load ms", lambda e: _of_file(e.footprint, "load_ms")),
+    ("host MB", lambda e: _of_file(e.footprint, "host_mb")),
+    ("GPU MB", lambda e: _of_file(e.footprint, "device_mb")),
+    ("GMAdds", lambda e: _known(e.madds and e.madds / 1e9, 2)),
     ("MParams", lambda e: f"{e.params / 1e6:.2f}"),
     ("MB", lambda e: f"{e.size_mb:.1f}"),
 )
+FOOTPRINT = [field.name for field in fields(Footprint)]
 # The columns that fit into 80 characters.
 TERMINAL_COLUMNS = ("model", "runtime", "AP", "AP50", "p50 ms", "p95 ms", "GMAdds", "MParams", "MB")
 
@@ -84,6 +94,7 @@ def read_report(path: Path) -> BenchResult:
         AdaptError: If it is missing, damaged or of another kind.
     """
     content = check_header(read_json(path, "report"), "bench-report", path)
+    _complete_older(content)
     try:
         result = TypeAdapter(BenchResult).validate_python(content)
     except ValidationError as error:
@@ -97,14 +108,31 @@ def read_report(path: Path) -> BenchResult:
     return result
 
 
+def _complete_older(content: dict[str, Any]) -> None:
+    """Let the range of the median over the rounds be its interval, where a report has none."""
+    entries = content.get("entries")
+    for entry in entries if isinstance(entries, list) else []:
+        latency = entry.get("latency") if isinstance(entry, dict) else None
+        if isinstance(latency, dict) and "p50_range_ms" in latency:
+            latency.setdefault("p50_interval_ms", latency["p50_range_ms"])
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _known(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _of_file(footprint: Footprint | None, name: str) -> str:
+    return _known(getattr(footprint, name, None))
 
 
 def _median(latency: Latency) -> str:
     if latency.reliable:
         return f"{latency.p50_ms:.2f}"
-    low, high = latency.p50_range_ms
+    low, high = latency.p50_interval_ms
     return f"UNRELIABLE ({low:.2f} to {high:.2f})"
 
 
@@ -121,8 +149,13 @@ def conditions(result: BenchResult) -> str:
     threads = f"{result.threads} thread" + "s" * (result.threads != 1)
     return (
         f"{device}, {_precisions(result)}, batch {_batches(result)}, {threads}, median (p50) "
-        f"latency of a call{_detections(result)}"
+        f"latency of {_calls(result)}{_detections(result)}"
     )
+
+
+def _calls(result: BenchResult) -> str:
+    every_ms = result.protocol.every_ms
+    return f"a call every {every_ms:g} ms" if every_ms else "a call"
 
 
 def _detections(result: BenchResult) -> str:
@@ -164,24 +197,24 @@ def how_measured(result: BenchResult) -> list[str]:
     return [
         f"Data: {result.annotations}, {result.images} images; AP is COCO's box AP in percent.",
         "mAP and latency come from the same file on the same runtime.",
-        f"Device: {_pairs(result.device)}.",
+        f"Device: {pairs(result.device)}.",
         f"Runtimes: {', '.join(sorted(runtimes))}; {_precisions(result)}, batch "
         f"{_batches(result)}, {result.threads} thread(s); AP is evaluated with all cores.",
-        f"Libraries: {_pairs(result.versions)}.",
-        f"Latency: back-to-back calls with a batch that is already in the runtime's memory; "
+        f"Libraries: {pairs(result.versions)}.",
+        f"Latency: {pace(result)} with a batch that is already in the runtime's memory; "
         f"decoding and NMS included, reading and resizing not. {protocol.rounds} rounds over all "
         f"models of a device, each in another random order, at least {protocol.round_ms:.0f} ms of "
-        "calls per model and round; percentiles over all calls.",
+        "calls per model and round; percentiles over all calls. The 95 % interval of the median is "
+        "a bootstrap over rounds, since calls of a round are not independent.",
+        warm_up(result),
         "Drift: an anchor operation on the same device is timed beside every sample; rounds in "
         f"which it is more than {protocol.drift:.0%} slower than at its best, or a GPU says that "
         f"it is throttled, are repeated up to {protocol.retries} times. "
         f"{drifted} of {protocol.rounds * len(result.entries)} rounds stayed slow.",
-        f"UNRELIABLE stands where the medians of the rounds differ by more than {RELIABLE:.0%}.",
+        f"UNRELIABLE stands where half of the interval is wider than {HALF_WIDTH:.0%} of the "
+        f"median, more than {SLOW_ROUNDS:.0%} of the rounds stayed slow, or throttling stayed.",
+        *remarks(result),
     ]
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
 def csv_text(result: BenchResult) -> str:
@@ -198,6 +231,9 @@ def _csv_row(entry: Entry) -> dict[str, Any]:
     metrics, latency = entry.metrics.to_dict(), asdict(entry.latency)
     del metrics["per_class"]
     latency["p50_low_ms"], latency["p50_high_ms"] = latency.pop("p50_range_ms")
+    interval = latency.pop("p50_interval_ms")
+    latency["p50_interval_low_ms"], latency["p50_interval_high_ms"] = interval
+    footprint = vars(entry.footprint) if entry.footprint else dict.fromkeys(FOOTPRINT)
     return {
         "model": entry.name,
         "runtime": entry.runner["runtime"],
@@ -208,6 +244,10 @@ def _csv_row(entry: Entry) -> dict[str, Any]:
         **metrics,
         **latency,
         "reliable": entry.latency.reliable,
+        "images_per_s": entry.images_per_s,
+        "network_ms": entry.network_ms,
+        **{f"{name.replace(' ', '_')}_ms": (entry.stages_ms or {}).get(name) for name in STAGES},
+        **footprint,
         "madds": entry.madds,
         "params": entry.params,
         "size_mb": entry.size_mb,

@@ -20,7 +20,8 @@ from bench.costs import certify
 from bench.costs.recipe_table import RecipeTable, recipe_backend
 from bench.costs.selection import EVERYTHING
 from bench.latency.backend import conditions
-from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, BenchResult, Timing, compare
+from bench.networks.artifacts import Artifacts
+from bench.networks.measure import DETECTOR_PROTOCOL, BenchResult, Timing, compare
 from bench.networks.report import write_report
 from bench.pipeline.choice import DERIVED, Choice, Front, Network, source_network
 from bench.pipeline.result import RunResult

@@ -82,7 +82,7 @@ def _left_out(folder: Folder, found: Found) -> Iterator[str]:
 
 
 def _row(entry: Entry, source: Entry | None, found: Found) -> list[str]:
-    low, high = entry.latency.p50_range_ms
+    low, high = entry.latency.p50_interval_ms
     compared = source is not None and source is not entry
     gain = f"{_ap(entry) - _ap(source):+.1f}" if source and compared else "–"
     share = f"{entry.latency.p50_ms / source.latency.p50_ms:.0%}" if source else "–"
@@ -95,7 +95,7 @@ def _row(entry: Entry, source: Entry | None, found: Found) -> list[str]:
         _interval(found.ap.get(entry.name), ".1f"),
         f"{low:.2f} to {high:.2f}",
         f"{100 * entry.metrics.ap50:.1f}",
-        f"{entry.madds / 1e9:.2f}",
+        "–" if entry.madds is None else f"{entry.madds / 1e9:.2f}",
         f"{entry.size_mb:.1f}",
     ]
 
@@ -112,7 +112,7 @@ def _figure(folder: Folder, found: Found, drawn: Styles) -> Figure:
     bars = "AP's 95 % interval over the images" if found.ap else "no interval of AP"
     caption = (
         "Up and to the left is better; above and left of the dashed line (the Pareto front) there "
-        f"is none. Bars: range of the median over the rounds, and {bars}. "
+        f"is none. Bars: 95 % interval of the median over the rounds, and {bars}. "
         f"{conditions(folder.result)}."
     )
     return Figure(svg(figure), caption)
@@ -121,7 +121,7 @@ def _figure(folder: Folder, found: Found, drawn: Styles) -> Figure:
 def _draw(axes: "Axes", entry: Entry, of_ap: Interval | None, color: str, marker: str) -> None:
     ap, latency = _ap(entry), entry.latency
     low, high = of_ap or (ap, ap)
-    beside = np.abs(np.array([[x] for x in latency.p50_range_ms]) - latency.p50_ms)
+    beside = np.abs(np.array([[x] for x in latency.p50_interval_ms]) - latency.p50_ms)
     axes.errorbar(
         latency.p50_ms,
         ap,
@@ -167,9 +167,9 @@ def _ap(entry: Entry) -> float:
 
 
 def _latency(entry: Entry) -> str:
-    low, high = entry.latency.p50_range_ms
+    low, high = entry.latency.p50_interval_ms
     doubt = "" if entry.latency.reliable else ", which is unreliable"
-    return f"{entry.latency.p50_ms:.1f} ms ({low:.1f} to {high:.1f} over the rounds{doubt})"
+    return f"{entry.latency.p50_ms:.1f} ms ({low:.1f} to {high:.1f}{doubt})"
 
 
 def _interval(values: Interval | None, form: str) -> str:

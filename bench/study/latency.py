@@ -11,7 +11,8 @@ from adapt.data.coco import CocoSplit
 from adapt.progress import Progress
 from bench.latency.provenance import device_description
 from bench.latency.timing import Latency
-from bench.networks.measure import DETECTOR_PROTOCOL, Artifacts, Timing, time_artifacts
+from bench.networks.artifacts import Artifacts
+from bench.networks.measure import DETECTOR_PROTOCOL, Timing, time_artifacts
 from bench.study.trial import Trial
 
 REPEATED = 0.1  # share of the detectors that is measured again at the end

@@ -83,6 +83,16 @@ class Runner(ABC):
     batch: int = 1
     dynamic: bool = False
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the labels."""
+        return self.info.classes
+
+    @property
+    def most_detections(self) -> int:
+        """Detections of an image, at most."""
+        return self.info.detector.detections
+
     def detect(self, images: Sequence[Image]) -> list[ImageDetections]:
         """Detect in RGB images of any sizes.
 

@@ -5,7 +5,7 @@ import ctypes
 import functools
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +70,44 @@ def ort_session(runtime: str, model: bytes, threads: int, profile: Path | None =
 
 def bound_call(session: Any, inputs: dict[str, Array], runtime: str) -> Callable[[], None]:
     """Return a call that runs a session on these inputs, which are copied to its device before."""
-    ort = _onnxruntime()
-    device = "cuda" if runtime == "ort-cuda" else "cpu"
-    binding = session.io_binding()
-    for name, array in inputs.items():
-        value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device)
-        binding.bind_ortvalue_input(name, value)
-    for output in session.get_outputs():
-        binding.bind_output(output.name, device)
+    outputs = [output.name for output in session.get_outputs()]
+    binding = _binding(session, inputs, outputs, runtime, outputs_on=_device(runtime))
 
     def call() -> None:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 
     return call
+
+
+def fetching_call(
+    session: Any, inputs: dict[str, Array], outputs: Sequence[str], runtime: str
+) -> Callable[[], list[Array]]:
+    """Return the same, but it brings these outputs back into the processor's memory."""
+    binding = _binding(session, inputs, outputs, runtime, outputs_on="cpu")
+
+    def call() -> list[Array]:
+        session.run_with_iobinding(binding)
+        return [value.numpy() for value in binding.get_outputs()]
+
+    return call
+
+
+def _binding(
+    session: Any, inputs: dict[str, Array], outputs: Sequence[str], runtime: str, outputs_on: str
+) -> Any:
+    ort = _onnxruntime()
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), _device(runtime))
+        binding.bind_ortvalue_input(name, value)
+    for output in outputs:
+        binding.bind_output(output, outputs_on)
+    return binding
+
+
+def _device(runtime: str) -> str:
+    return "cuda" if runtime == "ort-cuda" else "cpu"
 
 
 def _int8_of_fp16(model: bytes) -> bool:
