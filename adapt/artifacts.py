@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from adapt.errors import AdaptError
 
 LATER = {"later": True}  # metadata of a field; see :func:`identity`
+# What indexing and converting content raises that is of other types than expected.
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 GZIP = b"\x1f\x8b"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROBE = 2**20  # bytes; what a library's last, failed write was of is unknown
@@ -223,6 +226,28 @@ def check_header(content: Any, kind: str, path: Path) -> dict[str, Any]:
             "again with this one"
         )
     return dict(content)
+
+
+@contextmanager
+def parsing(what: str, path: Path, fix: str) -> Iterator[None]:
+    """Tell in one sentence what parsing the content of a damaged file raises.
+
+    Args:
+        what: What the file describes.
+        path: The file.
+        fix: What to do, as the end of the sentence.
+
+    Raises:
+        AdaptError: Instead of it; one that does not name the file says so then.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, AdaptError) and str(path) in str(error):
+            raise
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        said = shorten(str(reason), 200) or type(error).__name__
+        raise AdaptError(f"{what} {path} is not valid: {said}; {fix}") from error
 
 
 def adapt_of(content: Mapping[str, Any]) -> str:
