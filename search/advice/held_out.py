@@ -105,7 +105,7 @@ def alike(entries: list[Entry], progress: Progress = silent) -> Ints:
     """
     hashes = []
     for done, (_, image, _) in enumerate(entries, start=1):
-        hashes.append(difference_hash(open_image(image.path)))
+        hashes.append(difference_hash(open_image(image.checked_path())))
         progress(done, len(entries), image.path.name)
     return groups_of(hashes, ALIKE)
 

@@ -10,6 +10,7 @@ import yaml
 from adapt.artifacts import read_text
 from adapt.data.formats.place import Place
 from adapt.data.images import SUFFIXES
+from adapt.data.inside import check_inside
 from adapt.errors import AdaptError
 
 SPLITS = ("train", "val", "valid", "test")
@@ -110,8 +111,15 @@ def _base(file: Path, content: Mapping[str, Any]) -> Path:
     """Return the folder that the others are seen from.
 
     Raises:
-        AdaptError: If it does not exist, as after a move to another machine.
+        AdaptError: If it does not exist, as after a move to another machine, or leads out of the
+            file's folder.
     """
+    base = _existing_base(file, content)
+    check_inside(base, (file.parent,), f"{file} says path: {content['path']}")
+    return base
+
+
+def _existing_base(file: Path, content: Mapping[str, Any]) -> Path:
     path = Path(str(content["path"])).expanduser()
     entries = [content[name] for name in SPLITS if isinstance(content.get(name), str)]
     for base in (file.parent / path, file.parent):
@@ -130,7 +138,7 @@ def _place(file: Path, entry: object, name: str, base: Path) -> Place | None:
 
     Raises:
         AdaptError: If two folders may be meant, or it is named by an absolute path that does not
-            exist, which may be one of another machine.
+            exist, which may be one of another machine, or leads out of the data set's folder.
     """
     if not isinstance(entry, str):
         raise AdaptError(
@@ -144,6 +152,7 @@ def _place(file: Path, entry: object, name: str, base: Path) -> Place | None:
                 "from this file"
             )
         return None
+    check_inside(found, (base,), f"{file} says {name}: {entry}")
     if found.is_file():
         return Place(found, base, "YOLO", file, base)
     below = found / "images"
@@ -188,12 +197,18 @@ def label_paths(image: Path, root: Path | None) -> list[Path]:
 
 
 def names_file(file: Path) -> Path:
-    """Return the file that lists the classes of a description, which may be the same."""
+    """Return the file that lists the classes of a description, which may be the same.
+
+    Raises:
+        AdaptError: If it leads out of the description's folder.
+    """
     if file.suffix != ".data":
         return file
     named = Path(str(described(file).get("names", "obj.names")))
     places = (file.parent / named, file.parent / named.name)
-    return next((place for place in places if place.is_file()), places[-1])
+    found = next((place for place in places if place.is_file()), places[-1])
+    check_inside(found, (file.parent,), f"{file} says names = {named}")
+    return found
 
 
 def class_names(file: Path) -> tuple[list[str], int]:
