@@ -16,9 +16,11 @@ from xml.etree import ElementTree
 
 from torchvision.datasets import VOCDetection
 
+from adapt.artifacts import parsing
 from adapt.data.formats.place import Entries, Lists, Place, Sources, listed_names, name_below
 from adapt.data.images import find_images, upright_size
 from adapt.data.inside import check_inside, check_link
+from adapt.data.paths import is_file
 from adapt.data.repair import Problem
 from adapt.errors import AdaptError
 
@@ -122,7 +124,7 @@ def _files(place: Place) -> tuple[list[Path], Path]:
     files = [folder / f"{line}.xml" for line in lines]
     for line, file in zip(lines, files, strict=True):
         check_inside(file, place.folders, f"{place.annotations} lists {line!r}")
-    missing = [file for file in files if not file.is_file()]
+    missing = [file for file in files if not is_file(file)]
     if missing:
         raise AdaptError(
             f"{missing[0]} does not exist, {place.annotations} lists its image (and "
@@ -200,7 +202,7 @@ def read(place: Place) -> Lists:
 def _content(file: Path) -> dict[str, Any]:
     try:
         root = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise AdaptError(f"{file} is not XML: {error}; export it again") from error
     if root.tag != "annotation":
         what = "CVAT's own format" if root.tag == "annotations" else f"a list of <{root.tag}>"
@@ -208,7 +210,8 @@ def _content(file: Path) -> dict[str, Any]:
             f"{file} is {what}, no <annotation> of an image; export the data set as COCO, Pascal "
             "VOC or YOLO"
         )
-    content = VOCDetection.parse_voc_xml(root).get("annotation")
+    with parsing("annotation", file, "export it again"):
+        content = VOCDetection.parse_voc_xml(root).get("annotation")
     return content if isinstance(content, dict) else {}
 
 
@@ -260,7 +263,7 @@ class _Images:
             content: What it says.
         """
         written = str(content.get("filename") or "").replace("\\", "/")
-        named = self.folder / written if written and (self.folder / written).is_file() else None
+        named = self.folder / written if written and is_file(self.folder / written) else None
         stems = [path.with_suffix("") for path in (place, Path(written)) if path.name]
         here = next((self.by_place[stem] for stem in stems if stem in self.by_place), [])
         here = here or self.by_stem.get(file.stem, []) or self.by_stem.get(Path(written).stem, [])

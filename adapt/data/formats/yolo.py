@@ -13,6 +13,7 @@ from adapt.data.formats.place import Entries, Lists, Place, Sources, listed_name
 from adapt.data.formats.yolo_layout import class_names, label_paths, names_file
 from adapt.data.images import find_images, upright_size
 from adapt.data.inside import check_inside, check_link
+from adapt.data.paths import is_file
 from adapt.data.repair import Problem
 from adapt.errors import AdaptError
 
@@ -89,7 +90,7 @@ def _listed(place: Place, line: str) -> Path:
     slashes = line.replace("\\", "/")
     tried = [folder / name for name in (line, slashes) for folder in folders]
     tried += [place.annotations.parent / slashes.partition("/")[2]]
-    found = next((path for path in tried if path.is_file()), None)
+    found = next((path for path in tried if is_file(path)), None)
     if found is None:
         raise AdaptError(
             f"{place.annotations} lists {line}, which does not exist; write images as seen from "

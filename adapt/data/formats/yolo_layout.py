@@ -11,6 +11,7 @@ from adapt.artifacts import read_text
 from adapt.data.formats.place import Place
 from adapt.data.images import SUFFIXES
 from adapt.data.inside import check_inside
+from adapt.data.paths import exists, is_dir, is_file
 from adapt.errors import AdaptError
 
 SPLITS = ("train", "val", "valid", "test")
@@ -99,9 +100,13 @@ def described(file: Path) -> Mapping[str, Any]:
     try:
         # Text alone: classes may be called yes, no or 1e3.
         content = yaml.load(text, yaml.BaseLoader)
-    except yaml.YAMLError as error:
+        # A few lines of them can stand for more text than there is memory.
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = " ".join(str(error).split())
         raise AdaptError(f"{file} is not YAML: {where}; export it again") from error
+    if aliases:
+        raise AdaptError(f"{file} has YAML aliases (*); write out what they stand for")
     if not isinstance(content, dict) or "names" not in content:
         raise AdaptError(f"{file} has no `names`; list the classes there, in the order of labels")
     return content
@@ -123,9 +128,9 @@ def _existing_base(file: Path, content: Mapping[str, Any]) -> Path:
     path = Path(str(content["path"])).expanduser()
     entries = [content[name] for name in SPLITS if isinstance(content.get(name), str)]
     for base in (file.parent / path, file.parent):
-        if base.is_dir() and any((base / entry).exists() for entry in entries):
+        if is_dir(base) and any(exists(base / entry) for entry in entries):
             return base
-    if (file.parent / path).is_dir():
+    if is_dir(file.parent / path):
         return file.parent / path
     raise AdaptError(
         f"{file} says path: {content['path']}, which does not exist here; set it to the folder "
@@ -167,7 +172,7 @@ def _existing(file: Path, entry: str, name: str, base: Path) -> Path | None:
     tried = [base / entry, base / slashes, beside]
     if slashes.endswith(".txt"):  # as seen from where Darknet runs
         tried.append(base / Path(slashes).name)
-    found = [path for path in tried if path.exists()]
+    found = [path for path in tried if exists(path)]
     if len({path.resolve() for path in found}) > 1:
         raise AdaptError(
             f"{file} says {name}: {entry}, and both {found[0]} and {found[-1]} exist; write the "
@@ -206,7 +211,7 @@ def names_file(file: Path) -> Path:
         return file
     named = Path(str(described(file).get("names", "obj.names")))
     places = (file.parent / named, file.parent / named.name)
-    found = next((place for place in places if place.is_file()), places[-1])
+    found = next((place for place in places if is_file(place)), places[-1])
     check_inside(found, (file.parent,), f"{file} says names = {named}")
     return found
 
