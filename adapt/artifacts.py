@@ -9,16 +9,20 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from adapt.errors import AdaptError
 
+Content = TypeVar("Content")
 LATER = {"later": True}  # metadata of a field; see :func:`identity`
 # What indexing and converting content raises that is of other types than expected.
-DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 GZIP = b"\x1f\x8b"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROBE = 2**20  # bytes; what a library's last, failed write was of is unknown
@@ -245,9 +249,33 @@ def parsing(what: str, path: Path, fix: str) -> Iterator[None]:
     except DAMAGE as error:
         if isinstance(error, AdaptError) and str(path) in str(error):
             raise
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        said = shorten(str(reason), 200) or type(error).__name__
-        raise AdaptError(f"{what} {path} is not valid: {said}; {fix}") from error
+        raise AdaptError(f"{what} {path} is not valid: {_reason(error)}; {fix}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        own = first.get("ctx", {}).get("error")  # says itself what it got
+        reason = str(own) if own else f"{first['msg']}, got {first['input']!r}"
+        reason = f"{where}: {reason}" if where else reason
+    else:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return shorten(reason, 200) or type(error).__name__
+
+
+def typed(cls: type[Content], content: Any) -> Content:
+    """Return plain content as a dataclass, or another type, with every value of its own type.
+
+    Raises:
+        ValueError: If one is not, or is not finite.
+    """
+    return _adapter(cls).validate_python(content)
+
+
+@cache
+def _adapter(cls: type[Content]) -> TypeAdapter[Content]:
+    return TypeAdapter(cls)
 
 
 def adapt_of(content: Mapping[str, Any]) -> str:

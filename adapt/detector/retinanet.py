@@ -24,6 +24,7 @@ from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 NUM_LEVELS = 5  # P3 to P7
 ON_CROWD = 0.5  # share of an anchor that lies on a crowd
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors of one scale
+MOST = {"head_depth": 64, "anchor_scales": 64}  # more are slips of a key
 HeadKind = Literal["retinanet", "fcos"]
 
 
@@ -73,6 +74,11 @@ class RetinaNetConfig:
             elif value < (name != "head_depth"):
                 least = "0" if name == "head_depth" else "1"
                 raise AdaptError(f"detector.{name} must be at least {least}, got {value}")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise AdaptError(
+                    f"detector.{name} must be at most {most}, got {getattr(self, name)}"
+                )
         if self.head == "fcos" and self.anchor_size < 2:  # torchvision rounds half its side
             raise AdaptError(
                 f"detector.anchor_size of fcos must be at least 2, got {self.anchor_size}"

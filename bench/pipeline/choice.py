@@ -86,6 +86,11 @@ class Network:
     content: Mapping[str, Any]
 
     @property
+    def file(self) -> Path:
+        """Its architecture file, which the source has none of."""
+        return self.folder / f"{self.name}.json"
+
+    @property
     def rule(self) -> str:
         """By which rule it was found, in words."""
         return str(self.content.get("rule", "unknown"))

@@ -59,7 +59,7 @@ def draw_ledger(content: Mapping[str, Any], out: Path) -> dict[str, Path]:
     Returns:
         The plot, by what it is called in results; nothing if there is no ledger.
     """
-    entries, unit = read_ledger(content)
+    entries, unit = read_ledger(content, out)
     if not entries:
         return {}
     path = out.with_suffix(".choices.png")
