@@ -260,7 +260,8 @@ def _reason(error: Exception) -> str:
         reason = str(own) if own else f"{first['msg']}, got {first['input']!r}"
         reason = f"{where}: {reason}" if where else reason
     else:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        missing = isinstance(error, KeyError) and error.args
+        reason = f"{error.args[0]} is missing" if missing else str(error)
     return shorten(reason, 200) or type(error).__name__
 
 
