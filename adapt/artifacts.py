@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -265,18 +265,22 @@ def _reason(error: Exception) -> str:
     return shorten(reason, 200) or type(error).__name__
 
 
-def typed(cls: type[Content], content: Any) -> Content:
+@overload
+def typed(kind: type[Content], content: Any) -> Content: ...
+@overload
+def typed(kind: Any, content: Any) -> Any: ...
+def typed(kind: Any, content: Any) -> Any:
     """Return plain content as a dataclass, or another type, with every value of its own type.
 
     Raises:
         ValueError: If one is not, or is not finite.
     """
-    return _adapter(cls).validate_python(content)
+    return _adapter(kind).validate_python(content)
 
 
 @cache
-def _adapter(cls: type[Content]) -> TypeAdapter[Content]:
-    return TypeAdapter(cls)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def adapt_of(content: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 KIND = "cost-table"
+Stored = dict[str, Any] | None
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 AnyUnit = TypeVar("AnyUnit", bound=Measurable)
 Note = Literal["certificate", "interpolation", "anchor_ms", "runs"]  # kept beside the rows
@@ -211,7 +212,7 @@ class CostTable:
     def certificate(self) -> dict[str, Any] | None:
         """How well the table predicts whole detectors; None if not measured with these rows."""
         with self._parsing("certificate"):
-            certificate = typed(dict[str, Any] | None, self._stored("certificate"))
+            certificate: dict[str, Any] | None = typed(Stored, self._stored("certificate"))
             if certificate is None or certificate.pop("rows") != self.hash:
                 return None
             line = {name: typed(Finite, certificate[name]) for name in ("scale", "offset_ms")}
@@ -264,13 +265,14 @@ class CostTable:
     def interpolation(self) -> dict[str, Any] | None:
         """How well interpolation predicts measured rows; None if no row is interpolated."""
         with self._parsing("interpolation"):
-            return typed(dict[str, Any] | None, self._stored("interpolation"))
+            errors: dict[str, Any] | None = typed(Stored, self._stored("interpolation"))
+        return errors
 
     @property
     def anchor_ms(self) -> float:
         """Fastest latency of the anchor operation in any run; infinite before the first."""
         with self._parsing("anchor"):
-            fastest = typed(Finite | None, self._stored("anchor_ms"))
+            fastest: float | None = typed(Finite | None, self._stored("anchor_ms"))
         return float("inf") if fastest is None else fastest
 
     @property

@@ -333,7 +333,7 @@ def _in_precision(model: RetinaNet, precision: FloatPrecision) -> RetinaNet:
     return fused(model).half() if precision == "fp16" else model
 
 
-def checked_header(content: Mapping[str, Any], path: Path) -> DetectorInfo:
+def checked_header(content: dict[str, Any], path: Path) -> DetectorInfo:
     """Check the description of an exported detector, and return the detector.
 
     Raises:

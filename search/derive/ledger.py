@@ -111,7 +111,8 @@ def read_ledger(content: Mapping[str, Any], path: Path) -> tuple[list[Entry], Un
     """
     with parsing("the ledger of", path, "derive the network again"):
         held = content.get("ledger", {"unit": "ms", "blocks": []})
-        return typed(list[Entry], held["blocks"]), typed(Unit, held["unit"])
+        unit: Unit = typed(Unit, held["unit"])
+        return typed(list[Entry], held["blocks"]), unit
 
 
 def table(entries: Sequence[Entry], unit: Unit) -> list[str]:
