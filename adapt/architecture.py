@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapt.artifacts import check_header, content_hash, header, read_json, write_json
+from adapt.artifacts import (
+    check_header,
+    content_hash,
+    header,
+    parsing,
+    read_json,
+    typed,
+    write_json,
+)
 from adapt.errors import AdaptError
 from adapt.space import SKIP, BlockSpace, Operation, SearchSpace, check_taps
 
@@ -133,8 +141,9 @@ class Architecture:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
-            KeyError: If a field is missing.
-            AdaptError: If a block is empty or an operation malformed.
+            LookupError: If a field is missing.
+            TypeError: If there is no list where there must be one.
+            ValueError: If a value is wrong, a block is empty or an operation malformed.
         """
         blocks = tuple(
             Block(
@@ -147,10 +156,10 @@ class Architecture:
         if any(not block.ops or SKIP in block.ops for block in blocks):
             raise AdaptError("every block needs at least one MBConv and lists no 'skip'")
         architecture = cls(
-            source=content["source"],
+            source=typed(str, content["source"]),
             stem_width=_positive("stem_width", content["stem_width"]),
             first_width=_positive("first_width", content["first_width"]),
-            taps=tuple(content["taps"]),
+            taps=typed(tuple[int, ...], content["taps"]),
             blocks=blocks,
         )
         check_taps(architecture.taps, [block.stride for block in blocks])
@@ -168,11 +177,8 @@ class Architecture:
             AdaptError: If the file is missing, of another kind, or incomplete.
         """
         content = check_header(read_json(path, "architecture"), "architecture", path)
-        try:
+        with parsing("architecture", path, "pass a file that `adapt derive` wrote"):
             return cls.from_dict(content["architecture"])
-        except (KeyError, TypeError, AdaptError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise AdaptError(f"architecture {path} is not valid: {reason}") from error
 
 
 @dataclass(frozen=True)

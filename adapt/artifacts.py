@@ -9,13 +9,20 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, TypeVar, overload
+
+from pydantic import TypeAdapter, ValidationError
 
 from adapt.errors import AdaptError
 
+Content = TypeVar("Content")
 LATER = {"later": True}  # metadata of a field; see :func:`identity`
+# What indexing and converting content raises that is of other types than expected.
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 GZIP = b"\x1f\x8b"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROBE = 2**20  # bytes; what a library's last, failed write was of is unknown
@@ -223,6 +230,57 @@ def check_header(content: Any, kind: str, path: Path) -> dict[str, Any]:
             "again with this one"
         )
     return dict(content)
+
+
+@contextmanager
+def parsing(what: str, path: Path, fix: str) -> Iterator[None]:
+    """Tell in one sentence what parsing the content of a damaged file raises.
+
+    Args:
+        what: What the file describes.
+        path: The file.
+        fix: What to do, as the end of the sentence.
+
+    Raises:
+        AdaptError: Instead of it; one that does not name the file says so then.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, AdaptError) and str(path) in str(error):
+            raise
+        raise AdaptError(f"{what} {path} is not valid: {_reason(error)}; {fix}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        own = first.get("ctx", {}).get("error")  # says itself what it got
+        reason = str(own) if own else f"{first['msg']}, got {first['input']!r}"
+        reason = f"{where}: {reason}" if where else reason
+    else:
+        missing = isinstance(error, KeyError) and error.args
+        reason = f"{error.args[0]} is missing" if missing else str(error)
+    return shorten(reason, 200) or type(error).__name__
+
+
+@overload
+def typed(kind: type[Content], content: Any) -> Content: ...
+@overload
+def typed(kind: Any, content: Any) -> Any: ...
+def typed(kind: Any, content: Any) -> Any:
+    """Return plain content as a dataclass, or another type, with every value of its own type.
+
+    Raises:
+        ValueError: If one is not, or is not finite.
+    """
+    return _adapter(kind).validate_python(content)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def adapt_of(content: Mapping[str, Any]) -> str:

@@ -9,10 +9,12 @@ from operator import mul
 from pathlib import Path
 from typing import Any
 
-from adapt.artifacts import content_hash, named_toml, read_text
+from adapt.artifacts import content_hash, named_toml, parsing, read_text, typed
 from adapt.errors import AdaptError
 
 PRESETS = Path(__file__).parent / "spaces"
+Numbers = tuple[int, ...]
+MOST_OPS, MOST_WIDTHS = 100, 10_000  # of a block; more are slips of a key
 
 
 @dataclass(frozen=True, order=True)
@@ -98,13 +100,8 @@ class SearchSpace:
             AdaptError: If there is no such preset or file, or its content is no search space.
         """
         path = named_toml(name_or_path, PRESETS, "search space")
-        try:
+        with parsing("search space", path, f"see those of {PRESETS}"):
             return cls.from_dict(tomllib.loads(read_text(path, "search space")))
-        except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, AdaptError) and str(path) in str(error):
-                raise
-            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-            raise AdaptError(f"search space {path} is not valid: {reason}") from error
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "SearchSpace":
@@ -123,23 +120,29 @@ class SearchSpace:
 
     @classmethod
     def restore(cls, content: dict[str, Any]) -> "SearchSpace":
-        """Read what :meth:`to_dict` wrote: unlike the TOML, it lists every width."""
+        """Read what :meth:`to_dict` wrote: unlike the TOML, it lists every width.
+
+        Raises:
+            LookupError: If a field is missing.
+            TypeError: If there is no list where there must be one.
+            ValueError: If a value is wrong.
+        """
         blocks = tuple(
             BlockSpace(
-                num_ops=block["num_ops"],
-                stride=block["stride"],
-                kernels=tuple(block["kernels"]),
-                expansions=tuple(block["expansions"]),
-                widths=tuple(block["widths"]),
+                num_ops=typed(int, block["num_ops"]),
+                stride=typed(int, block["stride"]),
+                kernels=typed(Numbers, block["kernels"]),
+                expansions=typed(Numbers, block["expansions"]),
+                widths=typed(Numbers, block["widths"]),
             )
             for block in content["blocks"]
         )
         return cls(
-            name=content["name"],
-            source=content["source"],
-            stem_width=content["stem_width"],
-            first_width=content["first_width"],
-            taps=tuple(content["taps"]),
+            name=typed(str, content["name"]),
+            source=typed(str, content["source"]),
+            stem_width=typed(int, content["stem_width"]),
+            first_width=typed(int, content["first_width"]),
+            taps=typed(Numbers, content["taps"]),
             blocks=blocks,
         )
 
@@ -222,6 +225,10 @@ def _widths(number: int, block: dict[str, Any]) -> tuple[int, ...]:
             f"width_list = {numbers}"
         )
     minimum, maximum, step = numbers
+    if (maximum - minimum) // step >= MOST_WIDTHS:
+        raise AdaptError(
+            f"{where}: widths = {numbers} are more than {MOST_WIDTHS}; use larger steps"
+        )
     return tuple(range(minimum, maximum + 1, step))
 
 
@@ -240,6 +247,8 @@ def _check_block(number: int, block: BlockSpace) -> None:
     where = f"block {number}"
     if block.num_ops < 1:
         raise AdaptError(f"{where}: num_ops must be at least 1, got {block.num_ops}")
+    if block.num_ops > MOST_OPS:
+        raise AdaptError(f"{where}: num_ops must be at most {MOST_OPS}, got {block.num_ops}")
     if block.stride not in (1, 2):
         raise AdaptError(f"{where}: stride must be 1 or 2, got {block.stride}")
     if not block.kernels or any(k < 1 or k % 2 == 0 for k in block.kernels):

@@ -104,7 +104,8 @@ def training_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if has_split(path, "train"):
             # Boxes play no role in calibration.
-            images += [image.path for image in load_split(path, "train", repair=True).images]
+            split = load_split(path, "train", repair=True)
+            images += [image.checked_path() for image in split.images]
         else:
             images += find_images([path])
     return images

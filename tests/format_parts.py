@@ -1,5 +1,6 @@
 """A data set of COCO's format written as Pascal VOC and as YOLO."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,14 +36,14 @@ def yolo_text(split: CocoSplit, number: int) -> str:
 
 
 def as_voc(root: Path, out: Path, splits: Sequence[str]) -> Path:
-    """Write splits as VOC's own layout; images are links."""
+    """Write splits as VOC's own layout."""
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (out / folder).mkdir(parents=True)
     for name in splits:
         split = load_split(root, name)
         stems = []
         for number, image in enumerate(split.images):
-            (out / "JPEGImages" / image.path.name).symlink_to(image.path.resolve())
+            shutil.copy(image.path, out / "JPEGImages")
             file = out / "Annotations" / f"{image.path.stem}.xml"
             file.write_text(voc_text(split, number))
             stems.append(image.path.stem)
@@ -51,7 +52,7 @@ def as_voc(root: Path, out: Path, splits: Sequence[str]) -> Path:
 
 
 def as_yolo(root: Path, out: Path, splits: Sequence[str]) -> Path:
-    """Write splits as Ultralytics lays them out; images are links."""
+    """Write splits as Ultralytics lays them out."""
     lines = []
     for name in splits:
         split = load_split(root, name)
@@ -59,7 +60,7 @@ def as_yolo(root: Path, out: Path, splits: Sequence[str]) -> Path:
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
         for number, image in enumerate(split.images):
-            (images / image.path.name).symlink_to(image.path.resolve())
+            shutil.copy(image.path, images)
             (labels / f"{image.path.stem}.txt").write_text(yolo_text(split, number))
         lines.append(f"{name}: images/{name}\n")
     names = load_split(root, splits[0]).class_names

@@ -210,7 +210,7 @@ def write_damaged_description(path):
         (write_foreign_database, "not an adapt cost-table file"),
         (write_truncated, "not a readable cost table .*malformed"),
         (write_other_version, "format version 2, this adapt reads version 1"),
-        (write_without_conditions, "conditions incompletely"),
+        (write_without_conditions, "is not valid"),
         (write_damaged_description, "description is not JSON"),
     ],
 )

@@ -52,6 +52,13 @@ def test_a_stage_whose_file_was_deleted_is_done_again(tmp_path: Path) -> None:
     assert stages.outcomes == {"train": "ran"}
 
 
+@pytest.mark.parametrize("stages", [{"../../home/x": "k"}, {"/home/x": "k"}, {"x": 1}, [], None])
+def test_a_record_that_leads_out_of_its_folder_is_refused(tmp_path: Path, stages: object) -> None:
+    write_json(tmp_path / "run.json", header("run", stages=stages))
+    with pytest.raises(AdaptError, match=r"run .*run\.json is not valid: .*; delete it"):
+        Stages(tmp_path, silent_stage)
+
+
 def test_a_record_of_an_earlier_version_is_of_stages_in_the_folder_itself(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", header("run", stages={"finetune derived": "key"}))
     file = tmp_path / "derived.safetensors"

@@ -213,6 +213,21 @@ def test_unreadable_files_are_explained(detector_onnx, tmp_path):
             read_onnx_info(path)
 
 
+@pytest.mark.parametrize("inside_of_a_node", [False, True])
+def test_parameters_in_another_file_are_not_read(inside_of_a_node, detector_onnx, tmp_path):
+    model, path = onnx.load(detector_onnx), tmp_path / "a.onnx"
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    if inside_of_a_node:
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["c"], value=tensor))
+    else:
+        model.graph.initializer.append(tensor)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(AdaptError, match=r"a\.onnx keeps w in another file, which is not read"):
+        read_onnx_info(path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -257,7 +257,10 @@ def test_boxes_that_must_be_repaired_in_any_split_turn_repair_on(
     assert any("test.json" in doubt and "1 left out" in doubt for doubt in advised.doubts)
 
 
-def test_images_named_by_whole_paths_can_be_held_out(tiny_data: CocoSplit, tmp_path: Path) -> None:
+def test_images_named_by_whole_paths_can_be_held_out(
+    tiny_data: CocoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPT_IMAGE_FOLDERS", str(tmp_path / "elsewhere"))
     data = copied(tiny_data, tmp_path / "data")
     train = data / "annotations" / "train.json"
     content = json.loads(train.read_text())

@@ -11,12 +11,13 @@ from simulated_device import Simulated
 from typer.testing import CliRunner
 
 from adapt.architecture import Architecture
+from adapt.artifacts import header, write_json
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
 from bench.costs.profiler import profile
 from bench.latency.provenance import Machine
 from cli import app
-from search.derive.derive import derive, derive_front
+from search.derive.derive import derive, derive_front, fresh_front
 from search.derive.finished import SearchFiles, load_searched
 from search.recipe.budget import Budget
 
@@ -114,6 +115,19 @@ def test_a_new_front_replaces_the_old_one_and_nothing_else(searched, table, tmp_
     left = {path.name for path in folder.glob("arch*.json")}
     assert left == {"arch.json", *(Path(row["architecture"]).name for row in few)}
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["mine.json", "../mine.json", "/etc/arch.json", ".."])
+def test_a_damaged_front_deletes_no_other_file(name, tmp_path):
+    (tmp_path / "front").mkdir()
+    for folder in (tmp_path, tmp_path / "front"):
+        (folder / "mine.json").write_text("{}")
+    write_json(
+        tmp_path / "front" / "front.json",
+        header("front", networks=[{"architecture": name}, {"architecture": "arch-01.json"}]),
+    )
+    fresh_front(tmp_path / "front")
+    assert len(list(tmp_path.rglob("mine.json"))) == 2
 
 
 def test_a_table_of_another_tail_is_refused(searched, table, tmp_path):

@@ -89,8 +89,8 @@ def test_a_ledger_is_read_as_it_was_written_and_drawn(
 ) -> None:
     entries = ledger(scores, model, space, drawn(space, scores, model, 0.4).architecture(space))
     content = {"ledger": {"unit": "madds", "blocks": [entry.to_dict() for entry in entries]}}
-    assert read_ledger(content) == (entries, "madds")
-    assert read_ledger({}) == ([], "ms")
+    assert read_ledger(content, tmp_path) == (entries, "madds")
+    assert read_ledger({}, tmp_path) == ([], "ms")
     assert draw_ledger({}, tmp_path / "arch.json") == {}
     (path,) = draw_ledger(content, tmp_path / "arch.json").values()
     assert path.name == "arch.choices.png"

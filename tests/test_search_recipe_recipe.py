@@ -158,6 +158,9 @@ def test_numbers_are_finite(tmp_path: Path, field: str, value: str) -> None:
     [
         ("seed = 'many'", "seed: "),
         ("init = 'zeros'", "init: "),
+        ("name = '../../home'", "lead to no other, got '../../home'; use one without slashes"),
+        ("name = '..'", "lead to no other, got '..'"),
+        ("name = ''", "lead to no other, got ''"),
         ("[search]\nwarmup_epochs = 20", "warmup_epochs must lie in [0, 14], got 20"),
         ("[search]\nwarmup_epochs = -1", "warmup_epochs must lie in [0, 14], got -1"),
         ("[search.weights]\nepochs = 5", "warmup_epochs must lie in [0, 5], got 8"),

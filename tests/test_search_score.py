@@ -147,7 +147,9 @@ def test_scores_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert Scores.load(tmp_path / "scores.json")[0] == scores
     text = (tmp_path / "scores.json").read_text()
     (tmp_path / "scores.json").write_text(text.replace('"widths"', '"wdiths"'))
-    with pytest.raises(AdaptError, match=r"scores .*scores\.json are not valid: 'widths'"):
+    with pytest.raises(
+        AdaptError, match=r"scores .*scores\.json is not valid: widths: Field required"
+    ):
         Scores.load(tmp_path / "scores.json")
 
 

@@ -229,7 +229,7 @@ def test_a_network_is_trained_in_the_setting_that_it_was_chosen_with(
     assert recipe.setting == setting
     assert replace(recipe, detector=tiny_recipe.detector, input=tiny_recipe.input) == tiny_recipe
     architecture.save(tmp_path / "half.json", setting={"input": {"height": 64, "width": 64}})
-    with pytest.raises(AdaptError, match=r"half\.json has a setting that is not valid: 'detector'"):
+    with pytest.raises(AdaptError, match=r"half\.json is not valid: detector is missing"):
         resolve_architecture(str(tmp_path / "half.json"), tiny_recipe)
 
 

@@ -4,19 +4,23 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import Field
 
 from adapt.architecture import Architecture
-from adapt.artifacts import atomic_path, check_header, content_hash, header
+from adapt.artifacts import atomic_path, check_header, content_hash, header, parsing, typed
 from adapt.cost.units import Measurable, Unit, boundaries, detector_units, unit_key
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
-from adapt.errors import AdaptError
+from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 KIND = "cost-table"
+Stored = dict[str, Any] | None
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 AnyUnit = TypeVar("AnyUnit", bound=Measurable)
 Note = Literal["certificate", "interpolation", "anchor_ms", "runs"]  # kept beside the rows
 _SCHEMA = """
@@ -61,6 +65,7 @@ class Conditions:
         tail: How the measured detector's graph ends, see :func:`adapt.runtime.usual_tail`.
     """
 
+    __pydantic_config__ = FORBID_UNKNOWN
     runtime: str
     precision: str
     batch: int
@@ -103,6 +108,7 @@ class UnitCost:
         throttled: Why the device lowered its clock; empty if it did not, or does not say.
     """
 
+    __pydantic_config__ = FORBID_UNKNOWN
     min_ms: float
     p10_ms: float
     p50_ms: float
@@ -205,10 +211,14 @@ class CostTable:
     @property
     def certificate(self) -> dict[str, Any] | None:
         """How well the table predicts whole detectors; None if not measured with these rows."""
-        certificate = self._stored("certificate")
-        if certificate is None or certificate.pop("rows") != self.hash:
-            return None
-        return dict(certificate)
+        with self._parsing("certificate"):
+            certificate: dict[str, Any] | None = typed(Stored, self._stored("certificate"))
+            if certificate is None or certificate.pop("rows") != self.hash:
+                return None
+            line = {name: typed(Finite, certificate[name]) for name in ("scale", "offset_ms")}
+            predicted = certificate.get("range_ms") or certificate.get("predicted_ms") or []
+            typed(list[Finite], predicted)
+        return certificate | line
 
     @property
     def correction(self) -> tuple[float, float]:
@@ -254,19 +264,22 @@ class CostTable:
     @property
     def interpolation(self) -> dict[str, Any] | None:
         """How well interpolation predicts measured rows; None if no row is interpolated."""
-        errors: dict[str, Any] | None = self._stored("interpolation")
+        with self._parsing("interpolation"):
+            errors: dict[str, Any] | None = typed(Stored, self._stored("interpolation"))
         return errors
 
     @property
     def anchor_ms(self) -> float:
         """Fastest latency of the anchor operation in any run; infinite before the first."""
-        fastest = self._stored("anchor_ms")
-        return float("inf") if fastest is None else float(fastest)
+        with self._parsing("anchor"):
+            fastest: float | None = typed(Finite | None, self._stored("anchor_ms"))
+        return float("inf") if fastest is None else fastest
 
     @property
     def runs(self) -> list[dict[str, Any]]:
         """When, on which machine and under which load rows were measured."""
-        return self._stored("runs") or []
+        with self._parsing("list of runs"):
+            return typed(list[dict[str, Any]], self._stored("runs") or [])
 
     def _stored(self, note: Note) -> Any:
         with _readable(self.path):
@@ -274,14 +287,32 @@ class CostTable:
             row = self._connection.execute(query, (note,)).fetchone()
         return json.loads(row[0]) if row else None
 
+    def _parsing(self, what: str) -> AbstractContextManager[None]:
+        return parsing(f"the {what} of cost table", self.path, "measure it again")
+
     def rows(self) -> dict[str, UnitCost]:
-        """Return all rows by :func:`adapt.cost.units.unit_key`."""
-        return {key: UnitCost(*values) for key, *values in self._rows()}
+        """Return all rows by :func:`adapt.cost.units.unit_key`.
+
+        Raises:
+            AdaptError: If one holds something else than numbers.
+        """
+        return dict(map(self._row, self._rows()))
 
     def find(self, unit: Measurable) -> UnitCost | None:
-        """Return the row of a unit, or None if it was not measured."""
+        """Return the row of a unit, or None if it was not measured.
+
+        Raises:
+            AdaptError: If it holds something else than numbers.
+        """
         rows = self._rows("WHERE unit = ?", unit_key(unit))
-        return UnitCost(*rows[0][1:]) if rows else None
+        return self._row(rows[0])[1] if rows else None
+
+    def _row(self, cells: tuple[Any, ...]) -> tuple[str, UnitCost]:
+        with self._parsing(f"row {cells[0]!r}"):
+            unit, cost = cells[0], typed(UnitCost, dict(zip(_FIELDS, cells[1:], strict=True)))
+            if not isinstance(unit, str) or cost.min_ms < 0 or cost.samples < 0:
+                raise ValueError(f"it has {cost.samples} samples of {cost.min_ms} ms")
+        return unit, cost
 
     def lookup(self, unit: Unit) -> float:
         """Return the latency in milliseconds that a unit adds to a detector.
@@ -419,15 +450,10 @@ def _readable(path: Path) -> Iterator[None]:
 def _read_conditions(connection: sqlite3.Connection, path: Path) -> Conditions:
     (report,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if report != "ok":
-        raise sqlite3.DatabaseError(report)
+        raise sqlite3.DatabaseError(" ".join(report.split()))
     content = check_header(_read_meta(connection), KIND, path)
-    try:
-        return Conditions(**content["conditions"])
-    except (KeyError, TypeError) as error:
-        raise AdaptError(
-            f"cost table {path} states its conditions incompletely ({error}); measure it again "
-            "with `adapt profile`"
-        ) from error
+    with parsing("cost table", path, "measure it again with `adapt profile`"):
+        return typed(Conditions, content["conditions"])
 
 
 def _read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
@@ -436,5 +462,5 @@ def _read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
         return {}
     try:
         return {k: json.loads(v) for k, v in connection.execute("SELECT key, value FROM meta")}
-    except json.JSONDecodeError as error:
-        raise sqlite3.DatabaseError(f"its description is not JSON: {error.msg}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise sqlite3.DatabaseError(f"its description is not JSON: {error}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from adapt.data.images import SUFFIXES, decode, upright
+from adapt.data.inside import check_link
 from adapt.data.paths import exists
 from adapt.errors import AdaptError
 
@@ -25,6 +26,7 @@ class CocoImage:
         width: Pixels, as the annotations count them.
         height: Pixels, as the annotations count them.
         written_id: The id in the annotation file, if it is another one.
+        folders: The folders that it may not lead out of, if it is a link.
     """
 
     id: int
@@ -32,11 +34,22 @@ class CocoImage:
     width: int
     height: int
     written_id: int | str | None = None
+    folders: tuple[Path, ...] = ()
 
     @property
     def annotated_id(self) -> int | str:
         """The id that the annotation file gives the image."""
         return self.id if self.written_id is None else self.written_id
+
+    def checked_path(self) -> Path:
+        """Return the image file, to be opened.
+
+        Raises:
+            AdaptError: If it is a link that leads out of the data set's folder.
+        """
+        if self.folders:
+            check_link(self.path, self.folders)
+        return self.path
 
 
 def read_image(image: CocoImage) -> Image.Image:
@@ -52,7 +65,8 @@ def stored_image(image: CocoImage) -> Image.Image:
     """Return an annotated image as it is stored.
 
     Raises:
-        AdaptError: If it cannot be read; with the command that finds all such images.
+        AdaptError: If it cannot be read, or is a link that leads out of the data set's folder; with
+            the command that finds all such images.
     """
     if not exists(image.path):
         raise AdaptError(
@@ -60,7 +74,7 @@ def stored_image(image: CocoImage) -> Image.Image:
             f"annotations {SEE_CHECK}"
         )
     try:
-        return decode(image.path)
+        return decode(image.checked_path())
     except AdaptError as error:
         raise AdaptError(f"{error} {SEE_CHECK}") from error
 

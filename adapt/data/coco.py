@@ -308,8 +308,8 @@ def read_split(place: Place) -> CocoSplit:
         AdaptError: If the annotations or the folder are missing, or of no known format.
     """
     content = read_place(place)
-    reader = Reader(place.annotations)
-    records = reader.images(content.images, place.images)
+    reader = Reader(place)
+    records = reader.images(content.images)
     root = find_root_category(content) if place.format == "COCO" else None
     classes = reader.categories(entry for entry in content.categories if entry is not root)
     found = reader.annotations(content.annotations, records, classes)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple, TypeVar, cast
 
 from adapt.data.annotated_image import CocoImage
-from adapt.data.formats.place import Lists
+from adapt.data.formats.place import Lists, Place
+from adapt.data.inside import FIX, leaves
 from adapt.data.paths import image_path
 from adapt.data.repair import Box, Problem, UnusableError, usable_box
 
@@ -41,42 +43,42 @@ class Reader:
     """Reads the entries of one file, and collects what is wrong with them.
 
     Args:
-        file: The annotation file, for errors.
+        place: Where it lies.
 
     Attributes:
         problems: What is wrong, in the order of reading.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, place: Place) -> None:
+        self.place, self.file = place, place.annotations
         self.problems: list[Problem] = []
         self._unusable: dict[str, set[Id]] = {}  # ids of images and categories
 
-    def images(self, entries: Iterable[dict[str, Any]], folder: Path) -> dict[Id, CocoImage]:
+    def images(self, entries: Iterable[dict[str, Any]]) -> dict[Id, CocoImage]:
         """Return the usable images by their ids, in the order of the file."""
-
-        def read(number: Id, entry: dict[str, Any]) -> CocoImage:
-            return self._image(number, entry, folder)
-
-        images = self._by_id(entries, "an image", read)
+        images = self._by_id(entries, "an image", self._image)
         fit = all(isinstance(number, int) and abs(number) < 2**63 for number in images)
         if fit:
             return images
         # Tensors hold integers of 64 bits: other ids are counted anew.
         return {
-            key: CocoImage(number, image.path, image.width, image.height, image.written_id)
+            key: replace(image, id=number)
             for number, (key, image) in enumerate(images.items(), start=1)
         }
 
-    def _image(self, number: Id, entry: dict[str, Any], folder: Path) -> CocoImage:
+    def _image(self, number: Id, entry: dict[str, Any]) -> CocoImage:
         what = f"image {number} in {self.file}"
         name = entry.get("file_name")
         if not isinstance(name, str) or not name:
             message = f"{what} has file_name {name!r}"
             raise _refused("images without a file name", message, "name its file")
+        path, folders = image_path(self.place.images, name), self.place.folders
+        if leaves(path, folders):
+            message = f"{what} has file_name {name!r}, which leads out of the folder {folders[0]}"
+            raise _refused("images outside of the data set's folder", message, FIX)
         width, height = (_pixels(entry, side, what) for side in ("width", "height"))
         key = number if isinstance(number, int) and abs(number) < 2**63 else 0
-        return CocoImage(key, image_path(folder, name), width, height, _written(entry["id"]))
+        return CocoImage(key, path, width, height, _written(entry["id"]), folders)
 
     def categories(self, entries: Iterable[dict[str, Any]]) -> dict[Id, tuple[str, Id]]:
         """Return name and id as written of the usable categories, by ascending id."""

@@ -1,10 +1,13 @@
 """How does an image become the detector's input, the same way in training and deployment?"""
 
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from adapt.artifacts import DAMAGE
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 # Near the ImageNet mean, so the padded area is near zero after normalisation.
@@ -25,6 +29,11 @@ COMMON = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 SUFFIXES = COMMON | {".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".mpo"}
 # Pillow's own limit is for servers that open files of strangers; ours is max_megapixels.
 Image.MAX_IMAGE_PIXELS = None
+# What a file of any name may hold. Pillow knows more, of which PostScript runs a program.
+FORMATS = {
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO"),
+    *("PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"),
+}
 
 
 @dataclass(frozen=True)
@@ -241,6 +250,7 @@ def decode(path: Path) -> Image.Image:
     with _opened(path) as file:
         _check_pixels(file, path)
         file.load()
+        file.getexif()  # if it is damaged, nobody knows how the image is shown
         # Via RGBA, because a palette with transparency has no direct way to RGB.
         return file.convert("RGBA") if file.mode == "P" else file.copy()
 
@@ -248,14 +258,21 @@ def decode(path: Path) -> Image.Image:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_formats()) as file:
             yield file
     except FileNotFoundError as error:
         raise AdaptError(f"image {path} does not exist; check the path") from error
     except AdaptError:  # a ValueError too
         raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise AdaptError(f"image {path} cannot be decoded ({error}); replace it") from error
+    except (*DAMAGE, OSError, SyntaxError, EOFError, struct.error, MemoryError) as error:
+        reason = shorten(str(error), 200) or type(error).__name__
+        raise AdaptError(f"image {path} cannot be decoded ({reason}); replace it") from error
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return sorted(FORMATS & Image.OPEN.keys())
 
 
 def max_megapixels() -> float:

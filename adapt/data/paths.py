@@ -9,10 +9,17 @@ from urllib.parse import unquote
 
 def exists(path: Path) -> bool:
     """Return whether there is a file of a name that annotations give; any text may be one."""
-    try:
-        return path.exists()
-    except OSError:  # too long
-        return False
+    return is_file(path) or is_dir(path)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a name that a file gives is one of a file; any text may be one."""
+    return os.path.isfile(path)  # no error of names that are too long
+
+
+def is_dir(path: Path) -> bool:
+    """Return whether a name that a file gives is one of a folder; any text may be one."""
+    return os.path.isdir(path)
 
 
 def real_path(path: Path) -> str:

@@ -7,15 +7,18 @@ from typing import Any
 from adapt.artifacts import write_json
 from adapt.data.annotated_image import CocoImage
 from adapt.data.coco import CocoSplit, ImageBoxes
+from adapt.data.inside import leads_out
 
+Folders = tuple[Path, Path]  # of the images of a split, and of its data set
 Entry = tuple[Path, CocoImage, ImageBoxes]  # name below the folder of images, image, boxes
+ROOT = "-root"  # of the names of links to whole data sets
 
 
 def pooled(splits: Sequence[CocoSplit]) -> list[Entry]:
     """Return all images of splits of the same classes, in an order that depends on names alone."""
     folders = _folders(splits)
     pool = [
-        (_name(image.path, split.folder, folders), image, of)
+        (_name(image.path, split, folders), image, of)
         for split in splits
         for image, of in zip(split.images, split.boxes, strict=True)
     ]
@@ -36,21 +39,30 @@ def write_divided(
     for name, places in parts.items():
         chosen = [(place + 1, *pool[place]) for place in sorted(map(int, places))]
         write_json(folder / "annotations" / f"{name}.json", _coco(chosen, splits[0].class_names))
-    for number, linked in enumerate(_folders(splits)):
-        link = folder / "images" / str(number)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(linked.resolve(), target_is_directory=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number, (images, root) in enumerate(_folders(splits)):
+        for name, linked in ((str(number), images), (f"{number}{ROOT}", root)):
+            link = folder / "images" / name
+            link.symlink_to(linked.resolve(), target_is_directory=True)
 
 
-def _name(path: Path, folder: Path, folders: Sequence[Path]) -> Path:
+def _name(path: Path, split: CocoSplit, folders: Sequence[Folders]) -> Path:
     """Return the name of an image below the links; one from elsewhere has its whole path."""
-    if not path.is_relative_to(folder):
+    images, root = of_split = _folders_of(split)
+    number = folders.index(of_split)
+    if not path.is_relative_to(images):
         return path.resolve()
-    return Path(str(folders.index(folder))) / path.relative_to(folder)
+    if path.is_relative_to(root) and leads_out(path, [images]):  # into a store beside it
+        return Path(f"{number}{ROOT}") / path.relative_to(root)
+    return Path(str(number)) / path.relative_to(images)
 
 
-def _folders(splits: Sequence[CocoSplit]) -> list[Path]:
-    return list(dict.fromkeys(split.folder for split in splits))
+def _folders(splits: Sequence[CocoSplit]) -> list[Folders]:
+    return list(dict.fromkeys(map(_folders_of, splits)))
+
+
+def _folders_of(split: CocoSplit) -> Folders:
+    return split.folder, split.place.root or split.folder
 
 
 def _coco(

@@ -109,7 +109,8 @@ def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
     marker = root / MARKER
     written = read_json(marker, "marker") if marker.is_file() else {}
     images = sum(parameters.get(split, 0) for split in SPLITS)
-    if written.get("parameters") == parameters and len(list(root.glob("images/*.jpg"))) == images:
+    same = isinstance(written, dict) and written.get("parameters") == parameters
+    if same and len(list(root.glob("images/*.jpg"))) == images:
         return True
     raise AdaptError(
         f"{root} exists and does not hold the synthetic set with {json.dumps(parameters)}; "

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import Architecture
-from adapt.artifacts import atomic_path, check_header, header
+from adapt.artifacts import atomic_path, check_header, header, parsing, typed
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.errors import AdaptError
@@ -56,14 +57,26 @@ class DetectorInfo:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "DetectorInfo":
-        """Read what :meth:`to_dict` wrote."""
-        return cls(
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            LookupError: If a field is missing.
+            TypeError: If there is no list where there must be one.
+            ValueError: If a value is wrong.
+        """
+        info = cls(
             architecture=Architecture.from_dict(content["architecture"]),
-            detector=DetectorConfig(**content["detector"]),
-            input=InputSize(**content["input"]),
-            classes=tuple(content["classes"]),
-            category_ids=tuple(content.get("category_ids", ())) or None,
+            detector=typed(DetectorConfig, content["detector"]),
+            input=typed(InputSize, content["input"]),
+            classes=typed(tuple[str, ...], content["classes"]),
+            category_ids=typed(tuple[int | str, ...], content.get("category_ids", ())) or None,
         )
+        if not len(info.classes) == len(info.written_ids) == info.detector.num_classes:
+            raise AdaptError(
+                f"it names {len(info.classes)} classes and {len(info.written_ids)} ids of them, "
+                f"and detects {info.detector.num_classes}"
+            )
+        return info
 
 
 def save_detector(path: Path, model: RetinaNet, info: DetectorInfo, **provenance: Any) -> None:
@@ -88,20 +101,14 @@ def read_detector_info(path: Path) -> tuple[DetectorInfo, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {}).get("adapt", "{}"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise AdaptError(
             f"detector {path} is not a readable safetensors file ({error}); pass the "
             "detector.safetensors that `adapt finetune` wrote"
         ) from error
     content = check_header(description, "detector", path)
-    try:
+    with parsing("detector", path, "write it again with `adapt finetune`"):
         return DetectorInfo.from_dict(content), content
-    except (KeyError, TypeError, AdaptError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise AdaptError(
-            f"detector {path} describes itself wrongly ({reason}); write it again with "
-            "`adapt finetune`"
-        ) from error
 
 
 def load_detector(path: Path) -> tuple[RetinaNet, DetectorInfo]:
@@ -111,12 +118,15 @@ def load_detector(path: Path) -> tuple[RetinaNet, DetectorInfo]:
         AdaptError: If the file is missing, truncated, or not written by ``adapt``.
     """
     info, _ = read_detector_info(path)
-    model = info.build()
-    try:
-        model.load_state_dict(load_file(path))
-    except RuntimeError as error:
+    with torch.device("meta"):  # a wrong width could need more memory than there is
+        built = {name: list(tensor.shape) for name, tensor in info.build().state_dict().items()}
+    with safe_open(path, framework="pt") as file:
+        held = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    if held != built:
         raise AdaptError(
             f"the weights in {path} do not fit its own description; write it again with "
             "`adapt finetune`"
-        ) from error
+        )
+    model = info.build()
+    model.load_state_dict(load_file(path))
     return model.eval(), info

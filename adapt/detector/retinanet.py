@@ -25,6 +25,7 @@ COARSEST = 7  # P7, the last level of every pyramid
 ON_CROWD = 0.5  # share of an anchor that lies on a crowd
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors of one scale
 TAPPED_LEVELS = (3, 4, 5)  # of the pyramid, that read a tapped block each
+MOST = {"head_depth": 64, "anchor_scales": 64}  # more are slips of a key
 HeadKind = Literal["retinanet", "fcos"]
 
 
@@ -82,6 +83,11 @@ class RetinaNetConfig:
             raise AdaptError(
                 f"detector.finest_level must be one of 3, 4 and 5, got {self.finest_level}"
             )
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise AdaptError(
+                    f"detector.{name} must be at most {most}, got {getattr(self, name)}"
+                )
         if self.head == "fcos" and self.anchor_size < 2:  # torchvision rounds half its side
             raise AdaptError(
                 f"detector.anchor_size of fcos must be at least 2, got {self.anchor_size}"

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor
 
 from adapt.architecture import source_named
-from adapt.artifacts import atomic_path, file_hash
+from adapt.artifacts import DAMAGE, atomic_path, file_hash
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.efficientnet import from_efficientnet
@@ -80,7 +81,7 @@ def source_backbone(source: str, path: Path | None = None) -> Backbone:
     try:
         state = weights.convert(tensors)
         backbone.load_state_dict({k: v for k, v in state.items() if k in backbone.state_dict()})
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+    except DAMAGE as error:
         raise AdaptError(
             f"weights {file} do not fit {source}; pass a state dict with the names of "
             f"{weights.name}"
@@ -171,11 +172,12 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise AdaptError(f"weights {file} do not exist; check --weights")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
+    except (*DAMAGE, OSError, EOFError, pickle.UnpicklingError) as error:
+        reason = shorten(str(error), 200) or type(error).__name__
         raise AdaptError(
             f"weights {file} are no readable PyTorch state dict ({reason}); pass another file"
         ) from error
     if not isinstance(content, dict):
         raise AdaptError(f"weights {file} hold {type(content).__name__}, not a state dict")
-    return content
+    # Checkpoints that hold more are told by their names, which do not fit.
+    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import NonNegativeFloat
 
 from adapt.architecture import Architecture
-from adapt.artifacts import check_header, header, read_json, write_json
+from adapt.artifacts import check_header, header, parsing, read_json, typed, write_json
 from adapt.cost.expectation import CostModel
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
@@ -166,7 +167,9 @@ def load_finalists(path: Path) -> tuple[list[Met], Mapping[str, Any]]:
     """
     content = check_header(read_json(path, "finalists"), "finalists", path)
     found = []
-    for row in content["finalists"]:
-        sized = Sized(Architecture.from_dict(row["architecture"]), Setting.from_dict(row))
-        found.append(Met(sized, row["measured_ms"], row["how"]))
+    with parsing("finalists", path, "delete it, so that they are found again"):
+        for row in content["finalists"]:
+            sized = Sized(Architecture.from_dict(row["architecture"]), Setting.from_dict(row))
+            measured_ms = typed(NonNegativeFloat, row["measured_ms"])
+            found.append(Met(sized, measured_ms, typed(str, row["how"])))
     return found, content

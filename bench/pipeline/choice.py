@@ -5,8 +5,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveFloat
+
 from adapt.architecture import Architecture
-from adapt.artifacts import check_header, content_hash, header, read_json, write_json
+from adapt.artifacts import (
+    check_header,
+    content_hash,
+    header,
+    parsing,
+    read_json,
+    typed,
+    write_json,
+)
 from adapt.cost.table import CostTable
 from adapt.errors import AdaptError
 from adapt.progress import Progress
@@ -84,6 +94,11 @@ class Network:
     setting: Setting
     folder: Path
     content: Mapping[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """Its architecture file, which the source has none of."""
+        return self.folder / f"{self.name}.json"
 
     @property
     def rule(self) -> str:
@@ -257,7 +272,8 @@ class Choice:
         task = Task("measure source", content_hash(self._measured), path, self.folder)
         measured = self.stages.once(task, work)
         content = check_header(read_json(measured, "latency"), "source-latency", measured)
-        return float(content["min_ms"])
+        with parsing("latency", measured, "delete it, so that it is measured again"):
+            return typed(PositiveFloat, content["min_ms"])
 
     def _meter(self, progress: Progress, source_ms: float | None = None) -> BudgetMeter:
         return BudgetMeter(self.recipe, self.recipe.num_classes(), progress, source_ms)

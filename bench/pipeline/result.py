@@ -67,7 +67,7 @@ class RunResult:
         """Return what each block of derived networks saved and lost, as lines of Markdown."""
         lines = []
         for network in self.networks:
-            entries, unit = read_ledger(network.content)
+            entries, unit = read_ledger(network.content, network.file)
             if entries:
                 lines += ["", f"### {network.name}, block by block", "", *table(entries, unit)]
         how = (

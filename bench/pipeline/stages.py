@@ -1,11 +1,11 @@
 """Which stages of a run are done already, and which must be done (again)?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from adapt.artifacts import check_header, header, read_json, write_json
+from adapt.artifacts import check_header, header, parsing, read_json, write_json
 from adapt.errors import AdaptError
 from adapt.progress import Progress, Stage
 
@@ -56,7 +56,8 @@ class Stages:
         self.outcomes: dict[str, str] = {}
         if (file := self._record_file).exists():
             content = check_header(read_json(file, "run"), "run", file)
-            self.keys.update(content["stages"])
+            with parsing("run", file, "delete it, or choose another --out"):
+                self.keys.update(_sound(content["stages"]))
 
     def always(self, name: str, work: Callable[[Progress], Output]) -> Output:
         """Do the work of a stage, and return what it returns."""
@@ -146,6 +147,18 @@ class Stages:
     def _name(self, task: Task) -> str:
         folder = task.within.relative_to(self._folder)
         return str(folder.joinpath(task.name)) if folder.parts else task.name
+
+
+def _sound(record: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what a record says of stages.
+
+    Raises:
+        ValueError: If it is none, or leads out of the run's folder.
+    """
+    for name, key in record.items():
+        if not isinstance(key, str) or name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"it has the stage {name!r} made from {key!r}")
+    return record
 
 
 def _changed(file: Path) -> int:

@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import PositiveFloat
 
-from adapt.artifacts import content_hash, header, read_json, write_json
+from adapt.artifacts import (
+    check_header,
+    content_hash,
+    header,
+    parsing,
+    read_json,
+    typed,
+    write_json,
+)
 from adapt.cost.expectation import CostModel
 from adapt.cost.table import CostTable
 from adapt.network.published import NETWORKS
@@ -286,8 +295,18 @@ class Chooser:
     @property
     def _known_budget(self) -> dict[str, Any]:
         """What is known of the budget; empty before it was measured."""
-        content = read_json(self._budget_file, "budget") if self._budget_file.is_file() else {}
-        return content if content.get("key") == self._budget_key else {}
+        path = self._budget_file
+        if not path.is_file():
+            return {}
+        content = check_header(read_json(path, "budget"), "study-budget", path)
+        if content.get("key") != self._budget_key:
+            return {}
+        with parsing("budget", path, "delete it, so that it is measured again"):
+            found = {
+                "budget_ms": typed(PositiveFloat, content["budget_ms"]),
+                "source_ms": typed(PositiveFloat | None, content.get("source_ms")),
+            }
+        return {**content, **found}
 
     @property
     def _source_ms(self) -> float | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.architecture import Architecture
-from adapt.artifacts import check_header, header, read_json, write_json
+from adapt.artifacts import check_header, header, parsing, read_json, typed, write_json
 from adapt.errors import AdaptError
 from bench.acceptance.scaling import Sized
 from search.recipe.joint import Setting
@@ -56,14 +56,17 @@ class Chosen:
         if not path.is_file():
             return None
         content = check_header(read_json(path, "network"), "study-network", path)
-        if content["key"] != key:
+        if content.get("key") != key:
             raise AdaptError(
                 f"{path} is of another budget, recipe or data set; choose another folder with "
                 "--out, or delete it"
             )
-        architecture = Architecture.from_dict(content["architecture"])
-        sized = Sized(architecture, Setting.from_dict(content))
-        return cls(sized, content["measured_ms"], content["how"], content["seconds"])
+        with parsing("network", path, "delete it, so that it is chosen again"):
+            architecture = Architecture.from_dict(content["architecture"])
+            sized = Sized(architecture, Setting.from_dict(content))
+            measured_ms = typed(float | None, content["measured_ms"])
+            how, seconds = typed(str, content["how"]), typed(float, content["seconds"])
+        return cls(sized, measured_ms, how, seconds)
 
 
 Networks = dict[tuple[str, int], Chosen]  # by arm and seed

@@ -48,7 +48,7 @@ def divided_anew(recipe: Recipe, folder: Path, seed: int) -> Recipe:
             write_divided(splits, _parts(splits, seed), temporary)
             content = header("division", key=key, seed=seed, images=sizes)
             write_json(temporary / MARKER, content)
-    elif check_header(read_json(folder / MARKER, "division"), "division", folder)["key"] != key:
+    elif check_header(read_json(folder / MARKER, "division"), "division", folder).get("key") != key:
         raise AdaptError(
             f"{folder} holds the images of another data set; choose another folder with --out"
         )

@@ -6,7 +6,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from adapt.artifacts import content_hash, file_hash, header, read_json, write_json
+from adapt.artifacts import (
+    check_header,
+    content_hash,
+    file_hash,
+    header,
+    parsing,
+    read_json,
+    typed,
+    write_json,
+)
 from adapt.data.coco import CocoSplit
 from adapt.progress import Progress
 from bench.latency.provenance import device_description
@@ -46,8 +55,11 @@ def measure_latencies(trials: Sequence[Trial], path: Path, progress: Progress) -
     """
     told = [field.name for field in fields(Latencies)]  # files of earlier versions tell less
     key = content_hash([told, *([trial.name, file_hash(trial.artifact)] for trial in trials)])
-    if path.is_file() and (content := read_json(path, "latencies")).get("key") == key:
-        return Latencies(**{name: content[name] for name in told})
+    if path.is_file():
+        content = check_header(read_json(path, "latencies"), "study-latency", path)
+        if content.get("key") == key:
+            with parsing("latencies", path, "delete it, so that they are measured again"):
+                return typed(Latencies, {name: content[name] for name in told})
     measured = _measured(trials, progress)
     write_json(path, header("study-latency", key=key, **vars(measured)))
     return measured

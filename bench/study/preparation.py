@@ -5,11 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import NonNegativeFloat
+
 from adapt.artifacts import (
     check_header,
     content_hash,
     header,
+    parsing,
     read_json,
+    typed,
     write_json,
 )
 from adapt.errors import AdaptError
@@ -87,12 +91,13 @@ class Preparation:
         if not record.is_file():
             return None
         content = check_header(read_json(record, "search record"), "study-search", record)
-        if content["key"] != self.key():
+        if content.get("key") != self.key():
             raise AdaptError(
                 f"{record} is of another recipe, data set or cost table; choose another folder "
                 "with --out, or delete it"
             )
-        return float(content["seconds"])
+        with parsing("search record", record, "delete it"):
+            return typed(NonNegativeFloat, content["seconds"])
 
 
 def prepare(

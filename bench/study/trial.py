@@ -79,7 +79,7 @@ class Trial:
         if not self.file.is_file():
             return None
         content = check_header(read_json(self.file, "result"), "study-trial", self.file)
-        if content["key"] != self.key():
+        if content.get("key") != self.key():
             raise AdaptError(
                 f"{self.file} is of another recipe, network or data set; choose another folder "
                 "with --out, or delete it"

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.artifacts import check_header, read_json
+from adapt.artifacts import check_header, parsing, read_json, typed
 from adapt.errors import AdaptError
 from export.engine.build import sidecar_path
 from export.engine.installed import load_tensorrt, logger_of
@@ -36,7 +36,11 @@ def read_plan_info(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise AdaptError(f"engine {path} does not exist; `adapt export` builds it")
-    return check_header(read_json(sidecar_path(path), "engine description"), "engine", path)
+    content = check_header(read_json(sidecar_path(path), "engine description"), "engine", path)
+    with parsing("engine description", sidecar_path(path), "build the engine again"):
+        _ = [typed(str, content[name]) for name in ("flavour", "tensorrt_version", "target")]
+        typed(dict[str, Any], content["onnx"])
+    return content
 
 
 class EngineExecution:

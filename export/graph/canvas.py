@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from adapt.artifacts import typed
 from adapt.data.images import MEAN, Fitting, InputSize
 from adapt.errors import AdaptError
 
@@ -33,13 +34,23 @@ class Canvas:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Canvas":
-        """Read it from a file's header; files of adapt 0.1 are letterboxes."""
-        size = InputSize(**content["input"])
+        """Read it from a file's header; files of adapt 0.1 are letterboxes.
+
+        Raises:
+            LookupError: If a field is missing.
+            TypeError: If a value is none of a kind.
+            ValueError: If a value is wrong.
+        """
+        size = typed(InputSize, content["input"])
         fitting = content.get("fitting")
         if not fitting:
             return cls(size, size)
-        resize = InputSize(**fitting["resize"])
-        return cls(size, resize, fitting["orientation"], fitting["companion"])
+        resize = typed(InputSize, fitting["resize"])
+        orientation = typed(Orientation | None, fitting["orientation"])
+        companion = typed(str | None, fitting["companion"])
+        if companion is not None and Path(companion).name != companion:
+            raise AdaptError(f"fitting.companion must name a file beside it, got {companion!r}")
+        return cls(size, resize, orientation, companion)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a header says of it beside ``input``: nothing of a letterbox."""

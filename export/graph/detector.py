@@ -14,18 +14,25 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
 from adapt.architecture import mobilenet_v2
-from adapt.artifacts import header
+from adapt.artifacts import header, parsing, typed
 from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import DetectorConfig, build_detector, top_down
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
-from adapt.runtime import Tail
+from adapt.runtime import Precision, Tail
 from export.graph.canvas import Canvas, alone
 from export.graph.nms import greedy_nms_keep, nms_keep
 from export.graph.onnx_file import GraphSignature, fused, read_description, write_onnx
-from export.graph.options import DETECTIONS, RAW_HEADS, GraphOptions, Pixels, rest_inputs
+from export.graph.options import (
+    DETECTIONS,
+    RAW_HEADS,
+    GraphOptions,
+    ImageInput,
+    Pixels,
+    rest_inputs,
+)
 from export.graph.precision import FloatPrecision
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -327,6 +334,19 @@ def _in_precision(model: RetinaNet, precision: FloatPrecision) -> RetinaNet:
     return fused(model).half() if precision == "fp16" else model
 
 
+def checked_header(content: dict[str, Any], path: Path) -> DetectorInfo:
+    """Check the description of an exported detector, and return the detector.
+
+    Raises:
+        AdaptError: If a field is missing or wrong.
+    """
+    with parsing("the description of", path, "export it again"):
+        info = DetectorInfo.from_dict(content)
+        _ = Canvas.of(content), ImageInput.of(info, content)
+        _ = typed(Tail, content["tail"]), typed(Precision, content["precision"])
+    return info
+
+
 def read_onnx_info(path: Path) -> tuple[DetectorInfo, dict[str, Any]]:
     """Read the description of an exported detector.
 
@@ -343,7 +363,7 @@ def read_onnx_info(path: Path) -> tuple[DetectorInfo, dict[str, Any]]:
             f"{path} was exported by an older adapt (it does not say its {', '.join(absent)}); "
             "export it again"
         )
-    return DetectorInfo.from_dict(content), content
+    return checked_header(content, path), content
 
 
 def export_rest(

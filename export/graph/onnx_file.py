@@ -4,7 +4,7 @@ import ast
 import copy
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,17 +163,35 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """Parse an ONNX file.
 
     Raises:
-        AdaptError: If it is missing, truncated or not ONNX.
+        AdaptError: If it is missing, truncated or not ONNX, or keeps parameters in other files.
     """
     if not path.is_file():
         raise AdaptError(f"{path} does not exist; `adapt export` writes ONNX files")
     try:
-        model = onnx.load(path)
-    except (DecodeError, OSError) as error:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
         raise AdaptError(f"{path} {_DAMAGED}") from error
     if not model.graph.node:
         raise AdaptError(f"{path} {_DAMAGED}")
+    # It names them, and could name any file.
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise AdaptError(
+                f"{path} keeps {tensor.name or 'a tensor'} in another file, which is not read; "
+                "write it again with `adapt export`"
+            )
     return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors that a graph holds, those of its nodes and the graphs in them too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for attribute in (one for node in graph.node for one in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def fused(network: nn.Module) -> nn.Module:

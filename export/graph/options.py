@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from pydantic import PositiveInt
+
+from adapt.artifacts import typed
 from adapt.detector.file import DetectorInfo
 from adapt.errors import AdaptError
 from adapt.runtime import Tail
@@ -82,10 +85,15 @@ class ImageInput:
 
     @classmethod
     def of(cls, info: DetectorInfo, content: Mapping[str, Any]) -> "ImageInput":
-        """Read it from a file's header."""
+        """Read it from a file's header.
+
+        Raises:
+            LookupError: If a field is missing.
+            ValueError: If a value is wrong.
+        """
         size = info.input
-        shape = (content["batch"], 3, size.height, size.width)
-        return cls(shape, content["dynamic"], content["pixels"])
+        shape = (typed(PositiveInt, content["batch"]), 3, size.height, size.width)
+        return cls(shape, typed(bool, content["dynamic"]), typed(Pixels, content["pixels"]))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether images of this shape are accepted."""

@@ -9,7 +9,7 @@ from adapt.command_line import warn
 from adapt.data.images import Fitting
 from export.engine.execution import read_plan_info
 from export.graph.canvas import Canvas, belong_together, companions
-from export.graph.detector import read_onnx_info
+from export.graph.detector import checked_header, read_onnx_info
 from export.run.inference import Array, ImageDetections, Runner
 
 
@@ -64,7 +64,9 @@ def deployed_header(artifact: Path) -> dict[str, Any]:
     """
     if artifact.suffix != ".plan":
         return read_onnx_info(artifact)[1]
-    return check_header(read_plan_info(artifact)["onnx"], "onnx-detector", artifact)
+    content = check_header(read_plan_info(artifact)["onnx"], "onnx-detector", artifact)
+    checked_header(content, artifact)
+    return content
 
 
 def files_of(artifact: Path) -> tuple[Path, ...]:

@@ -10,7 +10,9 @@ from adapt.artifacts import (
     check_header,
     content_hash,
     header,
+    parsing,
     read_json,
+    typed,
     write_json,
 )
 from adapt.data.alike import difference_hash, groups_of
@@ -90,7 +92,8 @@ def _held_before(folder: Path, key: str) -> dict[str, int]:
             f"{folder} holds something else, or a division of other images; choose another --out, "
             "or delete it"
         )
-    return dict(content["counts"])
+    with parsing("division", marker, "delete its folder"):
+        return typed(dict[str, int], content["counts"])
 
 
 def alike(entries: list[Entry], progress: Progress = silent) -> Ints:
@@ -105,7 +108,7 @@ def alike(entries: list[Entry], progress: Progress = silent) -> Ints:
     """
     hashes = []
     for done, (_, image, _) in enumerate(entries, start=1):
-        hashes.append(difference_hash(open_image(image.path)))
+        hashes.append(difference_hash(open_image(image.checked_path())))
         progress(done, len(entries), image.path.name)
     return groups_of(hashes, ALIKE)
 

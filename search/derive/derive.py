@@ -1,13 +1,24 @@
 """Which files does `adapt derive` write, for one network of a search or a front of them?"""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.artifacts import atomic_path, header, make_folder, read_json, write_json
+from adapt.artifacts import (
+    atomic_path,
+    check_header,
+    header,
+    make_folder,
+    parsing,
+    read_json,
+    write_json,
+)
 from search.derive.finished import SearchFiles
 from search.derive.ledger import plot, read_ledger
 from search.recipe.budget import Budget, Unit
+
+NETWORK = re.compile(r"arch(-\d+)?\.json")
 
 
 def derive(files: SearchFiles, out: Path, budget: Budget | None = None) -> dict[str, Any]:
@@ -48,7 +59,7 @@ def draw_ledger(content: Mapping[str, Any], out: Path) -> dict[str, Path]:
     Returns:
         The plot, by what it is called in results; nothing if there is no ledger.
     """
-    entries, unit = read_ledger(content)
+    entries, unit = read_ledger(content, out)
     if not entries:
         return {}
     path = out.with_suffix(".choices.png")
@@ -67,10 +78,12 @@ def fresh_front(folder: Path) -> None:
     if not listing.exists():
         return
     content = read_json(listing, "front")
-    names = [Path(row["architecture"]).name for row in content.get("networks", [])]
-    if content.get("format") == "adapt-refined-front":
-        names.append("arch.json")
-    for name in names:
+    refined = isinstance(content, dict) and content.get("format") == "adapt-refined-front"
+    check_header(content, "refined-front" if refined else "front", listing)
+    with parsing("front", listing, "delete it, or choose another --out"):
+        names = {Path(row["architecture"]).name for row in content["networks"]}
+    # A damaged listing could name any file.
+    for name in filter(NETWORK.fullmatch, names | ({"arch.json"} if refined else set())):
         (folder / name).unlink(missing_ok=True)
 
 

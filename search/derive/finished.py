@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from adapt.architecture import Architecture, Choices
+from adapt.artifacts import parsing, typed
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.expectation import CostFunction, CostModel
 from adapt.cost.table import CostTable
@@ -32,19 +33,21 @@ def load_searched(path: Path) -> tuple[Supernet, Recipe, dict[str, Any]]:
         AdaptError: If the file is missing, damaged or the search is unfinished.
     """
     content = read_checkpoint(path, "supernet")
-    if content["step"] < content["total_steps"]:
-        raise AdaptError(
-            f"the search in {path} stopped after {content['step']} of {content['total_steps']} "
-            "steps; run the same `adapt search` again to finish it"
+    with parsing("search", path, "run `adapt search` again"):
+        if typed(int, content["step"]) < typed(int, content["total_steps"]):
+            raise AdaptError(
+                f"the search in {path} stopped after {content['step']} of {content['total_steps']} "
+                "steps; run the same `adapt search` again to finish it"
+            )
+        recipe = Recipe.from_dict(content["recipe"])
+        # The space as it was searched: its file may have been edited, or lie on another machine.
+        supernet = recipe.search.supernet(SearchSpace.restore(content["space"]))
+        prefix = "backbone.body."
+        states = content["states"]["detector"]
+        supernet.load_state_dict(
+            {name.removeprefix(prefix): t for name, t in states.items() if name.startswith(prefix)}
         )
-    recipe = Recipe.from_dict(content["recipe"])
-    # The space as it was searched: its file may have been edited, or lie on another machine.
-    supernet = recipe.search.supernet(SearchSpace.restore(content["space"]))
-    prefix = "backbone.body."
-    states = content["states"]["detector"]
-    supernet.load_state_dict(
-        {name.removeprefix(prefix): t for name, t in states.items() if name.startswith(prefix)}
-    )
+        typed(tuple[str, ...], content["class_names"])
     return supernet, recipe, content
 
 
@@ -203,10 +206,13 @@ class SearchFiles:
             found, content = Scores.load(
                 self.searched, uncertified=self.uncertified or self.doubtful
             )
-            recipe, states = Recipe.from_dict(content["recipe"]), dict[str, Tensor]()
-            space = SearchSpace.restore(content["space"])
+            with parsing("scores", self.searched, "score again"):
+                recipe, states = Recipe.from_dict(content["recipe"]), dict[str, Tensor]()
+                space = SearchSpace.restore(content["space"])
+                found.check_fits(space)
         else:
             found, recipe, content = load_searched(self.searched)
             states, space = content["states"]["detector"], found.space
-        names = tuple(content["class_names"])
-        return FinishedSearch(found, space, recipe, names, content["identity"], states, None)
+        with parsing("search", self.searched, "make it again"):
+            names, identity = typed(tuple[str, ...], content["class_names"]), content["identity"]
+        return FinishedSearch(found, space, recipe, names, identity, states, None)

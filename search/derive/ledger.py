@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from adapt.architecture import Architecture, Choices, source_of
-from adapt.artifacts import atomic_path
+from adapt.artifacts import atomic_path, parsing, typed
 from adapt.cost.expectation import CostModel
+from adapt.errors import FORBID_UNKNOWN
 from adapt.space import SearchSpace
 from search.derive.scores import Scores
 from search.recipe.budget import Unit
@@ -27,6 +28,7 @@ class Entry:
         candidates: Score of every candidate width and operation of the block, by its name.
     """
 
+    __pydantic_config__ = FORBID_UNKNOWN
     block: int
     chosen: str
     source_cost: float
@@ -97,14 +99,20 @@ def _candidates(scores: Scores, space: SearchSpace, number: int) -> dict[str, fl
     return named
 
 
-def read_ledger(content: Mapping[str, Any]) -> tuple[list[Entry], Unit]:
+def read_ledger(content: Mapping[str, Any], path: Path) -> tuple[list[Entry], Unit]:
     """Return the ledger in an architecture file, and the unit of its costs; empty if it has none.
 
     Args:
         content: What the file holds.
+        path: The file, for errors.
+
+    Raises:
+        AdaptError: If it is none.
     """
-    held = content.get("ledger", {"unit": "ms", "blocks": []})
-    return [Entry(**entry) for entry in held["blocks"]], held["unit"]
+    with parsing("the ledger of", path, "derive the network again"):
+        held = content.get("ledger", {"unit": "ms", "blocks": []})
+        unit: Unit = typed(Unit, held["unit"])
+        return typed(list[Entry], held["blocks"]), unit
 
 
 def table(entries: Sequence[Entry], unit: Unit) -> list[str]:

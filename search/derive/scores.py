@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from adapt.architecture import Choices
-from adapt.artifacts import check_header, header, read_json, write_json
+from adapt.artifacts import check_header, header, parsing, read_json, typed, write_json
 from adapt.cost.expectation import CostModel
-from adapt.errors import AdaptError
+from adapt.errors import FORBID_UNKNOWN, AdaptError
+from adapt.space import SearchSpace
 from search.derive.exact import Deriver
 
 LEAST_TAU = 0.6  # below it, sums say too little of combinations
@@ -26,6 +27,7 @@ class Scores:
         loss: Loss of the teacher.
     """
 
+    __pydantic_config__ = FORBID_UNKNOWN
     ops: tuple[tuple[tuple[float, ...], ...], ...]
     widths: tuple[tuple[float, ...], ...]
     loss: float
@@ -36,6 +38,17 @@ class Scores:
         for block, chosen in zip(self.ops, choices.ops, strict=True):
             rise += sum(scores[index] for scores, index in zip(block, chosen, strict=True))
         return rise
+
+    def check_fits(self, space: SearchSpace) -> None:
+        """Check that there is a score for every choice of a space, and for no other.
+
+        Raises:
+            ValueError: If not.
+        """
+        choices = [[len(b.candidates(n)) for n in range(b.num_ops)] for b in space.blocks]
+        scored = [[len(scores) for scores in block] for block in self.ops]
+        if scored != choices or [*map(len, self.widths)] != [len(b.widths) for b in space.blocks]:
+            raise ValueError(f"they are not of the choices of its space {space.name!r}")
 
     def deriver(self, model: CostModel) -> Deriver:
         """Return what finds the network of the least rise within a budget, exactly."""
@@ -68,13 +81,10 @@ class Scores:
             AdaptError: If it is missing, damaged or of another kind, or has no good certificate.
         """
         content = check_header(read_json(path, "scores"), "scores", path)
-        try:
-            scores = content["scores"]
-            ops = tuple(tuple(map(tuple, block)) for block in scores["ops"])
-            loaded = cls(ops, tuple(map(tuple, scores["widths"])), scores["loss"])
-        except (KeyError, TypeError) as error:
-            raise AdaptError(f"scores {path} are not valid: {error}; score again") from error
-        if not uncertified and (found := doubt(content.get("certificate"), path)):
+        with parsing("scores", path, "score again"):
+            loaded = typed(cls, content["scores"])
+            found = doubt(content.get("certificate"), path)
+        if not uncertified and found:
             raise AdaptError(f"{found}, or pass --uncertified")
         return loaded, content
 
@@ -86,10 +96,11 @@ def doubt(certificate: Mapping[str, Any] | None, path: Path) -> str:
             f"{path} has no certificate, so nobody knows whether its sums rank networks; score "
             "again"
         )
-    if certificate["tau"] >= LEAST_TAU:
+    tau = typed(float, certificate["tau"])
+    if tau >= LEAST_TAU:
         return ""
     return (
-        f"sums of {path} rank random networks with a Kendall tau of {certificate['tau']:.2f} only, "
+        f"sums of {path} rank random networks with a Kendall tau of {tau:.2f} only, "
         f"less than {LEAST_TAU}; train the detector that was scored for longer, score it on more "
         "images"
     )

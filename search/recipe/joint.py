@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from adapt.artifacts import read_json
+from adapt.artifacts import parsing, read_json, typed
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import HeadKind, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
@@ -35,8 +35,13 @@ class Setting:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Setting":
-        """Read what :meth:`to_dict` returned, which may be among other content."""
-        return cls(RetinaNetConfig(**content["detector"]), InputSize(**content["input"]))
+        """Read what :meth:`to_dict` returned, which may be among other content.
+
+        Raises:
+            LookupError: If a part is missing.
+            ValueError: If a value is wrong.
+        """
+        return cls(typed(RetinaNetConfig, content["detector"]), typed(InputSize, content["input"]))
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of a recipe that give what can be chosen of this setting."""
@@ -45,8 +50,8 @@ class Setting:
 
     def changed(self, changes: Mapping[str, Any]) -> "Setting":
         """Return this setting with what :meth:`changes` of another one returned."""
-        detector = replace(self.detector, **changes["detector"])
-        return Setting(detector, InputSize(**changes["input"]))
+        detector = typed(RetinaNetConfig, {**asdict(self.detector), **changes["detector"]})
+        return Setting(detector, typed(InputSize, changes["input"]))
 
     def __str__(self) -> str:
         config, size = self.detector, self.input
@@ -70,10 +75,8 @@ def setting_of(path: Path, own: Setting) -> Setting:
         AdaptError: If the file is not JSON, or the setting is not complete.
     """
     content = read_json(path, "architecture")
-    try:
+    with parsing("the setting of architecture", path, "derive the network again"):
         return own.changed(content["setting"]) if "setting" in content else own
-    except (KeyError, TypeError) as error:
-        raise AdaptError(f"architecture {path} has a setting that is not valid: {error}") from error
 
 
 @dataclass(frozen=True)

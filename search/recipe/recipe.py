@@ -4,6 +4,7 @@ The defaults are the paper's (section IV-A), and where it is silent those of its
 but the milestones of the fine-tuning are the usual ones of 24 epochs.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -167,6 +168,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_not_negative("seed", self.seed)
+        if self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name):
+            raise ValueError(
+                f"name must name a folder for results and lead to no other, got {self.name!r}; "
+                "use one without slashes"
+            )
         self.data.augment.check(self.input)
 
     @classmethod

@@ -5,13 +5,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 import torch
 
-from adapt.artifacts import adapt_of, atomic_path, check_header, header
+from adapt.artifacts import DAMAGE, adapt_of, atomic_path, check_header, header, parsing
 from adapt.errors import AdaptError
 from search.train.world import World
+
+# What reading a file raises that is none of torch's, whatever is in it.
+UNREADABLE = (*DAMAGE, OSError, EOFError, pickle.UnpicklingError)
 
 
 class Stateful(Protocol):
@@ -72,16 +76,17 @@ class Checkpoint:
             return 0
         content = read_checkpoint(self.path, self.kind)
         self._check_method(content)
-        if content["identity"] != self.identity:
+        if content.get("identity") != self.identity:
             raise AdaptError(
                 f"{self.path} belongs to another run (by adapt {adapt_of(content)}; its recipe, "
                 "data or cost table differ); choose another --out, or delete it to start over"
             )
-        states = content["states"]
-        for name, part in self.parts.items():
-            if name in states or name not in self.optional:
-                part.load_state_dict(states[name])
-        return int(content["step"])
+        with parsing("checkpoint", self.path, "delete it to start over"):
+            states = content["states"]
+            for name, part in self.parts.items():
+                if name in states or name not in self.optional:
+                    part.load_state_dict(states[name])
+            return int(content["step"])
 
     def _check_method(self, content: Mapping[str, Any]) -> None:
         begun, now = content.get("method", 1), self.fields.get("method", 1)
@@ -103,8 +108,8 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         raise AdaptError(f"{kind} checkpoint {path} does not exist; run the step that writes it")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except UNREADABLE as error:
+        reason = shorten(str(error), 200) or type(error).__name__
         raise AdaptError(
             f"{kind} checkpoint {path} is damaged or foreign ({reason}); delete it to start over"
         ) from error

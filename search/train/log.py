@@ -138,11 +138,12 @@ def read_log(path: Path) -> list[Entry]:
     if not path.is_file():
         raise AdaptError(f"log {path} does not exist; `adapt search` and `adapt finetune` write it")
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        entries += [entry] if isinstance(entry, dict) else []
     return entries
 
 

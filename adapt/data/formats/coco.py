@@ -21,9 +21,10 @@ def find(root: Path) -> dict[str, Place]:
     for file in sorted(folder.glob("instances_*.json")) or sorted(folder.glob("*.json")):
         name = file.stem.removeprefix("instances_")
         places = (root / name, root / "images" / name, root / "images")
-        splits[name] = Place(file, next((place for place in places if place.is_dir()), places[0]))
+        images = next((place for place in places if place.is_dir()), places[0])
+        splits[name] = Place(file, images, root=root)
     for file in sorted(root.glob("*/_annotations.coco.json")):
-        splits[file.parent.name] = Place(file, file.parent)
+        splits[file.parent.name] = Place(file, file.parent, root=root)
     return splits
 
 

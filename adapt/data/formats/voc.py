@@ -16,9 +16,11 @@ from xml.etree import ElementTree
 
 from torchvision.datasets import VOCDetection
 
-from adapt.artifacts import read_text
-from adapt.data.formats.place import Entries, Lists, Place, Sources
+from adapt.artifacts import parsing
+from adapt.data.formats.place import Entries, Lists, Place, Sources, listed_names, name_below
 from adapt.data.images import find_images, upright_size
+from adapt.data.inside import check_inside, check_link
+from adapt.data.paths import is_file
 from adapt.data.repair import Problem
 from adapt.errors import AdaptError
 
@@ -118,9 +120,11 @@ def _files(place: Place) -> tuple[list[Path], Path]:
     if place.annotations.is_dir():
         return sorted(_xml_files(place.annotations, "**/*.xml")), place.annotations
     folder = place.annotations.parents[2] / "Annotations"
-    lines = read_text(place.annotations, "list of images").splitlines()
-    files = [folder / f"{line.strip()}.xml" for line in lines if line.strip()]
-    missing = [file for file in files if not file.is_file()]
+    lines = listed_names(place.annotations)
+    files = [folder / f"{line}.xml" for line in lines]
+    for line, file in zip(lines, files, strict=True):
+        check_inside(file, place.folders, f"{place.annotations} lists {line!r}")
+    missing = [file for file in files if not is_file(file)]
     if missing:
         raise AdaptError(
             f"{missing[0]} does not exist, {place.annotations} lists its image (and "
@@ -168,8 +172,10 @@ def read(place: Place) -> Lists:
     first, known = _first_pixel(place), _Images(place.images)
     images, annotations, problems = Entries(), Entries(), list[Problem]()
     for key, (file, content) in enumerate(zip(files, contents, strict=True), start=1):
-        path, problem = known.of(file, file.relative_to(folder), content)
+        path, problem = known.of(file, name_below(folder, file), content)
         try:
+            check_inside(path, place.folders, f"{file} names {content.get('filename')!r}")
+            check_link(path, place.folders)
             width, height = _size(content, path)
         except AdaptError as error:
             message, _, fix = str(error).rpartition("; ")
@@ -177,8 +183,8 @@ def read(place: Place) -> Lists:
         if problem:
             problems.append(problem)
             continue
-        name = path.relative_to(place.images) if path.is_relative_to(place.images) else path
-        images.append({"id": key, "file_name": str(name), "width": width, "height": height})
+        name = str(name_below(place.images, path))
+        images.append({"id": key, "file_name": name, "width": width, "height": height})
         for order, one in enumerate(objects[key - 1], start=1):
             annotations.append(
                 {
@@ -196,7 +202,7 @@ def read(place: Place) -> Lists:
 def _content(file: Path) -> dict[str, Any]:
     try:
         root = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise AdaptError(f"{file} is not XML: {error}; export it again") from error
     if root.tag != "annotation":
         what = "CVAT's own format" if root.tag == "annotations" else f"a list of <{root.tag}>"
@@ -204,7 +210,8 @@ def _content(file: Path) -> dict[str, Any]:
             f"{file} is {what}, no <annotation> of an image; export the data set as COCO, Pascal "
             "VOC or YOLO"
         )
-    content = VOCDetection.parse_voc_xml(root).get("annotation")
+    with parsing("annotation", file, "export it again"):
+        content = VOCDetection.parse_voc_xml(root).get("annotation")
     return content if isinstance(content, dict) else {}
 
 
@@ -256,10 +263,9 @@ class _Images:
             content: What it says.
         """
         written = str(content.get("filename") or "").replace("\\", "/")
-        named = self.folder / written if written and (self.folder / written).is_file() else None
-        here = self.by_place.get(place.with_suffix("")) or self.by_place.get(
-            Path(written).with_suffix(""), []
-        )
+        named = self.folder / written if written and is_file(self.folder / written) else None
+        stems = [path.with_suffix("") for path in (place, Path(written)) if path.name]
+        here = next((self.by_place[stem] for stem in stems if stem in self.by_place), [])
         here = here or self.by_stem.get(file.stem, []) or self.by_stem.get(Path(written).stem, [])
         if len(here) > 1:
             same = [path for path in here if path.suffix == Path(written).suffix]

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adapt.artifacts import read_text
-from adapt.data.formats.place import Entries, Lists, Place, Sources
+from adapt.data.formats.place import Entries, Lists, Place, Sources, listed_names, name_below
 from adapt.data.formats.yolo_layout import class_names, label_paths, names_file
 from adapt.data.images import find_images, upright_size
+from adapt.data.inside import check_inside, check_link
+from adapt.data.paths import is_file
 from adapt.data.repair import Problem
 from adapt.errors import AdaptError
 
@@ -26,7 +28,7 @@ def sources(place: Place) -> Sources:
     labels = [path for path in (_label_file(image, place) for image in images) if path]
     listed = [place.annotations] if place.annotations.is_file() else []
     described = dict.fromkeys([place.classes, names_file(place.classes)])
-    return [*described, *listed, *labels], [str(_name(path, place)) for path in images]
+    return [*described, *listed, *labels], [str(name_below(place.images, path)) for path in images]
 
 
 def read(place: Place) -> Lists:
@@ -47,12 +49,13 @@ def read(place: Place) -> Lists:
         )
     for key, path in enumerate(paths, start=1):
         try:
+            check_link(path, place.folders)
             width, height = upright_size(path)
         except AdaptError as error:
             message, _, fix = str(error).rpartition("; ")
             problems.append(Problem("images that cannot be read", message, fix, "refused"))
             continue
-        name = str(_name(path, place))
+        name = str(name_below(place.images, path))
         images.append({"id": key, "file_name": name, "width": width, "height": height})
         for where, found in _labels(labels[path], len(names), columns, place.classes):
             if isinstance(found, Problem):
@@ -71,12 +74,11 @@ def _images(place: Place) -> list[Path]:
     """Return the images of a split.
 
     Raises:
-        AdaptError: If there is none, or one of the list does not exist.
+        AdaptError: If there is none, or one of the list does not exist or leads out of the folder.
     """
     if place.annotations.suffix != ".txt" or place.annotations.is_dir():
         return find_images([place.images])
-    lines = [line.strip() for line in read_text(place.annotations, "list of images").splitlines()]
-    found = [_listed(place, line) for line in lines if line]
+    found = [_listed(place, line) for line in listed_names(place.annotations)]
     if not found:
         raise AdaptError(f"{place.annotations} lists no images; choose another split")
     return found
@@ -88,17 +90,14 @@ def _listed(place: Place, line: str) -> Path:
     slashes = line.replace("\\", "/")
     tried = [folder / name for name in (line, slashes) for folder in folders]
     tried += [place.annotations.parent / slashes.partition("/")[2]]
-    found = next((path for path in tried if path.is_file()), None)
+    found = next((path for path in tried if is_file(path)), None)
     if found is None:
         raise AdaptError(
             f"{place.annotations} lists {line}, which does not exist; write images as seen from "
             "the list's folder"
         )
+    check_inside(found, place.folders, f"{place.annotations} lists {line}")
     return found
-
-
-def _name(path: Path, place: Place) -> Path:
-    return path.relative_to(place.images) if path.is_relative_to(place.images) else path
 
 
 def _label_file(image: Path, place: Place) -> Path | None:

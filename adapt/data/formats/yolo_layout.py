@@ -10,6 +10,8 @@ import yaml
 from adapt.artifacts import read_text
 from adapt.data.formats.place import Place
 from adapt.data.images import SUFFIXES
+from adapt.data.inside import check_inside
+from adapt.data.paths import exists, is_dir, is_file
 from adapt.errors import AdaptError
 
 SPLITS = ("train", "val", "valid", "test")
@@ -98,9 +100,13 @@ def described(file: Path) -> Mapping[str, Any]:
     try:
         # Text alone: classes may be called yes, no or 1e3.
         content = yaml.load(text, yaml.BaseLoader)
-    except yaml.YAMLError as error:
+        # A few lines of them can stand for more text than there is memory.
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = " ".join(str(error).split())
         raise AdaptError(f"{file} is not YAML: {where}; export it again") from error
+    if aliases:
+        raise AdaptError(f"{file} has YAML aliases (*); write out what they stand for")
     if not isinstance(content, dict) or "names" not in content:
         raise AdaptError(f"{file} has no `names`; list the classes there, in the order of labels")
     return content
@@ -110,14 +116,21 @@ def _base(file: Path, content: Mapping[str, Any]) -> Path:
     """Return the folder that the others are seen from.
 
     Raises:
-        AdaptError: If it does not exist, as after a move to another machine.
+        AdaptError: If it does not exist, as after a move to another machine, or leads out of the
+            file's folder.
     """
+    base = _existing_base(file, content)
+    check_inside(base, (file.parent,), f"{file} says path: {content['path']}")
+    return base
+
+
+def _existing_base(file: Path, content: Mapping[str, Any]) -> Path:
     path = Path(str(content["path"])).expanduser()
     entries = [content[name] for name in SPLITS if isinstance(content.get(name), str)]
     for base in (file.parent / path, file.parent):
-        if base.is_dir() and any((base / entry).exists() for entry in entries):
+        if is_dir(base) and any(exists(base / entry) for entry in entries):
             return base
-    if (file.parent / path).is_dir():
+    if is_dir(file.parent / path):
         return file.parent / path
     raise AdaptError(
         f"{file} says path: {content['path']}, which does not exist here; set it to the folder "
@@ -130,7 +143,7 @@ def _place(file: Path, entry: object, name: str, base: Path) -> Place | None:
 
     Raises:
         AdaptError: If two folders may be meant, or it is named by an absolute path that does not
-            exist, which may be one of another machine.
+            exist, which may be one of another machine, or leads out of the data set's folder.
     """
     if not isinstance(entry, str):
         raise AdaptError(
@@ -144,6 +157,7 @@ def _place(file: Path, entry: object, name: str, base: Path) -> Place | None:
                 "from this file"
             )
         return None
+    check_inside(found, (base,), f"{file} says {name}: {entry}")
     if found.is_file():
         return Place(found, base, "YOLO", file, base)
     below = found / "images"
@@ -158,7 +172,7 @@ def _existing(file: Path, entry: str, name: str, base: Path) -> Path | None:
     tried = [base / entry, base / slashes, beside]
     if slashes.endswith(".txt"):  # as seen from where Darknet runs
         tried.append(base / Path(slashes).name)
-    found = [path for path in tried if path.exists()]
+    found = [path for path in tried if exists(path)]
     if len({path.resolve() for path in found}) > 1:
         raise AdaptError(
             f"{file} says {name}: {entry}, and both {found[0]} and {found[-1]} exist; write the "
@@ -188,12 +202,18 @@ def label_paths(image: Path, root: Path | None) -> list[Path]:
 
 
 def names_file(file: Path) -> Path:
-    """Return the file that lists the classes of a description, which may be the same."""
+    """Return the file that lists the classes of a description, which may be the same.
+
+    Raises:
+        AdaptError: If it leads out of the description's folder.
+    """
     if file.suffix != ".data":
         return file
     named = Path(str(described(file).get("names", "obj.names")))
     places = (file.parent / named, file.parent / named.name)
-    return next((place for place in places if place.is_file()), places[-1])
+    found = next((place for place in places if is_file(place)), places[-1])
+    check_inside(found, (file.parent,), f"{file} says names = {named}")
+    return found
 
 
 def class_names(file: Path) -> tuple[list[str], int]:
