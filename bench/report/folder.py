@@ -111,14 +111,18 @@ class Folder:
         """Return the trained detector that a file was exported from."""
         return self.beside(entry, f"{entry.artifact.stem}.safetensors")
 
+    def architecture_file(self, entry: Entry) -> Path | None:
+        """Return the file that says how a network was found, if it is there."""
+        stem = entry.artifact.stem
+        return self.beside(entry, f"{re.sub('^derived', 'arch', stem)}.json", f"{stem}.json")
+
     def architecture(self, entry: Entry) -> dict[str, Any]:
         """Return what is known of how a network was found; empty without its file.
 
         Raises:
             AdaptError: If the file is damaged.
         """
-        stem = entry.artifact.stem
-        path = self.beside(entry, f"{re.sub('^derived', 'arch', stem)}.json", f"{stem}.json")
+        path = self.architecture_file(entry)
         return check_header(read_json(path, "architecture"), "architecture", path) if path else {}
 
 

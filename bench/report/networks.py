@@ -38,7 +38,7 @@ def networks(folder: Folder) -> Section:
         Network(name, about(info), block_rows(info.architecture, source), widest)
         for name, info in known.items()
     ]
-    told = [_decided(entry, folder.architecture(entry)) for entry in folder.detectors]
+    told = [_decided(entry, folder) for entry in folder.detectors]
     lost = [name for name, info in infos.items() if not info]
     missing = [f"The files of {', '.join(lost)} are gone."] if lost else []
     if not any(of for _, of in told):
@@ -80,14 +80,15 @@ def block_rows(network: Architecture, source: Architecture | None) -> list[Block
     return rows
 
 
-def _decided(entry: Entry, network: Mapping[str, Any]) -> tuple[str, list[Part]]:
+def _decided(entry: Entry, folder: Folder) -> tuple[str, list[Part]]:
     """Return by which rule a network was found, and the tables of what it was chosen from."""
-    if not network:
+    file, network = folder.architecture_file(entry), folder.architecture(entry)
+    if not file or not network:
         return "", []
     parts: list[Part] = []
     if network.get("race"):
         parts.append(_race(entry.name, network))
-    decisions, unit = read_ledger(network)
+    decisions, unit = read_ledger(network, file)
     if decisions:
         parts += [_ledger(entry.name, decisions, unit), _where(entry.name, decisions, unit)]
     return f"{entry.name} by: {network['rule']}.", parts
