@@ -137,6 +137,15 @@ def test_names_are_text_on_the_page(own: Path) -> None:
     assert "&lt;b onclick" in raw
 
 
+def test_a_detector_whose_name_is_a_path_is_drawn_by_its_end(own: Path) -> None:
+    name = f"/{'long/' * 40}derived-75.onnx on ort-cuda"
+    report = own / "report" / "report.json"
+    report.write_text(report.read_text().replace('"name": "derived-75"', f'"name": "{name}"'))
+    text = text_of(own)
+    assert f"<td>{name}</td>" in text
+    assert re.search(r">…\S*long/derived-75.onnx on ort-cuda<", text)
+
+
 def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     change(content)

@@ -59,7 +59,7 @@ def _classes(entries: Sequence[Entry]) -> Table:
     """Return AP of every class; classes without objects are left out."""
     names = [name for name, ap in entries[0].metrics.per_class.items() if ap is not None]
     rows = [[name, *(_percent(e.metrics.per_class.get(name)) for e in entries)] for name in names]
-    sizes = {
+    sizes: dict[str, list[float | None]] = {
         "small objects": [e.metrics.ap_small for e in entries],
         "medium objects": [e.metrics.ap_medium for e in entries],
         "large objects": [e.metrics.ap_large for e in entries],

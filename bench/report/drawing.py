@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 SIZE = (4.8, 3.4)  # inches: on the 360 pixels of a phone, letters are still 10 pixels high
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 SOURCE = "#444444"
+LONGEST = 36  # letters of a legend
 MARKERS = "oDsv^P"
+Corner = Literal["best", "upper left", "upper right", "lower left", "lower right"]
 Styles = Mapping[str, tuple[str, str]]  # name -> colour, marker
 
 
@@ -37,10 +39,14 @@ def new_figure(size: tuple[float, float] = SIZE) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def legend(axes: "Axes", place: str = "best") -> None:
-    """Add a legend whose names are text, not formulas."""
-    for text in axes.legend(frameon=False, fontsize=9, loc=place).get_texts():
+def legend(axes: "Axes", place: Corner = "best") -> None:
+    """Add a legend whose names are text, not formulas; of long ones, such as paths, the end."""
+    added = axes.legend(frameon=False, fontsize=9, loc=place)
+    added.set_in_layout(False)
+    for text in added.get_texts():
         text.set_parse_math(False)
+        if len(name := text.get_text()) > LONGEST:
+            text.set_text("…" + name[1 - LONGEST :])
 
 
 def svg(figure: "Figure") -> str:

@@ -83,7 +83,8 @@ def _row(entry: Entry, network: Mapping[str, Any]) -> list[str]:
 def _budget(network: Mapping[str, Any]) -> float | None:
     budget = network.get("budget", {})
     of_search = budget.get("amount") if budget.get("unit") == "ms" else None
-    return network.get("budget_ms", of_search)
+    amount: float | None = network.get("budget_ms", of_search)
+    return amount
 
 
 def _ms(value: float | None) -> str:
