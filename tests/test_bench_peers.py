@@ -11,6 +11,7 @@ from onnx import TensorProto
 from peer_parts import NAMES, SIZE, as_rows, as_yolo, middles, outputs_of, peer
 from PIL import Image
 
+from adapt.cost.units import pyramid_sizes
 from adapt.data.coco import load_split
 from adapt.data.synthetic import generate
 from adapt.errors import AdaptError
@@ -100,8 +101,8 @@ CORNER = 'resize = "letterbox-corner"\nantialias = true\nscore_threshold = 0.05\
 
 
 def test_our_detector_in_yolos_form_detects_the_same(ours, exports, tmp_path):
-    anchors = torch.cat(level_anchors(small_detector(), OURS)).numpy()
     size = (OURS.height, OURS.width)
+    anchors = torch.cat(level_anchors(small_detector(), OURS, pyramid_sizes(*size))).numpy()
     path = as_yolo(exported(exports, "none"), anchors, size, tmp_path / "ours.onnx")
     sidecar(path).write_text(f"{CORNER}nms_threshold = 0.5")
     assert_same(path, ours)
