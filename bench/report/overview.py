@@ -31,8 +31,8 @@ NOTE = (
     "AP is COCO's box AP in percent, p50 the median latency of a call. Δ AP is the gain over the "
     "source, and time the share of its latency. AP 95 %, and the brackets beside Δ AP, are 95 % "
     "intervals over images that are drawn with replacement, the same for all detectors; another "
-    "training differs by more than that. p50 95 % is its interval over rounds. The "
-    "row that stands out has the highest AP on these images, which flatters it if there are several."
+    "training differs by more than that. p50 95 % is its interval over rounds. The row that "
+    "stands out has the highest AP on these images, which flatters it if there are several."
 )
 
 
