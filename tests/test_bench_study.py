@@ -15,11 +15,13 @@ from adapt.data.images import InputSize
 from adapt.detector.file import read_detector_info
 from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
 from adapt.errors import AdaptError
+from adapt.progress import silent
 from bench.acceptance.meet import TOLERANCE, BudgetMeter, Met, closest_factor
 from bench.acceptance.scaling import Sized, scaled
 from bench.costs.selection import Shard
 from bench.study.division import divided_anew
 from bench.study.execution import Execution
+from bench.study.latency import measure_latencies
 from bench.study.preparation import Preparation
 from bench.study.report import findings, write_study
 from bench.study.result import ArmResult, StudyResult
@@ -390,3 +392,15 @@ def test_arms_share_a_teacher_whose_seconds_count(recipe: Recipe, tmp_path: Path
     assert read_detector_info(teacher)[0].architecture == mobilenet_v2()
     again = StudyRun(Study(tuple(arms), seeds=1), recipe, tmp_path).execute()
     assert again.to_dict() == result.to_dict()
+
+
+@pytest.mark.parametrize(("drift", "again"), [(0.01, False), (0.034, True)])
+def test_void_latencies_are_measured_again_when_a_study_is_repeated(
+    drift: float, again: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "latency.json"
+    measure_latencies([], path, silent)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "drift": drift}))
+    assert measure_latencies([], path, silent).drift == (0.0 if again else drift)
+    assert json.loads(path.read_text())["drift"] == (0.0 if again else drift)

@@ -48,6 +48,9 @@ class Latencies:
 def measure_latencies(trials: Sequence[Trial], path: Path, progress: Progress) -> Latencies:
     """Measure the deployed detectors, and some of them again; reuse what ``path`` holds.
 
+    Latencies of a machine that changed its speed are void: they are measured anew, and kept if the
+    machine was steadier then.
+
     Args:
         trials: Trainings whose deployed files are here.
         path: Where the latencies are stored.
@@ -55,14 +58,24 @@ def measure_latencies(trials: Sequence[Trial], path: Path, progress: Progress) -
     """
     told = [field.name for field in fields(Latencies)]  # files of earlier versions tell less
     key = content_hash([told, *([trial.name, file_hash(trial.artifact)] for trial in trials)])
+    known = _stored(path, key, told)
+    if known and known.drift <= DRIFT:
+        return known
+    measured = _measured(trials, progress)
+    if known and known.drift <= measured.drift:
+        return known
+    write_json(path, header("study-latency", key=key, **vars(measured)))
+    return measured
+
+
+def _stored(path: Path, key: str, told: Sequence[str]) -> Latencies | None:
+    """Return what was measured of the same files; None if nothing was."""
     if path.is_file():
         content = check_header(read_json(path, "latencies"), "study-latency", path)
         if content.get("key") == key:
             with parsing("latencies", path, "delete it, so that they are measured again"):
                 return typed(Latencies, {name: content[name] for name in told})
-    measured = _measured(trials, progress)
-    write_json(path, header("study-latency", key=key, **vars(measured)))
-    return measured
+    return None
 
 
 def _measured(trials: Sequence[Trial], progress: Progress) -> Latencies:
