@@ -284,6 +284,8 @@ def test_the_worst_image_of_other_artifacts_is_named(detector, deployed, photos)
 
 def test_other_detectors_are_not_compared(detector, deployed, photos, tmp_path):
     other = tmp_path / "other.safetensors"
-    save_detector(other, small_detector(), replace(INFO, classes=("a", "b", "c", "d")))
+    config = replace(INFO.detector, num_classes=4)
+    info = replace(INFO, classes=("a", "b", "c", "d"), category_ids=None, detector=config)
+    save_detector(other, info.build(), info)
     with pytest.raises(AdaptError, match=r"with 4 classes.*with 3; compare artifacts of one"):
         compared(other, deployed["fp32"][0], [photos])

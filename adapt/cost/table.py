@@ -21,6 +21,7 @@ from adapt.errors import FORBID_UNKNOWN, AdaptError
 KIND = "cost-table"
 Stored = dict[str, Any] | None
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fastest = Annotated[float, Field(gt=0)]  # infinite if the machine was slow all the time
 AnyUnit = TypeVar("AnyUnit", bound=Measurable)
 Note = Literal["certificate", "interpolation", "anchor_ms", "runs"]  # kept beside the rows
 _SCHEMA = """
@@ -272,7 +273,7 @@ class CostTable:
     def anchor_ms(self) -> float:
         """Fastest latency of the anchor operation in any run; infinite before the first."""
         with self._parsing("anchor"):
-            fastest: float | None = typed(Finite | None, self._stored("anchor_ms"))
+            fastest: float | None = typed(Fastest | None, self._stored("anchor_ms"))
         return float("inf") if fastest is None else fastest
 
     @property
