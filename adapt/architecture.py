@@ -15,7 +15,7 @@ from adapt.artifacts import (
     write_json,
 )
 from adapt.errors import AdaptError
-from adapt.space import SKIP, BlockSpace, Operation, SearchSpace, check_taps
+from adapt.space import SKIP, BlockSpace, Operation, SearchSpace, check_taps, check_whole
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class Architecture:
         """
         blocks = tuple(
             Block(
-                _positive("stride", b["stride"]),
-                _positive("width", b["width"]),
+                check_whole("stride", b["stride"], most=2),
+                check_whole("width", b["width"]),
                 tuple(Operation.parse(str(op)) for op in b["ops"]),
             )
             for b in content["blocks"]
@@ -157,8 +157,8 @@ class Architecture:
             raise AdaptError("every block needs at least one MBConv and lists no 'skip'")
         architecture = cls(
             source=typed(str, content["source"]),
-            stem_width=_positive("stem_width", content["stem_width"]),
-            first_width=_positive("first_width", content["first_width"]),
+            stem_width=check_whole("stem_width", content["stem_width"]),
+            first_width=check_whole("first_width", content["first_width"]),
             taps=typed(tuple[int, ...], content["taps"]),
             blocks=blocks,
         )
@@ -228,12 +228,6 @@ class Choices:
         return Architecture(
             space.source, space.stem_width, space.first_width, space.taps, tuple(blocks)
         )
-
-
-def _positive(name: str, value: object) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise AdaptError(f"{name} must be a positive integer, got {value!r}")
-    return value
 
 
 def _misfit(block: Block, allowed: BlockSpace) -> str | None:

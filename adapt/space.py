@@ -14,7 +14,10 @@ from adapt.errors import AdaptError
 
 PRESETS = Path(__file__).parent / "spaces"
 Numbers = tuple[int, ...]
-MOST_OPS, MOST_WIDTHS = 100, 10_000  # of a block; more are slips of a key
+# Of a block, of a layer, and of an operation; more are slips of a key.
+MOST_OPS, MOST_WIDTHS = 100, 10_000
+MOST_CHANNELS = 2**16
+MOST_TIMES = 99  # a kernel, and an expansion
 
 
 @dataclass(frozen=True, order=True)
@@ -40,8 +43,10 @@ class Operation:
         if not (kernel[:1] == "k" and expansion[:1] == "e"):
             raise AdaptError(f"operation {text!r} is neither 'skip' nor of the form 'k3_e6'")
         numbers = kernel[1:], expansion[1:]
-        if not all(number.isdecimal() and int(number) > 0 for number in numbers):
-            raise AdaptError(f"operation {text!r} is not of the form 'k3_e6'")
+        if not all(number.isdecimal() and 0 < int(number) <= MOST_TIMES for number in numbers):
+            raise AdaptError(
+                f"operation {text!r} is not of the form 'k3_e6', of numbers up to {MOST_TIMES}"
+            )
         return cls(*map(int, numbers))
 
 
@@ -160,8 +165,7 @@ class SearchSpace:
         for number, block in enumerate(self.blocks, start=1):
             _check_block(number, block)
         for name in ("stem_width", "first_width"):
-            if getattr(self, name) < 1:
-                raise AdaptError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_whole(name, getattr(self, name))
 
     def on_grid(self, grid: int) -> "SearchSpace":
         """Keep only widths that are multiples of ``grid``, and each block's smallest and largest.
@@ -243,6 +247,17 @@ def _thin(widths: tuple[int, ...], grid: int) -> tuple[int, ...]:
     return tuple(width for width in widths if width % grid == 0 or width in ends)
 
 
+def check_whole(name: str, value: object, most: int = MOST_CHANNELS) -> int:
+    """Return a whole number from 1 to ``most``, which only a slip or damage exceeds.
+
+    Raises:
+        AdaptError: If it is none.
+    """
+    if type(value) is not int or not 1 <= value <= most:
+        raise AdaptError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+    return value
+
+
 def _check_block(number: int, block: BlockSpace) -> None:
     where = f"block {number}"
     if block.num_ops < 1:
@@ -255,8 +270,12 @@ def _check_block(number: int, block: BlockSpace) -> None:
         raise AdaptError(f"{where}: kernels must be odd sizes, got {list(block.kernels)}")
     if not block.expansions or any(e < 1 for e in block.expansions):
         raise AdaptError(f"{where}: expansions must be positive, got {list(block.expansions)}")
+    for name, numbers in (("kernels", block.kernels), ("expansions", block.expansions)):
+        if max(numbers) > MOST_TIMES:
+            raise AdaptError(f"{where}: {name} must be at most {MOST_TIMES}, got {max(numbers)}")
     increasing = list(block.widths) == sorted(set(block.widths))
     if not block.widths or not increasing or block.widths[0] < 1:
         raise AdaptError(
             f"{where}: widths must be positive and increasing, got {list(block.widths)}"
         )
+    check_whole(f"{where}: the largest of widths", block.widths[-1])

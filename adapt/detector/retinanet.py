@@ -25,7 +25,8 @@ COARSEST = 7  # P7, the last level of every pyramid
 ON_CROWD = 0.5  # share of an anchor that lies on a crowd
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors of one scale
 TAPPED_LEVELS = (3, 4, 5)  # of the pyramid, that read a tapped block each
-MOST = {"head_depth": 64, "anchor_scales": 64}  # more are slips of a key
+# More are slips of a key.
+MOST = {"head_depth": 64, "anchor_scales": 64, "fpn_width": 2**16, "anchor_size": 2**16}
 HeadKind = Literal["retinanet", "fcos"]
 
 

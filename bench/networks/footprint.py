@@ -15,7 +15,6 @@ from adapt.detector.file import load_detector
 from adapt.errors import AdaptError
 from bench.latency.nvml import nvml
 from bench.latency.workers import process_context
-from bench.peers.file import model_bytes
 from bench.peers.runner import open_detector
 from export.engine.execution import EngineExecution
 from export.run.inference import Array
@@ -102,7 +101,7 @@ def _load_ms(runtime: str, artifact: Path, threads: int) -> float:
     """Load a file into a runtime that has started already, and nothing else; return how long."""
     start = time.perf_counter()
     if runtime in PROVIDERS:
-        ort_session(runtime, model_bytes(artifact), threads)
+        ort_session(runtime, artifact.read_bytes(), threads)
     elif runtime == "torch":
         load_detector(artifact)
     else:

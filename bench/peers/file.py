@@ -66,13 +66,6 @@ class PeerFile:
         return "fp16" if onnx.TensorProto.FLOAT16 in types else "fp32"
 
 
-def model_bytes(path: Path) -> bytes:
-    """Return an ONNX file with all its weights, some of which may stand in a file beside it."""
-    data = path.read_bytes()
-    # The key of every place in another file; where it stands for anything else, nothing is lost.
-    return data if b"location" not in data else onnx.load(path).SerializeToString()
-
-
 def _names(notes: Mapping[str, str]) -> tuple[str, ...] | None:
     """Return the class names that Ultralytics writes: a Python dict or list as text."""
     try:

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from adapt.data.coco import CocoSplit
 from adapt.errors import AdaptError
-from bench.peers.file import PeerFile, model_bytes
+from bench.peers.file import PeerFile
 from bench.peers.forms import class_count, detections_of, recognised, relevant_outputs
 from bench.peers.placing import normalised, place
 from bench.peers.settings import Settings, settings_of, sidecar
@@ -203,7 +203,7 @@ class PeerRunner(Runner):
 
 def _session(file: PeerFile, runtime: str, threads: int) -> Any:
     try:
-        return ort_session(runtime, model_bytes(file.path), threads)
+        return ort_session(runtime, file.path.read_bytes(), threads)
     except AdaptError:
         raise
     except Exception as error:  # ONNX Runtime's errors have no class in common

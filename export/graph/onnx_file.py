@@ -178,7 +178,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise AdaptError(
                 f"{path} keeps {tensor.name or 'a tensor'} in another file, which is not read; "
-                "write it again with `adapt export`"
+                "write it again as one file"
             )
     return model
 
