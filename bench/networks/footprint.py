@@ -18,7 +18,7 @@ from bench.latency.workers import process_context
 from bench.peers.runner import open_detector
 from export.engine.execution import EngineExecution
 from export.run.inference import Array
-from export.run.onnx_session import PROVIDERS, ort_session
+from export.run.onnx_session import PROVIDERS, file_session
 
 PROCESSES = 3  # one after the other; one alone may meet a busy machine
 CALLS = 5  # after which a runtime's pools of memory have grown
@@ -101,7 +101,7 @@ def _load_ms(runtime: str, artifact: Path, threads: int) -> float:
     """Load a file into a runtime that has started already, and nothing else; return how long."""
     start = time.perf_counter()
     if runtime in PROVIDERS:
-        ort_session(runtime, artifact.read_bytes(), threads)
+        file_session(runtime, artifact, threads)
     elif runtime == "torch":
         load_detector(artifact)
     else:

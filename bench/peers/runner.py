@@ -16,7 +16,7 @@ from bench.peers.placing import normalised, place
 from bench.peers.settings import Settings, settings_of, sidecar
 from export.graph.onnx_file import HEADER, load_onnx
 from export.run.inference import Array, ImageDetections, Runner
-from export.run.onnx_session import PROVIDERS, bound_call, fetching_call, ort_session
+from export.run.onnx_session import PROVIDERS, bound_call, fetching_call, file_session
 from export.run.runner import open_runner
 
 TYPES = {
@@ -64,7 +64,7 @@ class PeerRunner(Runner):
         self.file = PeerFile.read(path)
         self.precision = self.file.precision
         self._runtime, self._threads = runtime, threads
-        self._session = _session(self.file, runtime, threads)
+        self._session = file_session(runtime, path, threads)
         (image,) = self._session.get_inputs()
         self._input, self._type = image.name, TYPES[image.type]
         self.dynamic = not isinstance(image.shape[0], int)
@@ -199,16 +199,6 @@ class PeerRunner(Runner):
         values = self._session.run(None, {self._input: blank})
         names = [output.name for output in self._session.get_outputs()]
         return {name: np.shape(value) for name, value in zip(names, values, strict=True)}
-
-
-def _session(file: PeerFile, runtime: str, threads: int) -> Any:
-    try:
-        return ort_session(runtime, file.path.read_bytes(), threads)
-    except AdaptError:
-        raise
-    except Exception as error:  # ONNX Runtime's errors have no class in common
-        reason = str(error).partition("\n")[0]
-        raise AdaptError(f"ONNX Runtime does not load {file.path} ({reason})") from error
 
 
 def _unknown_form(

@@ -68,6 +68,23 @@ def ort_session(runtime: str, model: bytes, threads: int, profile: Path | None =
     return session
 
 
+def file_session(runtime: str, file: Path, threads: int) -> Any:
+    """Return a session of an ONNX file.
+
+    Raises:
+        AdaptError: As of :func:`ort_session`, or if ONNX Runtime refuses the graph.
+    """
+    try:
+        return ort_session(runtime, file.read_bytes(), threads)
+    except AdaptError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors have no class in common
+        reason = str(error).partition("\n")[0]
+        raise AdaptError(
+            f"ONNX Runtime does not load {file} ({reason}); export it again"
+        ) from error
+
+
 def bound_call(session: Any, inputs: dict[str, Array], runtime: str) -> Callable[[], None]:
     """Return a call that runs a session on these inputs, which are copied to its device before."""
     outputs = [output.name for output in session.get_outputs()]

@@ -25,7 +25,7 @@ from export.run.inference import (
     in_type,
     unit,
 )
-from export.run.onnx_session import PROVIDERS, bound_call, ort_session
+from export.run.onnx_session import PROVIDERS, bound_call, file_session
 from export.run.pair import PairRunner, deployed_header, files_of, warn_if_smaller
 
 ARTIFACTS = {  # what the files of a runtime end in
@@ -233,7 +233,7 @@ class OrtRunner(ExportedRunner):
     def __init__(self, runtime: str, artifact: Path, threads: int = 1) -> None:
         super().__init__(runtime, artifact, deployed_header(artifact))
         self._threads = threads
-        self._session = ort_session(runtime, artifact.read_bytes(), threads)
+        self._session = file_session(runtime, artifact, threads)
 
     def __exit__(self, *_: object) -> None:
         self._session = None  # frees its memory

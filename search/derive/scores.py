@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.space import SearchSpace
 from search.derive.exact import Deriver
 
+MOST_RISE = 1e12  # of a loss that a training survived
 LEAST_TAU = 0.6  # below it, sums say too little of combinations
 
 
@@ -31,6 +33,12 @@ class Scores:
     ops: tuple[tuple[tuple[float, ...], ...], ...]
     widths: tuple[tuple[float, ...], ...]
     loss: float
+
+    def __post_init__(self) -> None:
+        of_ops = chain.from_iterable(chain.from_iterable(self.ops))
+        largest = max(map(abs, chain(of_ops, *self.widths)), default=0.0)
+        if largest > MOST_RISE:
+            raise ValueError(f"a choice is said to change the loss by {largest:g}")
 
     def rise(self, choices: Choices) -> float:
         """Return the sum over the choices of a network."""
