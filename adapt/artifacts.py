@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import platform
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,8 @@ Content = TypeVar("Content")
 LATER = {"later": True}  # metadata of a field; see :func:`identity`
 # What indexing and converting content raises that is of other types than expected.
 DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+# What reading a PyTorch file raises that is damaged or none.
+UNREADABLE = (*DAMAGE, OSError, EOFError, pickle.UnpicklingError, struct.error)
 GZIP = b"\x1f\x8b"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROBE = 2**20  # bytes; what a library's last, failed write was of is unknown

@@ -217,9 +217,12 @@ class CostTable:
             if certificate is None or certificate.pop("rows") != self.hash:
                 return None
             line = {name: typed(Finite, certificate[name]) for name in ("scale", "offset_ms")}
-            predicted = certificate.get("range_ms") or certificate.get("predicted_ms") or []
-            typed(list[Finite], predicted)
-        return certificate | line
+            predicted = {
+                name: typed(list[Finite], certificate[name])
+                for name in ("range_ms", "predicted_ms")
+                if certificate.get(name)
+            }
+        return certificate | line | predicted
 
     @property
     def correction(self) -> tuple[float, float]:

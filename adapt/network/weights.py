@@ -1,7 +1,6 @@
 """Where do the pretrained parameters of a source backbone come from?"""
 
 import importlib.util
-import pickle
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adapt.architecture import source_named
-from adapt.artifacts import DAMAGE, atomic_path, file_hash
+from adapt.artifacts import DAMAGE, UNREADABLE, atomic_path, file_hash
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.efficientnet import from_efficientnet
@@ -172,7 +171,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise AdaptError(f"weights {file} do not exist; check --weights")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (*DAMAGE, OSError, EOFError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = shorten(str(error), 200) or type(error).__name__
         raise AdaptError(
             f"weights {file} are no readable PyTorch state dict ({reason}); pass another file"

@@ -1,6 +1,5 @@
 """What does a checkpoint hold, and how does a killed training continue from it?"""
 
-import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from adapt.artifacts import DAMAGE, adapt_of, atomic_path, check_header, header, parsing
+from adapt.artifacts import UNREADABLE, adapt_of, atomic_path, check_header, header, parsing
 from adapt.errors import AdaptError
 from search.train.world import World
-
-# What reading a file raises that is none of torch's, whatever is in it.
-UNREADABLE = (*DAMAGE, OSError, EOFError, pickle.UnpicklingError)
 
 
 class Stateful(Protocol):
