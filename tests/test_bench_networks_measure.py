@@ -11,7 +11,8 @@ from adapt.data.images import Fitting
 from adapt.data.synthetic import generate
 from adapt.errors import AdaptError
 from bench.latency.timing import Protocol
-from bench.networks.measure import Timing, compare, evaluate_artifact, evaluate_runner
+from bench.networks.evaluation import evaluate_artifact, evaluate_runner
+from bench.networks.measure import Timing, compare
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
 from export.run.inference import ImageDetections, Runner
@@ -170,7 +171,8 @@ def test_evaluation_takes_all_cores_and_timing_the_threads_that_were_asked_for(
         opened.append(threads)
         return open_runner(runtime, artifact, threads)
 
-    monkeypatch.setattr("bench.networks.measure.open_detector", spy)
+    for module in ("evaluation", "measure"):
+        monkeypatch.setattr(f"bench.networks.{module}.open_detector", spy)
     monkeypatch.setattr("bench.networks.measure.usable_cores", lambda: 3)
     compare({"graph": ("ort-cpu", exported(exports))}, split, Timing(1, protocol=QUICK))
     assert opened == [3, 1]

@@ -17,7 +17,8 @@ from adapt.data.synthetic import generate
 from adapt.errors import AdaptError
 from bench.latency.timing import Protocol
 from bench.networks.artifacts import on_runtimes
-from bench.networks.measure import Timing, compare, evaluate_artifact
+from bench.networks.evaluation import evaluate_artifact
+from bench.networks.measure import Timing, compare
 from bench.networks.pair import compare_pair
 from bench.networks.report import markdown
 from bench.peers.forms import recognised

@@ -255,6 +255,8 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(
 
 
 @pytest.mark.slow
+# PyTorch's, before it refuses the file: users see it as a warning.
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", READERS)
 def test_a_file_damaged_in_many_ways_is_read_or_refused_in_one_sentence(
     name: str, sound: Path, tmp_path: Path

@@ -10,7 +10,7 @@ from adapt.architecture import mobilenet_v2
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
 from adapt.network.weights import find_local_weights
-from bench.networks.measure import evaluate_artifact
+from bench.networks.evaluation import evaluate_artifact
 from export.deploy import Deployment, deploy
 from export.engine.configure import BuildOptions
 from search.recipe.recipe import Recipe

@@ -7,7 +7,7 @@ from adapt.data.annotated_image import CocoImage
 from adapt.data.coco import CocoSplit, ImageBoxes
 from adapt.data.formats.place import Place
 from adapt.data.images import Fitting, InputSize
-from bench.networks.measure import evaluate_runner
+from bench.networks.evaluation import evaluate_runner
 from export.run.inference import ImageDetections, Runner
 from export.run.predict import predict
 from export.run.runner import open_runner

@@ -19,7 +19,7 @@ from adapt.detector.detect import batches_of
 from adapt.detector.file import load_detector, read_detector_info
 from adapt.detector.statistics import recalibrate
 from adapt.errors import AdaptError
-from bench.networks.measure import evaluate_artifact
+from bench.networks.evaluation import evaluate_artifact
 from search.recipe.optimisation import FinetuneRecipe
 from search.recipe.recipe import Recipe
 from search.train.average import decay_after, weight_average

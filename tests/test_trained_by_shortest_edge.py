@@ -18,7 +18,8 @@ from adapt.errors import AdaptError
 from bench.acceptance.ap_gate import GateOptions, deploy_within
 from bench.latency.timing import Protocol
 from bench.networks.artifacts import on_runtimes
-from bench.networks.measure import Timing, compare, evaluate_artifact
+from bench.networks.evaluation import evaluate_artifact
+from bench.networks.measure import Timing, compare
 from cli import app
 from export.deploy import Deployment, deploy
 from search.recipe.optimisation import FinetuneRecipe

@@ -14,7 +14,7 @@ from adapt.data.images import Fitting
 from adapt.errors import AdaptError
 from adapt.machine import usable_cores
 from adapt.progress import Progress, silent
-from bench.networks.measure import evaluate_artifact, evaluate_runner
+from bench.networks.evaluation import evaluate_artifact, evaluate_runner
 from export.deploy import (
     Deployment,
     Quantizers,

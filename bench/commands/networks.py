@@ -94,7 +94,7 @@ def eval_command(
     Example: `adapt eval runs/bccd/derived.onnx --data datasets/bccd --split test`
     """
     from adapt.progress import console_stage
-    from bench.networks.measure import evaluate_artifact
+    from bench.networks.evaluation import evaluate_artifact
 
     split = images.load()
     with console_stage("eval") as progress:

@@ -15,7 +15,7 @@ import typer
 from adapt.data.coco import CocoSplit, load_split
 from adapt.detector.file import load_detector
 from adapt.progress import console_stage
-from bench.networks.measure import evaluate_artifact
+from bench.networks.evaluation import evaluate_artifact
 from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
 

@@ -1,6 +1,5 @@
-"""Which mAP and latency does a detector file reach on a runtime? (`adapt eval`, `adapt bench`)"""
+"""Which AP and latency do detector files reach, side by side? (`adapt bench`)"""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from adapt.artifacts import content_hash, library_versions, make_folder, write_text
+from adapt.artifacts import content_hash, library_versions
 from adapt.cost.units import detector_units, madds
 from adapt.data.annotated_image import read_image
 from adapt.data.coco import CocoSplit
-from adapt.data.evaluate import Detections, Metrics, coco_results, evaluate
+from adapt.data.evaluate import Metrics
 from adapt.data.formats.place import Place
 from adapt.data.images import fit
 from adapt.detector.retinanet import count_parameters
@@ -34,11 +33,11 @@ from bench.latency.timing import (
     wall_timer,
 )
 from bench.networks.artifacts import Artifacts, Row, rows_of
+from bench.networks.evaluation import evaluate_artifact
 from bench.networks.footprint import Footprint, footprint
 from bench.networks.stages import stage_times
 from bench.peers.runner import PeerRunner, is_peer, open_detector
 from export.run.inference import Array, Runner, batch_of_one
-from export.run.runner import usual_runtime
 
 DETECTOR_PROTOCOL = Protocol(rounds=10, round_ms=500.0, settle_calls=50)
 PACED_CALLS = 20  # of a round, at least
@@ -282,44 +281,6 @@ class _Steps:
         self._progress(self._done, self._total, note)
 
 
-def evaluate_runner(
-    runner: Runner, split: CocoSplit, *, progress: Progress = silent
-) -> tuple[Metrics, list[Detections]]:
-    """Run a detector over a split, batch by batch, and evaluate its detections.
-
-    Args:
-        runner: An open runner.
-        split: Images and boxes.
-        progress: Called with (done, total) after every image.
-
-    Returns:
-        The metrics, and the detections in pixels of the original images.
-
-    Raises:
-        AdaptError: If the split has boxes of classes that the detector does not know.
-    """
-    split = matched(split, runner)
-    detections: list[Detections] = []
-    for start in range(0, len(split), runner.batch):
-        batch = split.images[start : start + runner.batch]
-        found = runner.detect([read_image(image) for image in batch])
-        for image, of_image in zip(batch, found, strict=True):
-            detections.append(Detections(image.id, *of_image))
-            progress(len(detections), len(split))
-    return evaluate(split, detections, runner.most_detections), detections
-
-
-def matched(split: CocoSplit, runner: Runner) -> CocoSplit:
-    """Return a split with the labels of a detector's classes, by name.
-
-    Raises:
-        AdaptError: If the split has boxes of classes that the detector does not know.
-    """
-    if isinstance(runner, PeerRunner):
-        return runner.matched(split)
-    return split.matched(runner.classes, "the detector")
-
-
 def _timed_images(runner: Runner, row: Row, split: CocoSplit, timing: Timing) -> Array:
     """Return the images of one timed call: copies of one, as many as the artifact takes.
 
@@ -424,32 +385,3 @@ def _structure(row: Row, runner: Runner) -> dict[str, Any]:
         "madds": sum(map(madds, detector_units(info.architecture, info.detector, size))),
         "params": count_parameters(info.build()),
     }
-
-
-def evaluate_artifact(
-    artifact: Path,
-    split: CocoSplit,
-    runtime: str | None = None,
-    threads: int = 1,
-    *,
-    results: Path | None = None,
-    progress: Progress = silent,
-) -> Metrics:
-    """Evaluate a detector file on a runtime.
-
-    Args:
-        artifact: Detector, ONNX file or engine.
-        split: Images and boxes.
-        runtime: Runtime; the file's usual one if None.
-        threads: CPU threads of one inference.
-        results: Where to write the detections as COCO results JSON, if anywhere.
-        progress: Called with (done, total) after every image.
-    """
-    if results:
-        make_folder(results.parent)  # before the images, not after
-    with open_detector(runtime or usual_runtime(artifact), artifact, threads) as runner:
-        metrics, detections = evaluate_runner(runner, split, progress=progress)
-        if results:
-            content = coco_results(detections, matched(split, runner))
-            write_text(results, json.dumps(content) + "\n")
-    return metrics

@@ -16,7 +16,8 @@ from adapt.errors import AdaptError
 from adapt.machine import usable_cores
 from adapt.progress import Progress, part_of, silent
 from bench.latency.timing import Latency
-from bench.networks.measure import Timing, evaluate_runner, matched, time_artifacts
+from bench.networks.evaluation import evaluate_runner, matched
+from bench.networks.measure import Timing, time_artifacts
 from bench.peers.runner import open_detector
 from export.run.runner import usual_runtime
 

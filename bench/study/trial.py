@@ -10,7 +10,7 @@ from adapt.architecture import Architecture
 from adapt.artifacts import check_header, content_hash, header, read_json, write_json
 from adapt.errors import AdaptError
 from adapt.progress import Progress, ignore, silent
-from bench.networks.measure import evaluate_artifact
+from bench.networks.evaluation import evaluate_artifact
 from bench.pipeline.target import Target
 from bench.study.spec import file_name
 from search.recipe.recipe import Recipe
