@@ -205,3 +205,11 @@ def test_ap_and_latency_can_be_read_in_40_columns(result, monkeypatch, capsys):
 def test_a_name_with_formulas_is_drawn_as_it_is(result, tmp_path):
     odd = replace(result, entries=(entry("$\\foo$"),))
     assert (tmp_path / "report.png") in write_report(tmp_path, odd)
+
+
+def test_the_terminal_says_why_a_median_is_no_number(result, capsys):
+    shaky = replace(entry("shaky"), latency=replace(entry("shaky").latency, throttled=2))
+    print_result(replace(result, entries=(entry("sound"), shaky)))
+    said = capsys.readouterr().err
+    assert "UNRELIABLE is shaky: the device stayed throttled in 2 rounds." in said
+    assert "is sound" not in said

@@ -34,10 +34,11 @@ def warm_up(result: BenchResult) -> str:
 
 def remarks(result: BenchResult) -> list[str]:
     """Say what is to be known of single files, and of columns that not every report has."""
-    return [*_unreliable(result), *_peers(result), *_stages(result), *_footprints(result)]
+    return [*unreliable(result), *_peers(result), *_stages(result), *_footprints(result)]
 
 
-def _unreliable(result: BenchResult) -> list[str]:
+def unreliable(result: BenchResult) -> list[str]:
+    """Say of every median that is no number to go by why it is none."""
     return [
         f"UNRELIABLE is {entry.name}: {', '.join(entry.latency.doubts)}."
         for entry in result.entries

@@ -11,13 +11,14 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from adapt.artifacts import atomic_path, check_header, header, read_json, write_json, write_text
+from adapt.command_line import warn
 from adapt.data.evaluate import COCO_DETECTIONS
 from adapt.errors import AdaptError
 from adapt.terminal import print_rows
 from bench.latency.timing import HALF_WIDTH, SLOW_ROUNDS, Latency
 from bench.networks.footprint import Footprint
 from bench.networks.measure import BenchResult, Entry
-from bench.networks.remarks import pace, pairs, remarks, warm_up
+from bench.networks.remarks import pace, pairs, remarks, unreliable, warm_up
 from bench.networks.stages import STAGES
 
 if TYPE_CHECKING:
@@ -137,10 +138,12 @@ def _median(latency: Latency) -> str:
 
 
 def print_result(result: BenchResult) -> None:
-    """Print what matters most on stdout."""
+    """Print what matters most on stdout, and why a median is no number on stderr."""
     columns = [column for column in COLUMNS if column[0] in TERMINAL_COLUMNS]
     rows = [[cell(entry) for _, cell in columns] for entry in result.entries]
     print_rows([title for title, _ in columns], rows, words=2, caption=conditions(result))
+    for reason in unreliable(result):
+        warn(reason)
 
 
 def conditions(result: BenchResult) -> str:
