@@ -47,13 +47,14 @@ def awake(build: Callable[[], RetinaNet], size: InputSize) -> RetinaNet:
         for _ in range(2):
             model.backbone(torch.randn(4, 3, size.height, size.width))
         # Scores near 1 would all be ties, so the heads' signal is kept small.
-        for branch in (model.head.classification_head, model.head.regression_head):
+        classes, boxes = model.head.classification_head, model.head.regression_head
+        for branch in (classes, boxes):
             for layer in branch.conv:
                 layer[0].weight.mul_(0.01 / tower_std(layer[0].in_channels))
-        head = model.head.classification_head.cls_logits
-        nn.init.normal_(head.weight, std=0.1)
-        nn.init.constant_(head.bias, -2.0)
-        nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.02)
+        scoring, placing = (list(out.modules())[-1] for out in (classes.cls_logits, boxes.bbox_reg))
+        nn.init.normal_(scoring.weight, std=0.1)
+        nn.init.constant_(scoring.bias, -2.0)
+        nn.init.normal_(placing.weight, std=0.02)
     return model.eval()
 
 

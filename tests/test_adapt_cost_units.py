@@ -75,6 +75,8 @@ def test_units_agree_with_pytorchs_counter(seed: int) -> None:
         head_depth=seed % 4,
         anchor_scales=3 - seed % 3,
         finest_level=3 + seed // 2 % 3,
+        separable=seed % 3 == 0,
+        head="fcos" if seed % 4 == 1 else "retinanet",
     )
     size = InputSize(64, 96) if seed % 2 else InputSize(72, 104, "shortest-edge")
     counted = counted_madds(on_meta(architecture, config), size.height, size.width)

@@ -13,6 +13,7 @@ from adapt.architecture import Architecture, MBConvShape
 from adapt.artifacts import LATER, identity
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import COARSEST, RATIOS, DetectorConfig, HeadKind
+from adapt.detector.separable import separable_madds
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Rest:
     anchor_scales: int = field(default=3, metadata=LATER)
     head: HeadKind = field(default="retinanet", metadata=LATER)
     finest_level: int = field(default=3, metadata=LATER)
+    separable: bool = field(default=False, metadata=LATER)
 
     @property
     def levels(self) -> list[tuple[int, int]]:
@@ -253,11 +255,21 @@ def pyramid_sizes(height: int, width: int, finest_level: int = 3) -> list[tuple[
 
 def _rest(unit: Rest) -> int:
     levels, width = unit.levels, unit.fpn_width
-    smooth = sum(_conv(width, width, 3, level, bias=True) for level in levels[:-2])
+    smooth = sum(_conv3(unit, width, level) for level in levels[:-2])
     p7 = _conv(width, width, 3, levels[-1], bias=True)
-    tower = sum(_conv(width, width, 3, level, bias=True) for level in levels)
-    outputs = len(RATIOS) * unit.anchor_scales * (unit.num_classes + 4)
+    tower = sum(_conv3(unit, width, level) for level in levels)
+    anchors = 1 if unit.head == "fcos" else len(RATIOS) * unit.anchor_scales
+    layers = [anchors * unit.num_classes, anchors * 4]
     if unit.head == "fcos":
-        outputs = unit.num_classes + 4 + 1  # classes, distances, centerness
-    output = sum(_conv(width, outputs, 3, level, bias=True) for level in levels)
+        layers.append(1)  # centerness
+    output = sum(
+        _conv3(unit, outputs, level, output=True) for level in levels for outputs in layers
+    )
     return smooth + p7 + 2 * unit.head_depth * tower + output
+
+
+def _conv3(unit: Rest, c_out: int, out: tuple[int, int], *, output: bool = False) -> int:
+    """Return the multiply-adds of a 3x3 convolution of pyramid or heads."""
+    if unit.separable:
+        return separable_madds(unit.fpn_width, c_out, out[0] * out[1], output=output)
+    return _conv(unit.fpn_width, c_out, 3, out, bias=True)

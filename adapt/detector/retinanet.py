@@ -18,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from adapt.artifacts import LATER, identity
 from adapt.detector.fcos import FCOSHead, matched_cells
+from adapt.detector.separable import make_separable
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 
@@ -53,6 +54,8 @@ class RetinaNetConfig:
             has about an eighth of the outputs.
         finest_level: First level of the pyramid: 3, or 4 or 5 where no object needs cells of 8 (16)
             pixels. The finest level is the most expensive one by far.
+        separable: Whether the 3x3 convolutions of pyramid and heads are depthwise separable: a few
+            times fewer multiply-adds, and weaker layers (:mod:`adapt.detector.separable`).
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -67,12 +70,13 @@ class RetinaNetConfig:
     anchor_scales: int = field(default=3, metadata=LATER)
     head: HeadKind = field(default="retinanet", metadata=LATER)
     finest_level: int = field(default=3, metadata=LATER)
+    separable: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.head not in get_args(HeadKind):
             raise AdaptError(f"detector.head must be retinanet or fcos, got {self.head!r}")
         for name, value in asdict(self).items():
-            if name == "head":
+            if name in ("head", "separable"):
                 continue
             if name.endswith("threshold"):
                 if not 0 <= value <= 1:
@@ -271,6 +275,8 @@ def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet:
     )
     if config.head == "fcos":
         model.box_coder, model.finest_stride = head.box_coder, 2**config.finest_level
+    if config.separable:
+        make_separable(model, config.head_depth)
     model.transform = NormalizeAndBatch(
         0, 0, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
     )

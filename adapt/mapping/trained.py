@@ -8,9 +8,11 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
 from adapt.detector.retinanet import RATIOS, scale_octaves
+from adapt.detector.separable import POINTWISE, is_separable
 from adapt.mapping.pretrained import Mapper
 
 CLASSIFICATION, REGRESSION = "head.classification_head.cls_logits", "head.regression_head.bbox_reg"
+SMOOTH_AND_HEADS = ("head.", "backbone.fpn.layer_blocks.")
 LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.)(\d+)(\..*)")
 Pairs = Sequence[tuple[int, int]]  # places in the target and in the source
 
@@ -25,7 +27,7 @@ def map_pyramid_and_heads(
     convolutions; those that only the target has start as in a new detector. Of other anchors per
     cell, each starts as the one of its shape whose scale is nearest. Between RetinaNet and FCOS
     output layers are not copied: they say other things. Levels of the pyramid that only the target
-    has are new.
+    has are new; so are all 3x3 convolutions if only one detector's are separable.
 
     Args:
         source: Trained detector.
@@ -37,16 +39,20 @@ def map_pyramid_and_heads(
     trained = source.state_dict()
     number, before = (one.head.classification_head.num_classes for one in (target, source))
     pairs = [(place, place) for place in range(number)] if classes is None else classes
+    separable = is_separable(target)
+    pointwise = f".{POINTWISE}" if separable else ""
     outputs = {
-        CLASSIFICATION: (number, before, pairs),
-        REGRESSION: (4, 4, [(place, place) for place in range(4)]),
+        CLASSIFICATION + pointwise: (number, before, pairs),
+        REGRESSION + pointwise: (4, 4, [(place, place) for place in range(4)]),
     }
+    same_layers = is_separable(source) == separable
     shift = target.backbone.unread - source.backbone.unread
     same_kind = type(source.head) is type(target.head)
     for name, tensor in target.state_dict().items():
         if name.startswith("backbone.body."):
             continue
-        if name.startswith("head.") and ".conv." not in name and not same_kind:
+        other_output = name.startswith("head.") and ".conv." not in name and not same_kind
+        if other_output or (name.startswith(SMOOTH_AND_HEADS) and not same_layers):
             mapper.report.copied[name] = (0, tensor.numel())
             continue
         head = outputs.get(name.rpartition(".")[0])

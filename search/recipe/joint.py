@@ -12,9 +12,10 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import HeadKind, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
-# Of ``[joint]``, and of a detector.
-CANDIDATES = ("head", "head_depth", "fpn_width", "anchor_scales", "finest_level", "input")
-CHOSEN = ("fpn_width", "head_depth", "anchor_size", "anchor_scales", "finest_level", "head")
+# Of a detector, of ``[joint]``, and of a setting.
+PARTS = ("fpn_width", "head_depth", "anchor_scales", "finest_level", "separable", "head")
+CANDIDATES = (*PARTS, "input")
+CHOSEN = (*PARTS, "anchor_size")
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,11 @@ class Setting:
         config, size = self.detector, self.input
         scales = f"anchor_scales {config.anchor_scales}, " if config.anchor_scales != 3 else ""
         finest = f"finest_level {config.finest_level}, " if config.finest_level != 3 else ""
+        separable = "separable, " if config.separable else ""
         kind = "" if config.head == "retinanet" else f"{config.head}, "
         return (
-            f"{kind}head_depth {config.head_depth}, fpn_width {config.fpn_width}, {scales}{finest}"
-            f"input {size.height}x{size.width}"
+            f"{kind}{separable}head_depth {config.head_depth}, fpn_width {config.fpn_width}, "
+            f"{scales}{finest}input {size.height}x{size.width}"
         )
 
 
@@ -93,6 +95,7 @@ class JointRecipe:
         fpn_width: Candidates of ``detector.fpn_width``; none leaves the recipe's own.
         anchor_scales: Candidates of ``detector.anchor_scales``; none leaves the recipe's own.
         finest_level: Candidates of ``detector.finest_level``; none leaves the recipe's own.
+        separable: Candidates of ``detector.separable``; none leaves the recipe's own.
         input: Candidates (height, width) of the letterbox; none leaves the recipe's own. Anchors
             are scaled with the root of its pixels, so that inputs of one shape keep their size on
             the objects.
@@ -107,6 +110,7 @@ class JointRecipe:
     anchor_scales: tuple[int, ...] = ()
     head: tuple[HeadKind, ...] = ()
     finest_level: tuple[int, ...] = ()
+    separable: tuple[bool, ...] = ()
     epochs: int = 2
     survivors: int = 3
 
@@ -141,10 +145,9 @@ class JointRecipe:
                 "input.resize to 'letterbox'"
             )
         sizes = [InputSize(*size) for size in self.input] or [own.input]
-        names = "fpn_width", "head_depth", "anchor_scales", "finest_level", "head"
-        fields = [getattr(self, name) or (getattr(own.detector, name),) for name in names]
+        fields = [getattr(self, name) or (getattr(own.detector, name),) for name in PARTS]
         settings = [
-            Setting(_with_anchors(own, size, **dict(zip(names, chosen, strict=True))), size)
+            Setting(_with_anchors(own, size, **dict(zip(PARTS, chosen, strict=True))), size)
             for size, *chosen in product(sizes, *fields)
         ]
         return list(dict.fromkeys(settings))  # FCOS is the same with any scales of anchors
