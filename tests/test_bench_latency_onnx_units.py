@@ -153,6 +153,14 @@ def test_the_rest_reads_one_light_input_per_map_that_others_compute():
     assert [x.shape for x in inputs.values()] == [(1, 4, m.height, m.width) for m in maps]
 
 
+@pytest.mark.parametrize("head", ["retinanet", "fcos"])
+@pytest.mark.parametrize("threshold", [0.05, 0.6])
+def test_the_rest_has_something_to_suppress_whatever_it_reads(head, threshold):
+    config = DetectorConfig(3, fpn_width=16, head_depth=1, head=head, score_threshold=threshold)
+    number, *_ = run(unit_model(rest_unit(config, SIZE), tail="onnx-nms"))
+    assert number > 3
+
+
 def test_the_rest_needs_a_letterbox():
     fields = {**DETECTOR.to_dict(), "height": 60, "width": 96}
     with pytest.raises(AdaptError, match="multiple of 32"):
@@ -237,7 +245,7 @@ def test_int8_between_fp16_computes_what_int8_between_fp32_does(unit):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_rest_detects_in_lower_precision(precision):
     number, boxes, scores, _ = run(unit_model(REST, precision=precision))
-    assert number > 10
+    assert number > 3
     assert np.isfinite(boxes).all()
     assert (np.diff(scores) <= 0).all()
 

@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms, box_convert
 
 from adapt.errors import AdaptError
 from bench.peers.settings import Form, Settings
-from export.graph.detector import best_pairs
+from export.graph.ranking import best_pairs
 from export.run.inference import Array, ImageDetections
 
 Shapes = Mapping[str, tuple[int, ...]]
