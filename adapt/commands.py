@@ -32,28 +32,45 @@ def data_check_command(
     page: Annotated[
         Path | None, typer.Option("--page", help="HTML file to write it to, with figures.")
     ] = None,
+    size: Annotated[
+        str, typer.Option("--size", help="Compare boxes with anchors in this input: 256x320.")
+    ] = "",
+    anchor: Annotated[
+        int,
+        typer.Option("--anchor", min=0, help="Smallest anchor, with --size; the best one if 0."),
+    ] = 0,
     as_json: JsonOpt = False,
 ) -> None:
     """Open every image and box of a data set and report all that would go wrong.
 
     The exit code is 1 if a training or an evaluation would be refused.
 
-    Example: `adapt data check datasets/bccd --page bccd.html`
+    Example: `adapt data check datasets/bccd --page bccd.html --size 256x320`
     """
     from adapt.data.check import check_data
+    from adapt.data.images import InputSize
+    from adapt.detector.fitted_boxes import FittedBoxes
+    from adapt.errors import AdaptError
     from adapt.progress import console_stage
 
+    if anchor and not size:
+        raise AdaptError(f"--anchor {anchor} needs an input, such as --size 256x320")
+    fitting = InputSize.parse(size, "--size") if size else None
     found = check_data(root, split or (), stage=console_stage)
-    reports = found.reports
+    reports, boxed = found.reports, found.boxed
+    boxes = FittedBoxes.of(boxed, fitting, anchor) if fitting and boxed else None
     if page:
         from adapt.data.page import write_page
 
-        write_page(found, root, page)
+        write_page(found, root, page, [(boxes.caption, boxes.figure())] if boxes else ())
+    anchors = {"anchors": boxes.to_dict()} if boxes else {}
     if as_json:
-        show({name: report.to_dict() for name, report in reports.items()}, as_json=True)
+        show({name: report.to_dict() for name, report in reports.items()} | anchors, as_json=True)
     else:
         for name, report in reports.items():
             show(report.shown(), as_json=False, title=name)
+        for name, content in anchors.items():
+            show(content, as_json=False, title=name)
     if any(report.problems for report in reports.values()):
         raise typer.Exit(1)
 

@@ -11,7 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from adapt.data.check import check_data
+from adapt.data.coco import load_split
+from adapt.data.images import InputSize
 from adapt.data.page import write_page
+from adapt.detector.fitted_boxes import FittedBoxes
+from adapt.detector.objects import ANCHOR_SIZES
 from cli import app
 
 
@@ -90,3 +94,40 @@ def test_data_check_writes_the_page_and_keeps_its_exit_code(problem: bool, tmp_p
     result = CliRunner().invoke(app, ["data", "check", str(root), "--page", str(page)])
     assert result.exit_code == int(problem), result.output
     assert page.read_text().startswith("<!doctype html>")
+
+
+def test_a_page_shows_boxes_beside_anchors_of_an_input(tmp_path: Path) -> None:
+    root, page = write_set(tmp_path / "set"), tmp_path / "page.html"
+    arguments = ["data", "check", str(root), "--split", "train", "--page", str(page), "--json"]
+    found = CliRunner().invoke(app, [*arguments, "--size", "64x96", "--anchor", "8"])
+    assert found.exit_code == 0, found.output
+    anchors = json.loads(found.stdout)["anchors"]
+    assert (anchors["input"], anchors["anchor_size"]) == ("64x96", 8)
+    text = page.read_text()
+    assert text.count("<svg") == 3
+    assert f"of {anchors['recall']:.1%} of the boxes" in text
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert page.read_text().count("<svg") == 2
+
+
+def test_the_best_anchor_is_taken_if_none_is_given(tmp_path: Path) -> None:
+    split = load_split(write_set(tmp_path / "set"), "train")
+    size = InputSize(64, 96)
+    best = FittedBoxes.of(split, size)
+    others = [FittedBoxes.of(split, size, anchor).recall for anchor in ANCHOR_SIZES]
+    assert best.recall == max(others) == FittedBoxes.of(split, size, best.anchor_size).recall
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--anchor", "16"], "--anchor 16 needs an input, such as --size 256x320"),
+        (["--size", "256"], "--size must be like 256x320"),
+    ],
+)
+def test_anchors_without_an_input_are_refused(
+    options: list[str], message: str, tmp_path: Path
+) -> None:
+    found = CliRunner().invoke(app, ["data", "check", str(tmp_path), *options])
+    assert found.exit_code == 1
+    assert message in " ".join(found.output.split())

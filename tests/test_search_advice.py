@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
 from adapt.data.pooled import pooled
+from adapt.detector.objects import ANCHOR_SIZES, Objects, anchor_recall, best_anchor
 from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig, anchor_generator
 from adapt.errors import AdaptError
 from cli import app
 from search.advice.advise import advise, input_size, letterboxes, training_epochs
-from search.advice.boxes import ANCHOR_SIZES, Objects, anchor_recall, best_anchor
 from search.advice.held_out import alike, hold_out
 from search.advice.run import advised_recipe
 from search.recipe.recipe import Recipe

@@ -115,6 +115,12 @@ class Checked:
     splits: Mapping[str, CocoSplit]
     pairs: Mapping[str, Sequence[Pair]]
 
+    @property
+    def boxed(self) -> CocoSplit | None:
+        """The training split, or the first one with boxes; None if no split has any."""
+        with_boxes = {name: split for name, split in self.splits.items() if split.has_boxes}
+        return with_boxes.get("train") or next(iter(with_boxes.values()), None)
+
 
 def check_data(root: Path, splits: Sequence[str] = (), *, stage: Stage = silent_stage) -> Checked:
     """Check splits of a data set, by name, and whether they fit each other.

@@ -27,13 +27,16 @@ PAIRS = 12  # look-alikes
 THUMBNAIL = (240, 240)
 
 
-def write_page(checked: Checked, root: Path, path: Path) -> None:
+def write_page(
+    checked: Checked, root: Path, path: Path, more: Sequence[tuple[str, "Figure"]] = ()
+) -> None:
     """Write an HTML file that needs no other one.
 
     Args:
         checked: What was found.
         root: The data set, for the title.
         path: HTML file to write.
+        more: Captions and figures that follow those of the boxes.
     """
     make_place(path)
     found = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
@@ -45,7 +48,7 @@ def write_page(checked: Checked, root: Path, path: Path) -> None:
         warnings=sum(len(report.warnings) for report in reports.values()),
         classes=classes[:COLUMNS],
         more_classes=max(0, len(classes) - COLUMNS),
-        figures=_figures(checked, classes),
+        figures=[*_figures(checked, classes), *((told, _svg(figure)) for told, figure in more)],
         sheets=_sheets(checked.splits),
         pairs=_shown_pairs(checked.pairs),
     )
@@ -63,7 +66,7 @@ def _classes(reports: Mapping[str, DataReport]) -> list[str]:
 
 def _figures(checked: Checked, classes: Sequence[str]) -> list[tuple[str, str]]:
     """Return captions and SVG figures; none where there are no boxes."""
-    if not any(split.has_boxes for split in checked.splits.values()):
+    if checked.boxed is None:
         return []
     shares = "Boxes of each class, as shares of its split: splits of one data set should be alike."
     sizes = (
@@ -72,7 +75,7 @@ def _figures(checked: Checked, classes: Sequence[str]) -> list[tuple[str, str]]:
     )
     return [
         (shares, _svg(_share_figure(checked.reports, classes[:BARS]))),
-        (sizes, _svg(_size_figure(checked.splits, classes[:BARS]))),
+        (sizes, _svg(_size_figure(checked.boxed, classes[:BARS]))),
     ]
 
 
@@ -94,12 +97,10 @@ def _share_figure(reports: Mapping[str, DataReport], classes: Sequence[str]) -> 
     return figure
 
 
-def _size_figure(splits: Mapping[str, CocoSplit], classes: Sequence[str]) -> "Figure":
+def _size_figure(split: CocoSplit, classes: Sequence[str]) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
-    with_boxes = {name: split for name, split in splits.items() if split.has_boxes}
-    split = with_boxes.get("train") or next(iter(with_boxes.values()))
     areas = np.concatenate([boxes.areas[~boxes.crowd] for boxes in split.boxes])
     labels = np.concatenate([boxes.labels[~boxes.crowd] for boxes in split.boxes])
     sides = np.sqrt(areas)

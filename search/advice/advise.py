@@ -10,7 +10,7 @@ import numpy as np
 from adapt.data.coco import CocoSplit
 from adapt.data.dataset import steps_per_epoch
 from adapt.data.images import InputSize
-from search.advice.boxes import Floats, Objects, best_anchor
+from adapt.detector.objects import Floats, Objects, best_anchor
 
 STRIDE = 8  # of P3: objects of fewer than two cells are hardly found
 SMALLEST = 2 * STRIDE  # pixels that all but the smallest tenth of a class should have

@@ -9,11 +9,11 @@ from typing import Any
 from adapt.artifacts import write_text
 from adapt.data.coco import check_has_boxes, load_split
 from adapt.data.layout import check_folder, has_split, split_names
+from adapt.detector.objects import Objects
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.runtime import Runtime
 from search.advice.advise import Advice, advise, learned
-from search.advice.boxes import Objects
 from search.advice.held_out import hold_out
 from search.advice.recipe_file import device_kind, fixed_settings, recipe_text
 from search.recipe.content import validated

@@ -63,6 +63,18 @@ class Objects:
         return np.array([np.quantile(one, share) for one in of_class])
 
 
+def anchor_shapes(anchor_size: int) -> Floats:
+    """Return ``float64[levels, anchors, 2]``, height and width of the anchors of every level.
+
+    Args:
+        anchor_size: Side of the smallest anchor.
+    """
+    config = DetectorConfig(1, **RetinaNetConfig(anchor_size=anchor_size).to_dict())
+    cells = anchor_generator(config).cell_anchors
+    shapes: Floats = np.stack([(cell[:, 2:] - cell[:, :2]).numpy() for cell in cells])[..., ::-1]
+    return shapes
+
+
 def anchor_recall(boxes: Floats, anchor_size: int) -> float:
     """Return the share of boxes that some anchor of the same centre overlaps with enough to learn.
 
@@ -72,11 +84,8 @@ def anchor_recall(boxes: Floats, anchor_size: int) -> float:
         boxes: ``float64[M, 2]``, height and width in the input.
         anchor_size: Side of the smallest anchor.
     """
-    config = DetectorConfig(1, **RetinaNetConfig(anchor_size=anchor_size).to_dict())
-    cells = anchor_generator(config).cell_anchors
-    anchors = np.concatenate([(cell[:, 2:] - cell[:, :2]).numpy() for cell in cells])[:, ::-1]
     best = np.zeros(len(boxes))
-    for anchor in anchors:
+    for anchor in anchor_shapes(anchor_size).reshape(-1, 2):
         common = np.minimum(boxes, anchor).prod(1)
         best = np.maximum(best, common / (boxes.prod(1) + anchor.prod() - common))
     return float((best >= MATCH).mean())
