@@ -2,14 +2,15 @@
 
     python tests/kills.py kills.json --kills 20
 
-Results of `search`, `finetune` and `run` (of multiply-adds) must be the same to the last bit; of
-`profile`, whose latencies are measured, every row that a killed one left must stay as it was.
+What is trained, exported or evaluated must be the same to the last bit; of measurements, every row
+that a killed command left must stay as it was, and all must be there in the end.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import sys
@@ -17,9 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from safetensors.torch import load_file
 
@@ -32,7 +35,7 @@ from core_parts import TINY_SPACE
 RECIPE = """
 name = "tiny"
 init = "scratch"
-data = {root = "data", workers = 0}
+data = {root = "data", test = "test", workers = 0}
 space = {preset = "tiny.toml"}
 input = {height = 64, width = 64}
 finetune = {epochs = 6, batch_size = 2, warmup_steps = 0}
@@ -42,14 +45,25 @@ compute.checkpoint_minutes = 0.0
 search.warmup_epochs = 2
 search.weights = {epochs = 6, batch_size = 2, warmup_steps = 0}
 """
+SCORED = RECIPE.replace('init = "scratch"', "").replace("tiny.toml", "mobilenet_v2_slim")
+STUDY = """
+arms = [
+    {network = "width", factor = 0.5},
+    {network = "expansion", factor = 2, name = "thin"},
+]
+seeds = 2
+drop_after = 0
+"""
 Results = Callable[[Path], Mapping[str, Any]]
 
 
 def prepare(folder: Path) -> Path:
     folder.mkdir()
     (folder / "recipe.toml").write_text(RECIPE)
+    (folder / "scored.toml").write_text(SCORED)
     (folder / "tiny.toml").write_text(TINY_SPACE)
-    generate(folder / "data", seed=5, train=4, val=1, size=(128, 128))
+    (folder / "study.toml").write_text(STUDY)
+    generate(folder / "data", seed=5, train=4, val=1, test=1, size=(128, 128))
     return folder
 
 
@@ -70,6 +84,28 @@ def trained(*names: str) -> Results:
     return lambda folder: {name: load_file(folder / name) for name in names}
 
 
+def scored(folder: Path) -> Mapping[str, Any]:
+    content = json.loads((folder / "scores.json").read_text())
+    return {key: content[key] for key in ("scores", "certificate")}
+
+
+def exported(folder: Path) -> Mapping[str, Any]:
+    """Return the graph and its parameters, without the versions and names of its description."""
+    model = onnx.load(folder / "d.onnx")
+    return {"graph": model.graph.SerializeToString(deterministic=True)}
+
+
+def benched(folder: Path) -> Mapping[str, Any]:
+    entries = json.loads((folder / "report" / "report.json").read_text())["entries"]
+    return {entry["name"]: entry["metrics"] for entry in entries}
+
+
+def studied(folder: Path) -> Mapping[str, Any]:
+    arms = json.loads((folder / "study" / "study.json").read_text())["arms"]
+    weights = {path.name: load_file(path) for path in folder.glob("study/trials/*.safetensors")}
+    return {"ap": {arm["name"]: arm["ap"] for arm in arms}, **weights}
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two results are the same to the last bit."""
     if isinstance(one, torch.Tensor):
@@ -81,16 +117,51 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-COMMANDS: dict[str, tuple[str, Results]] = {
-    "profile": ("profile recipe.toml --out costs.sqlite", table),
-    "search": ("search recipe.toml --out search", searched),
-    "finetune": (
-        "finetune recipe.toml --arch mobilenet_v2 --out d.safetensors",
-        trained("d.safetensors"),
+@dataclass(frozen=True)
+class Killed:
+    """A command that is killed.
+
+    Attributes:
+        command: With its options.
+        results: Returns what it wrote.
+        needs: Commands whose results it reads, by their names.
+        measured: Whether its results are times, of which only those may be the same that were
+            there already when it was killed.
+    """
+
+    command: str
+    results: Results
+    needs: tuple[str, ...] = ()
+    measured: bool = False
+
+
+COMMANDS = {
+    "profile": Killed("profile recipe.toml --out costs.sqlite", table, measured=True),
+    "certify": Killed(
+        "costs certify recipe.toml costs.sqlite --detectors 8", table, ("profile",), measured=True
     ),
-    "run": (
-        "run recipe.toml --out run",
-        trained("run/derived.safetensors", "run/source.safetensors"),
+    "search": Killed("search recipe.toml --out search", searched),
+    "finetune": Killed(
+        "finetune recipe.toml --arch mobilenet_v2 --out d.safetensors", trained("d.safetensors")
+    ),
+    "source": Killed(
+        "finetune scored.toml --arch mobilenet_v2 --out source.safetensors",
+        trained("source.safetensors"),
+    ),
+    "score": Killed(
+        "score scored.toml --from source.safetensors --networks 10 --out scores.json",
+        scored,
+        ("source",),
+    ),
+    "export": Killed("export d.safetensors --out d.onnx", exported, ("finetune",)),
+    "bench": Killed(
+        "bench d.onnx --data data --split val --rounds 2 --out report",
+        benched,
+        ("finetune", "export"),
+    ),
+    "study": Killed("study recipe.toml --study study.toml --jobs 2 --out study", studied),
+    "run": Killed(
+        "run recipe.toml --out run", trained("run/derived.safetensors", "run/source.safetensors")
     ),
 }
 
@@ -109,8 +180,7 @@ def start(command: str, folder: Path) -> int:
         os.dup2(log.fileno(), 2)
     code = 1
     try:
-        app(command.split(), standalone_mode=False)
-        code = 0
+        code = app(command.split(), standalone_mode=False) or 0
     except SystemExit as ended:
         code = int(ended.code or 0)
     finally:
@@ -131,25 +201,46 @@ def finished(child: int, within: float = float("inf")) -> int | None:
 
 
 def survives(name: str, folder: Path, kills: int, chance: random.Random) -> dict[str, Any]:
-    """Kill a command, let it go on, and tell whether that made a difference."""
-    command, results = COMMANDS[name]
-    calm, disturbed = folder / "calm", folder / "killed"
+    """Kill a command, let it go on, and tell whether that made a difference.
+
+    When it ends before it is killed, it begins again in a new folder.
+    """
+    killed = COMMANDS[name]
+    fresh, calm = folder / "fresh", folder / "calm"
+    prepare(fresh)
+    for needed in killed.needs:
+        run(COMMANDS[needed].command, fresh)
+    shutil.copytree(fresh, calm)
     begun = time.monotonic()
-    assert finished(start(command, calm)) == 0, (calm / "log.txt").read_text()[-2000:]
-    seconds, killed, kept = time.monotonic() - begun, 0, True
-    while killed < kills:
-        before = results(disturbed) if name == "profile" else {}
+    run(killed.command, calm)
+    seconds, expected = time.monotonic() - begun, killed.results(calm)
+    done, rounds, equal = 0, 0, True
+    while done < kills:
+        disturbed, rounds = folder / f"killed-{rounds}", rounds + 1
+        shutil.copytree(fresh, disturbed)
         # Two kills within the time that one needs: it goes on from the middle of what is left.
-        if finished(start(command, disturbed), chance.uniform(0, seconds / 2)) is not None:
-            break
-        killed += 1
-        kept &= name != "profile" or before.items() <= results(disturbed).items()
-    code = finished(start(command, disturbed))
-    if name == "profile":
-        equal = kept and results(calm).keys() == results(disturbed).keys()
-    else:
-        equal = code == 0 and same(results(calm), results(disturbed))
-    return {"kills": killed, "seconds": round(seconds, 2), "ended": code == 0, "same": equal}
+        while (
+            done < kills
+            and finished(start(killed.command, disturbed), chance.uniform(0, seconds / 2)) is None
+        ):
+            done += 1
+            if killed.measured:
+                left = killed.results(disturbed)
+        run(killed.command, disturbed)
+        found = killed.results(disturbed)
+        equal &= keeps(left, found, expected) if killed.measured else same(expected, found)
+    return {"kills": done, "rounds": rounds, "seconds": round(seconds, 2), "same": equal}
+
+
+def keeps(left: Mapping[str, Any], found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Whether all rows are there, and those that were stay as they were."""
+    return left.items() <= found.items() and found.keys() == expected.keys()
+
+
+def run(command: str, folder: Path) -> None:
+    """Run a command that must succeed."""
+    if finished(start(command, folder)) != 0:
+        raise SystemExit(f"{command} failed:\n{(folder / 'log.txt').read_text()[-2000:]}")
 
 
 def main() -> None:
@@ -157,15 +248,18 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=10, help="of every command")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", default=",".join(COMMANDS), help="which, with commas between")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a process with threads cannot be forked
     chance = random.Random(options.seed)
+    found = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for name in ("calm", "killed"):
-            prepare(Path(temporary, name))
-        found = {name: survives(name, Path(temporary), options.kills, chance) for name in COMMANDS}
-    options.out.write_text(json.dumps({"seed": options.seed, **found}, indent=2) + "\n")
-    print(options.out.read_text())
+        for name in options.commands.split(","):
+            folder = Path(temporary, name)
+            folder.mkdir()
+            found[name] = survives(name, folder, options.kills, chance)
+            options.out.write_text(json.dumps({"seed": options.seed, **found}, indent=2) + "\n")
+            print(name, found[name], flush=True)
 
 
 if __name__ == "__main__":

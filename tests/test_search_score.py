@@ -174,6 +174,37 @@ def test_the_source_in_its_own_place_has_the_loss_of_the_teacher(
     assert replacement.loss(source) == pytest.approx(expected, rel=0.03)
 
 
+def teacher(recipe: Recipe, path: Path, scale: float = 1.0) -> Path:
+    """A detector that was not trained, with the weights of one layer multiplied."""
+    train = recipe.split("train")
+    info = DetectorInfo(SOURCE, recipe.detector_config(3), recipe.input, train.class_names)
+    model = info.build()
+    with torch.no_grad():
+        model.head.classification_head.cls_logits.weight.mul_(scale)
+    save_detector(path, model, info)
+    return path
+
+
+def test_a_single_image_whose_last_level_is_one_cell_can_be_scored(
+    tiny_space_file: Path, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_space_file).with_data(tiny_data.annotations.parents[1])
+    one = replace(recipe.split("val"), images=recipe.split("val").images[:1])
+    path = teacher(recipe, tmp_path / "teacher.safetensors")
+    replacement = Replacement(recipe, path, recipe.split("train"), one)
+    assert np.isfinite(replacement.loss(SOURCE))
+
+
+def test_a_detector_whose_loss_is_no_number_is_not_scored(
+    tiny_space_file: Path, tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_space_file).with_data(tiny_data.annotations.parents[1])
+    path = teacher(recipe, tmp_path / "teacher.safetensors", scale=1e38)
+    splits = recipe.split("train"), recipe.split("val")
+    with pytest.raises(AdaptError, match=r"its loss on .*val\.json is (inf|nan); its training"):
+        Replacement(recipe, path, *splits)
+
+
 @pytest.fixture(scope="module")
 def scored(
     tmp_path_factory: pytest.TempPathFactory, tiny_space_file: Path, tiny_data: CocoSplit
@@ -181,10 +212,8 @@ def scored(
     """Scores of a detector that was not trained, which rank nothing."""
     folder = tmp_path_factory.mktemp("scored")
     recipe = recipe_of(tiny_space_file).with_data(tiny_data.annotations.parents[1])
-    train = recipe.split("train")
-    info = DetectorInfo(SOURCE, recipe.detector_config(3), recipe.input, train.class_names)
-    save_detector(folder / "teacher.safetensors", info.build(), info)
-    run_score(recipe, folder / "teacher.safetensors", folder / "scores.json", networks=10)
+    path = teacher(recipe, folder / "teacher.safetensors")
+    run_score(recipe, path, folder / "scores.json", networks=10)
     return folder / "scores.json"
 
 

@@ -1,5 +1,6 @@
 """How much worse is a trained detector with another backbone, before any training?"""
 
+import math
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from adapt.detector.detect import batches_of
 from adapt.detector.file import load_detector
 from adapt.detector.retinanet import build_detector
 from adapt.detector.statistics import recalibrate_network
+from adapt.errors import AdaptError
 from adapt.mapping.activations import batched, unlabelled
 from adapt.mapping.pretrained import Mapper, map_backbone, operations_of, silence
 from adapt.mapping.principal import principal_detector
@@ -63,8 +65,15 @@ class Replacement:
         positions = [index * len(images) // number for index in range(number)]
         self._batches: list[Batch] = list(batches_of(images, positions, BATCH, 0))
         with exact_fp32():
-            _, self._pyramids = self._examined(self._trained)
-        self._spreads = [torch.cat(level).var((0, 2, 3)).mean() for level in self._pyramids]
+            loss, self._pyramids = self._examined(self._trained)
+        if not math.isfinite(loss):
+            raise AdaptError(
+                f"{start} cannot be scored: its loss on {held_out.annotations} is {loss}; its "
+                "training diverged, train it again with a lower learning rate"
+            )
+        # A level that is the same everywhere, as one cell of one image, cannot be compared.
+        spreads = [torch.cat(one).var((0, 2, 3), correction=0).mean() for one in self._pyramids]
+        self._spreads = [float(spread) for spread in spreads]
 
     @property
     def source(self) -> Architecture:
@@ -75,7 +84,7 @@ class Replacement:
         """Return how bad the detector is with a backbone, on the held-out images.
 
         It is the detection loss, and :data:`DISTANCE` times the share of the variance of P3 to P7
-        that differs from the trained detector's, averaged over the levels. The loss alone may
+        that differs from the trained detector's, averaged over levels that vary. The loss alone may
         fall by chance or because a short training is confident in the wrong places.
         """
         with exact_fp32():
@@ -84,8 +93,9 @@ class Replacement:
             torch.stack([(a - b).square().mean() for a, b in zip(level, wanted, strict=True)])
             for level, wanted in zip(pyramids, self._pyramids, strict=True)
         ]
-        shares = [float(of.mean() / spread) for of, spread in zip(lost, self._spreads, strict=True)]
-        return loss + DISTANCE * sum(shares) / len(shares)
+        by_level = zip(lost, self._spreads, strict=True)
+        shares = [float(of.mean()) / spread for of, spread in by_level if spread]
+        return loss + DISTANCE * sum(shares) / max(1, len(shares))
 
     def _examined(self, model: RetinaNet) -> tuple[float, list[list[Tensor]]]:
         """Return the detection loss, and P3 to P7 of every batch, by level."""
