@@ -199,7 +199,7 @@ def test_a_detector_whose_loss_is_no_number_is_not_scored(
     tiny_space_file: Path, tiny_data: CocoSplit, tmp_path: Path
 ) -> None:
     recipe = recipe_of(tiny_space_file).with_data(tiny_data.annotations.parents[1])
-    path = teacher(recipe, tmp_path / "teacher.safetensors", scale=1e38)
+    path = teacher(recipe, tmp_path / "teacher.safetensors", scale=float("nan"))
     splits = recipe.split("train"), recipe.split("val")
     with pytest.raises(AdaptError, match=r"its loss on .*val\.json is (inf|nan); its training"):
         Replacement(recipe, path, *splits)
