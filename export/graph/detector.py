@@ -18,7 +18,7 @@ from adapt.artifacts import header, parsing, typed
 from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import DetectorConfig, build_detector, top_down
+from adapt.detector.retinanet import DetectorConfig, build_detector, levels_after
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.runtime import Precision, Tail
@@ -264,7 +264,7 @@ class RestOfDetector(nn.Module):
             *maps: Outputs of the lateral convolutions, ``Tensor[B, F, H / 2**l, W / 2**l]``, finest
                 first, and P6, before its activation.
         """
-        pyramid = top_down(self.fpn, maps[:-1], maps[-1])
+        pyramid = levels_after(self.fpn, maps[:-1], maps[-1])
         detections: Outputs = self.postprocess(pyramid)
         return detections
 
