@@ -14,6 +14,7 @@ from adapt.architecture import mobilenet_v2
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.detector.retinanet import DetectorConfig, tower_std
+from adapt.detector.ssdlite import SeparableHead
 from adapt.runtime import Tail
 from export.graph.detector import export_detector, export_rest
 from export.graph.options import GraphOptions
@@ -46,15 +47,26 @@ def awake(build: Callable[[], RetinaNet], size: InputSize) -> RetinaNet:
                 module.momentum = None  # the average of all batches
         for _ in range(2):
             model.backbone(torch.randn(4, 3, size.height, size.width))
-        # Scores near 1 would all be ties, so the heads' signal is kept small.
-        for branch in (model.head.classification_head, model.head.regression_head):
-            for layer in branch.conv:
-                layer[0].weight.mul_(0.01 / tower_std(layer[0].in_channels))
-        head = model.head.classification_head.cls_logits
-        nn.init.normal_(head.weight, std=0.1)
-        nn.init.constant_(head.bias, -2.0)
-        nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.02)
+        _fire_levels(model.head) if isinstance(model.head, SeparableHead) else _fire(model.head)
     return model.eval()
+
+
+def _fire(head: nn.Module) -> None:
+    # Scores near 1 would all be ties, so the heads' signal is kept small.
+    for branch in (head.classification_head, head.regression_head):
+        for layer in branch.conv:
+            layer[0].weight.mul_(0.01 / tower_std(layer[0].in_channels))
+    nn.init.normal_(head.classification_head.cls_logits.weight, std=0.1)
+    nn.init.constant_(head.classification_head.cls_logits.bias, -2.0)
+    nn.init.normal_(head.regression_head.bbox_reg.weight, std=0.02)
+
+
+def _fire_levels(head: SeparableHead) -> None:
+    for _, layer in head.classification_head.module_list:
+        nn.init.normal_(layer.weight, std=0.1)
+        layer.bias.view(-1, head.classification_head.num_classes + 1)[:, 0] = 2.0  # background
+    for _, layer in head.regression_head.module_list:
+        nn.init.normal_(layer.weight, std=0.2)
 
 
 def images(number: int, seed: int = 0) -> np.ndarray:

@@ -1,5 +1,6 @@
 """SSDLite in the frame of RetinaNet: its layers, loss, logits, costs and the whole way."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,26 +9,36 @@ import pytest
 import torch
 from conftest import recipe_of
 from core_parts import random_architecture, shake, tiny
+from export_parts import awake, images
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import box_iou
 
+from adapt.architecture import mobilenet_v2
 from adapt.cost.units import detector_units, madds, parse_key, rest_unit, unit_key
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
-from adapt.detector.file import load_detector
+from adapt.detector.file import DetectorInfo, load_detector, save_detector
 from adapt.detector.retinanet import DetectorConfig, build_detector, count_parameters
 from adapt.detector.ssdlite import object_logits
 from adapt.errors import AdaptError
 from adapt.mapping.pretrained import Mapper
 from adapt.mapping.trained import map_pyramid_and_heads
 from adapt.network.backbone import Backbone
+from adapt.runtime import Precision
+from bench.latency.subject import WholeDetector
+from bench.latency.torch_units import torch_call
 from export.deploy import Deployment, deploy
+from export.engine.configure import BuildOptions
+from search.recipe.optimisation import ComputeRecipe
 from search.train.finetune import run_finetune
 from search.train.log import read_log
+from search.train.placement import place
 from search.train.session import Session
+from search.train.world import World
 
 SSDLITE = DetectorConfig(num_classes=3, fpn_width=16, head_depth=1, anchor_size=16, head="ssdlite")
 SIZE = InputSize(128, 160)
@@ -221,6 +232,49 @@ def test_it_trains_and_its_deployed_file_detects_the_same(
     for tail in ("tensor-nms", "onnx-nms"):
         exported = deploy(path, onnx, Deployment(tail=tail, verify=[tiny_data.images[0].path]))
         assert exported["parity"]["match"]["matched"] > 0
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_its_deployed_file_becomes_an_engine(precision: Precision, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    info = DetectorInfo(random_architecture(tiny(), seed=0), SSDLITE, SIZE, ("a", "b", "c"))
+    path, photo = tmp_path / "ssdlite.safetensors", tmp_path / "photo.png"
+    save_detector(path, awake(info.build, SIZE), info)
+    Image.fromarray(images(1)[0].transpose(1, 2, 0)).save(photo)
+    how = Deployment(
+        precision=precision,
+        calibration=[photo] if precision == "int8" else (),
+        verify=[photo],
+        engine=BuildOptions(flavour="tensorrt_rtx"),
+    )
+    summary = deploy(path, tmp_path / "ssdlite.onnx", how)
+    assert summary["layers"][precision] > 0.15
+
+
+def test_its_rest_is_measured_in_pytorch_too() -> None:
+    for subject in (rest_unit(SSDLITE, SIZE), WholeDetector(mobilenet_v2(), SSDLITE, SIZE)):
+        torch_call(subject, 2, torch.device("cpu"), torch.float32)()
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        ComputeRecipe(amp="bf16"),
+        pytest.param(ComputeRecipe(compile=True), marks=pytest.mark.slow),
+    ],
+    ids=["half precision", "compiled"],
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_it_trains_in_half_precision_and_compiled(compute: ComputeRecipe) -> None:
+    plain = detector().train()
+    placed = place(deepcopy(plain), compute, World.alone())
+    image = torch.rand(3, SIZE.height, SIZE.width)
+    found, expected = (model([image] * 2, [OBJECT, EMPTY]) for model in (placed, plain))
+    for name, loss in found.items():
+        torch.testing.assert_close(loss, expected[name], rtol=0.05, atol=0.01)
+    sum(found.values()).backward()
+    assert all(p.grad.isfinite().all() for p in placed.parameters())
 
 
 def test_one_image_whose_last_level_is_a_cell_is_refused_in_training() -> None:

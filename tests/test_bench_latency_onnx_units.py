@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -44,7 +45,7 @@ MBCONVS = [
     MBConvUnit(8, 4, 3, 1, 1, False, 15, 20),
 ]
 CHAINS = [*MBCONVS, Stem(8, 33, 64), Lateral(8, 16, 15, 20), P6(8, 16, 15, 20), Boundary(8, 15, 20)]
-EVERY_UNIT = [*CHAINS, REST]
+EVERY_UNIT = [*CHAINS, REST, rest_unit(replace(DETECTOR, head="ssdlite"), SIZE)]
 
 
 def run(model, inputs=None):
