@@ -14,9 +14,11 @@ from adapt.architecture import mobilenet_v2
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.detector.retinanet import DetectorConfig, tower_std
+from adapt.detector.ssdlite import SeparableHead
 from adapt.runtime import Tail
-from export.graph.detector import export_detector, export_rest
+from export.graph.detector import export_detector
 from export.graph.options import GraphOptions
+from export.graph.rest import export_rest
 from export.quantize import Quantizer
 from export.run.inference import unit
 
@@ -46,16 +48,28 @@ def awake(build: Callable[[], RetinaNet], size: InputSize) -> RetinaNet:
                 module.momentum = None  # the average of all batches
         for _ in range(2):
             model.backbone(torch.randn(4, 3, size.height, size.width))
-        # Scores near 1 would all be ties, so the heads' signal is kept small.
-        classes, boxes = model.head.classification_head, model.head.regression_head
-        for branch in (classes, boxes):
-            for layer in branch.conv:
-                layer[0].weight.mul_(0.01 / tower_std(layer[0].in_channels))
-        scoring, placing = (list(out.modules())[-1] for out in (classes.cls_logits, boxes.bbox_reg))
-        nn.init.normal_(scoring.weight, std=0.1)
-        nn.init.constant_(scoring.bias, -2.0)
-        nn.init.normal_(placing.weight, std=0.02)
+        _fire_levels(model.head) if isinstance(model.head, SeparableHead) else _fire(model.head)
     return model.eval()
+
+
+def _fire(head: nn.Module) -> None:
+    # Scores near 1 would all be ties, so the heads' signal is kept small.
+    for branch in (head.classification_head, head.regression_head):
+        for layer in branch.conv:
+            layer[0].weight.mul_(0.01 / tower_std(layer[0].in_channels))
+    outputs = head.classification_head.cls_logits, head.regression_head.bbox_reg
+    scoring, placing = (list(output.modules())[-1] for output in outputs)  # a separable one's 1x1
+    nn.init.normal_(scoring.weight, std=0.1)
+    nn.init.constant_(scoring.bias, -2.0)
+    nn.init.normal_(placing.weight, std=0.02)
+
+
+def _fire_levels(head: SeparableHead) -> None:
+    for _, layer in head.classification_head.module_list:
+        nn.init.normal_(layer.weight, std=0.1)
+        layer.bias.view(-1, head.classification_head.num_classes + 1)[:, 0] = 2.0  # background
+    for _, layer in head.regression_head.module_list:
+        nn.init.normal_(layer.weight, std=0.2)
 
 
 def images(number: int, seed: int = 0) -> np.ndarray:

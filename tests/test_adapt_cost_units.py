@@ -1,5 +1,5 @@
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -26,11 +26,12 @@ from adapt.cost.units import (
     unit_key,
 )
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_detector, count_parameters
+from adapt.detector.retinanet import DetectorConfig, HeadKind, build_detector, count_parameters
 from adapt.network.backbone import Backbone
 from adapt.space import SearchSpace
 
 PAPER_SIZE = InputSize(800, 1088)
+HEADS = get_args(HeadKind)
 TABLE_ONE = SearchSpace.load("mobilenet_v2")
 
 
@@ -74,9 +75,9 @@ def test_units_agree_with_pytorchs_counter(seed: int) -> None:
         fpn_width=16 + seed,
         head_depth=seed % 4,
         anchor_scales=3 - seed % 3,
+        head=HEADS[seed // 2 % 3],
         finest_level=3 + seed // 2 % 3,
-        separable=seed % 3 == 0,
-        head="fcos" if seed % 4 == 1 else "retinanet",
+        separable=seed % 4 == 0 and HEADS[seed // 2 % 3] != "ssdlite",
     )
     size = InputSize(64, 96) if seed % 2 else InputSize(72, 104, "shortest-edge")
     counted = counted_madds(on_meta(architecture, config), size.height, size.width)
@@ -111,6 +112,19 @@ def test_rest_counts_smoothing_p7_towers_and_outputs() -> None:
     towers = 2 * 2 * conv(3, 16, 16, sum(cells), bias=1)
     outputs = conv(3, 16, 9 * (3 + 4), sum(cells), bias=1)
     assert madds(rest) == smooth_and_p7 + towers + outputs
+
+
+def test_rest_of_ssdlite_counts_p7_separable_towers_and_outputs() -> None:
+    cells = [4 * 6, 2 * 3, 1 * 2, 1 * 1]  # P4 to P7 of 64 x 96
+    config = DetectorConfig(3, fpn_width=16, head_depth=2, finest_level=4, head="ssdlite")
+
+    def separable(c_out: int, cells: int, bias: int = 0) -> int:
+        return conv(3, 1, 16, cells) + conv(1, 16, c_out, cells, bias=bias)
+
+    towers = 2 * 2 * separable(16, sum(cells))
+    outputs = separable(9 * 4, sum(cells), bias=1) + separable(9 * (1 + 3), sum(cells), bias=1)
+    rest = rest_unit(config, InputSize(64, 96))
+    assert madds(rest) == separable(16, cells[3]) + towers + outputs
 
 
 def test_key_names_every_field_of_a_unit() -> None:

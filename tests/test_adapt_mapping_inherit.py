@@ -1,12 +1,15 @@
 """Detectors that inherit a supernet's weights compute what the supernet computes."""
 
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 import torch
 from core_parts import decide, random_choices, shake, tiny
 from torch import nn
 
 from adapt.architecture import Choices
-from adapt.detector.retinanet import DetectorConfig, build_detector
+from adapt.detector.retinanet import DetectorConfig, HeadKind, build_detector
 from adapt.mapping.inherit import inherit_detector
 from adapt.network.mixed import IndividualBlocks
 from adapt.network.operations import MBConv
@@ -20,11 +23,11 @@ def widest(space):
     return [len(block.widths) - 1 for block in space.blocks]
 
 
-def supernet_detector(seed=0, **options):
+def supernet_detector(seed=0, config=CONFIG, **options):
     """A detector around a supernet, all parameters random, betas undecided."""
     generator = torch.Generator().manual_seed(seed)
     supernet = Supernet(tiny(), generator=generator, **options)
-    detector = build_detector(supernet, CONFIG)
+    detector = build_detector(supernet, config)
     shake(detector, seed)
     with torch.no_grad():
         for beta in supernet.betas:
@@ -93,11 +96,13 @@ def test_a_narrow_network_takes_the_first_channels(seed):
 
 @pytest.mark.parametrize("mask", ["overlapping", "individual"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_decided_supernet_is_its_network(seed, mask):
-    detector, supernet = supernet_detector(seed, mask=mask)
+@pytest.mark.parametrize("head", get_args(HeadKind))
+def test_a_decided_supernet_is_its_network(seed, mask, head):
+    config = replace(CONFIG, head=head)
+    detector, supernet = supernet_detector(seed, config, mask=mask)
     choices = random_choices(supernet.space, seed)
     decide(supernet, choices)
-    assert_same(detector, inherit_detector(detector, Choices.of(*choices), CONFIG))
+    assert_same(detector, inherit_detector(detector, Choices.of(*choices), config))
 
 
 def test_overlapping_masks_of_single_operations_fold_exactly():

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -19,9 +20,10 @@ from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD, Backbone
 from adapt.network.operations import MBConv, stem
 from bench.latency.onnx_units import detector_model, random_inputs, unit_model
 from bench.latency.subject import WholeDetector
-from export.graph.detector import RestOfDetector, export_detector
+from export.graph.detector import export_detector
 from export.graph.options import DETECTIONS, GraphOptions, rest_inputs
 from export.graph.precision import PRECISIONS
+from export.graph.rest import RestOfDetector
 from export.run.inference import batch_detections
 from export.run.matching import match_detections
 from export.run.onnx_session import ort_session
@@ -44,7 +46,7 @@ MBCONVS = [
     MBConvUnit(8, 4, 3, 1, 1, False, 15, 20),
 ]
 CHAINS = [*MBCONVS, Stem(8, 33, 64), Lateral(8, 16, 15, 20), P6(8, 16, 15, 20), Boundary(8, 15, 20)]
-EVERY_UNIT = [*CHAINS, REST]
+EVERY_UNIT = [*CHAINS, REST, rest_unit(replace(DETECTOR, head="ssdlite"), SIZE)]
 
 
 def run(model, inputs=None):

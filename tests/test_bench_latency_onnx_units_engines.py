@@ -3,6 +3,7 @@
 import importlib.util
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from core_parts import random_architecture
@@ -92,8 +93,10 @@ def test_other_units_build(unit, precision):
     "precision",
     [pytest.param(p, marks=[] if p == "int8" else [pytest.mark.slow]) for p in PRECISIONS],
 )
-def test_the_rest_of_the_detector_builds(precision):
-    built = build(unit_model(rest_unit(DETECTOR, SMALL), precision=precision), "rest")
+@pytest.mark.parametrize("head", ["retinanet", "ssdlite"])
+def test_the_rest_of_the_detector_builds(precision, head):
+    rest = rest_unit(replace(DETECTOR, head=head), SMALL)
+    built = build(unit_model(rest, precision=precision), "rest")
     assert len(built.inputs) == 4
     assert built.outputs["boxes"].startswith("float")
 

@@ -98,6 +98,17 @@ def test_int8_in_batches_repeats_what_depends_on_the_device_and_loses_nothing(
     assert {n for n, state in back.stages.items() if state == "ran"} == {"bench"}
 
 
+def test_ssdlite_is_profiled_searched_derived_trained_deployed_and_benchmarked(
+    for_latency: Recipe, tmp_path: Path
+) -> None:
+    recipe = for_latency.changed({"detector": {"head": "ssdlite"}}, "the test")
+    result = run(recipe, tmp_path / "run")
+    assert result.bench is not None
+    assert [entry.name for entry in result.bench.entries] == ["derived", "source"]
+    with CostTable.open(tmp_path / "run" / "costs.sqlite") as table:
+        assert [key for key in table.rows() if key.endswith("head=ssdlite")]
+
+
 def test_a_front_is_derived_and_scaled_for_shares_of_the_source_and_drawn_as_families(
     for_latency: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ from adapt.data.images import InputSize
 from adapt.errors import AdaptError
 from export.graph.detector import (
     DeployedDetector,
-    RestOfDetector,
     best_pairs,
     export_detector,
     level_anchors,
@@ -21,6 +20,7 @@ from export.graph.detector import (
 )
 from export.graph.onnx_file import fused
 from export.graph.options import GraphOptions
+from export.graph.rest import RestOfDetector
 from export.run.onnx_session import ort_session
 
 RAW_SIZE = InputSize(120, 150, "shortest-edge")  # its letterbox is SIZE

@@ -55,7 +55,7 @@ class P6:
 
 @dataclass(frozen=True)
 class Rest:
-    """What follows the laterals and P6: top-down path, P7, heads, decoding and NMS.
+    """What follows the laterals and P6: top-down path (none in SSDLite), P7, heads, decoding, NMS.
 
     It is the same for every network of a search space.
 
@@ -254,6 +254,8 @@ def pyramid_sizes(height: int, width: int, finest_level: int = 3) -> list[tuple[
 
 
 def _rest(unit: Rest) -> int:
+    if unit.head == "ssdlite":
+        return _separable_rest(unit)
     levels, width = unit.levels, unit.fpn_width
     smooth = sum(_conv3(unit, width, level) for level in levels[:-2])
     p7 = _conv(width, width, 3, levels[-1], bias=True)
@@ -273,3 +275,14 @@ def _conv3(unit: Rest, c_out: int, out: tuple[int, int], *, output: bool = False
     if unit.separable:
         return separable_madds(unit.fpn_width, c_out, out[0] * out[1], output=output)
     return _conv(unit.fpn_width, c_out, 3, out, bias=True)
+
+
+def _separable_rest(unit: Rest) -> int:
+    """Return the multiply-adds of P7 and of the two heads of SSDLite."""
+    levels, width = unit.levels, unit.fpn_width
+    depthwise = sum(_conv(1, width, 3, level) for level in levels)
+    tower = depthwise + sum(_conv(width, width, 1, level) for level in levels)
+    outputs = len(RATIOS) * unit.anchor_scales * (1 + unit.num_classes + 4)  # 1 for the background
+    output = 2 * depthwise + sum(_conv(width, outputs, 1, level, bias=True) for level in levels)
+    p7 = _conv(1, width, 3, levels[-1]) + _conv(width, width, 1, levels[-1])
+    return p7 + 2 * unit.head_depth * tower + output

@@ -9,6 +9,8 @@ from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.ops import box_area, generalized_box_iou_loss, sigmoid_focal_loss
 
+from adapt.detector.logits import logit_of
+
 RADIUS = 1.5  # strides around the centre of a box in which cells learn it
 FARTHEST = math.log(1000 / 16)  # of the exponent of a distance, as torchvision limits sizes
 
@@ -116,9 +118,7 @@ def mean_logit(classes: Tensor, centerness: Tensor) -> Tensor:
         centerness: Logits, ``Tensor[N, cells, 1]``.
     """
     logarithm = -(F.softplus(-classes.float()) + F.softplus(-centerness.float())) / 2
-    # Of a probability that rounds to 1, the logarithm would be 0 and the logit infinite.
-    logarithm = logarithm.clamp(max=-1e-6)
-    return logarithm - (1 - logarithm.exp()).log()
+    return logit_of(logarithm)
 
 
 def centerness_of(distances: Tensor) -> Tensor:

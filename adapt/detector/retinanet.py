@@ -1,4 +1,4 @@
-"""How does a backbone become a one-stage detector? (RetinaNet or FCOS, by torchvision's parts)"""
+"""How does a backbone become a one-stage detector? (RetinaNet, FCOS, SSDLite, of torchvision)"""
 
 import math
 from collections import OrderedDict
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet
+from torchvision.models.detection._utils import SSDMatcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -19,6 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from adapt.artifacts import LATER, identity
 from adapt.detector.fcos import FCOSHead, matched_cells
 from adapt.detector.separable import make_separable
+from adapt.detector.ssdlite import OVERLAP, Levels, SeparableHead
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 
@@ -28,7 +30,7 @@ RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors of one scale
 TAPPED_LEVELS = (3, 4, 5)  # of the pyramid, that read a tapped block each
 # More are slips of a key.
 MOST = {"head_depth": 64, "anchor_scales": 64, "fpn_width": 2**16, "anchor_size": 2**16}
-HeadKind = Literal["retinanet", "fcos"]
+HeadKind = Literal["retinanet", "fcos", "ssdlite"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ class RetinaNetConfig:
 
     Attributes:
         fpn_width: Channels of the feature pyramid and the heads.
-        head_depth: 3x3 convolutions before the output layer of each head.
+        head_depth: 3x3 convolutions before the output layer of each head. Of SSDLite they are
+            separable, as the output layer is, and every level has its own.
         anchor_size: Side of the smallest anchor, on the finest level, in pixels; it doubles per
             level. Of FCOS it is the largest distance from a cell of the finest level to the far
             side of a box, halved.
@@ -50,8 +53,8 @@ class RetinaNetConfig:
         anchor_scales: Scales of anchors per cell, within the factor of 2 to the next level; each
             has three shapes. Fewer make the output layers smaller, and match boxes less closely.
             FCOS has none.
-        head: ``retinanet`` (anchors) or ``fcos`` (one box per cell, with a centerness). The latter
-            has about an eighth of the outputs.
+        head: ``retinanet`` (anchors), ``fcos`` (one box per cell, with a centerness; it has about
+            an eighth of the outputs) or ``ssdlite`` (anchors, separable layers, no top-down path).
         finest_level: First level of the pyramid: 3, or 4 or 5 where no object needs cells of 8 (16)
             pixels. The finest level is the most expensive one by far.
         separable: Whether the 3x3 convolutions of pyramid and heads are depthwise separable: a few
@@ -74,7 +77,8 @@ class RetinaNetConfig:
 
     def __post_init__(self) -> None:
         if self.head not in get_args(HeadKind):
-            raise AdaptError(f"detector.head must be retinanet or fcos, got {self.head!r}")
+            known = ", ".join(get_args(HeadKind))
+            raise AdaptError(f"detector.head must be one of {known}; got {self.head!r}")
         for name, value in asdict(self).items():
             if name in ("head", "separable"):
                 continue
@@ -84,6 +88,10 @@ class RetinaNetConfig:
             elif value < (name != "head_depth"):
                 least = "0" if name == "head_depth" else "1"
                 raise AdaptError(f"detector.{name} must be at least {least}, got {value}")
+        if self.separable and self.head == "ssdlite":
+            raise AdaptError(
+                "detector.separable is of retinanet and fcos: all layers of ssdlite are separable"
+            )
         if self.finest_level not in TAPPED_LEVELS:
             raise AdaptError(
                 f"detector.finest_level must be one of 3, 4 and 5, got {self.finest_level}"
@@ -135,21 +143,25 @@ class BackboneWithFPN(nn.Module):
 
     Args:
         body: See :func:`build_detector`.
-        width: Channels of the pyramid.
-        unread: First taps of the body that no level reads.
+        config: The detector.
     """
 
-    def __init__(self, body: nn.Module, width: int, unread: int = 0) -> None:
+    def __init__(self, body: nn.Module, config: RetinaNetConfig) -> None:
         super().__init__()
         self.body = body
-        self.unread = unread
+        self.unread = config.unread_taps
+        self.out_channels = width = config.fpn_width
         tap_widths: Sequence[int] = body.tap_widths  # type: ignore[assignment]
-        extra = LastLevelP6P7(tap_widths[-1], width)
+        read = list(tap_widths[self.unread :])
+        self.fpn: FeaturePyramidNetwork | Levels
+        if config.head == "ssdlite":
+            self.fpn = Levels(read, width)
+            return
+        extra = LastLevelP6P7(read[-1], width)
         # torchvision computes P6 from P5 whenever C5 happens to be as wide as the pyramid; what P6
         # reads must not depend on the width that the search chose.
         extra.use_P5 = False
-        self.fpn = FeaturePyramidNetwork(list(tap_widths[unread:]), width, extra_blocks=extra)
-        self.out_channels = width
+        self.fpn = FeaturePyramidNetwork(read, width, extra_blocks=extra)
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
         """Return the levels, finest first, for normalised images ``Tensor[N, 3, H, W]``."""
@@ -158,7 +170,9 @@ class BackboneWithFPN(nn.Module):
         return pyramid
 
 
-def top_down(fpn: FeaturePyramidNetwork, laterals: Sequence[Tensor], p6: Tensor) -> list[Tensor]:
+def levels_after(
+    fpn: FeaturePyramidNetwork | Levels, laterals: Sequence[Tensor], p6: Tensor
+) -> list[Tensor]:
     """Return the pyramid, finest level first, computed from the laterals' outputs and P6.
 
     Args:
@@ -166,6 +180,8 @@ def top_down(fpn: FeaturePyramidNetwork, laterals: Sequence[Tensor], p6: Tensor)
         laterals: Outputs of the lateral convolutions, finest first.
         p6: P6, before its activation.
     """
+    if isinstance(fpn, Levels):
+        return fpn.after(laterals, p6)
     inner = [laterals[-1]]
     for lateral in reversed(laterals[:-1]):
         above = F.interpolate(inner[0], size=lateral.shape[-2:], mode="nearest")
@@ -253,34 +269,41 @@ def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet:
             feature maps, finest first, and has their channels as ``tap_widths``.
         config: Everything else of the detector.
     """
-    backbone = BackboneWithFPN(body, config.fpn_width, config.unread_taps)
-    kind: type[RetinaNetWithCrowds]
-    head: FCOSHead | RetinaNetHead
-    if config.head == "fcos":
-        kind, head = FCOS, FCOSHead(config.fpn_width, config.num_classes)
-    else:
-        kind = RetinaNetWithCrowds
-        head = RetinaNetHead(config.fpn_width, config.anchors_per_cell, config.num_classes)
-    for branch in (head.classification_head, head.regression_head):
-        branch.conv = build_head_tower(config.fpn_width, config.head_depth)
+    head = build_head(config)
+    kind = FCOS if config.head == "fcos" else RetinaNetWithCrowds
     model = kind(
-        backbone,
+        BackboneWithFPN(body, config),
         config.num_classes,
         head=head,
         anchor_generator=anchor_generator(config),
+        proposal_matcher=SSDMatcher(OVERLAP) if config.head == "ssdlite" else None,
         score_thresh=config.score_threshold,
         nms_thresh=config.nms_threshold,
         detections_per_img=config.detections,
         topk_candidates=config.candidates,
     )
+    if config.head != "retinanet":
+        model.box_coder = head.box_coder
     if config.head == "fcos":
-        model.box_coder, model.finest_stride = head.box_coder, 2**config.finest_level
+        model.finest_stride = 2**config.finest_level
     if config.separable:
         make_separable(model, config.head_depth)
     model.transform = NormalizeAndBatch(
         0, 0, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
     )
     return model
+
+
+def build_head(config: DetectorConfig) -> RetinaNetHead | FCOSHead | SeparableHead:
+    """Return the heads of a detector with fresh weights."""
+    width, anchors, classes = config.fpn_width, config.anchors_per_cell, config.num_classes
+    if config.head == "ssdlite":
+        return SeparableHead(width, len(config.levels), anchors, classes, config.head_depth)
+    fcos = config.head == "fcos"
+    head = FCOSHead(width, classes) if fcos else RetinaNetHead(width, anchors, classes)
+    for branch in (head.classification_head, head.regression_head):
+        branch.conv = build_head_tower(width, config.head_depth)
+    return head
 
 
 def anchor_generator(config: DetectorConfig) -> AnchorGenerator:

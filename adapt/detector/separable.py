@@ -45,7 +45,7 @@ def make_separable(model: RetinaNet, depth: int) -> None:
 
 def is_separable(model: RetinaNet) -> bool:
     """Return whether :func:`make_separable` made this detector's convolutions separable."""
-    return isinstance(model.head.classification_head.cls_logits, nn.Sequential)
+    return isinstance(getattr(model.head.classification_head, "cls_logits", None), nn.Sequential)
 
 
 def separable_madds(c_in: int, c_out: int, pixels: int, *, output: bool = False) -> int:

@@ -39,8 +39,22 @@ def recalibrate(
         return tensors
 
     model.eval()
-    # The heads have no BatchNorm: the backbone and its pyramid are enough.
-    recalibrate_network(model.backbone, map(prepared, batches))
+    # Most heads have no BatchNorm: the backbone and its pyramid are enough.
+    network = _UpToHeads(model) if batch_norms(model.head) else model.backbone
+    recalibrate_network(network, map(prepared, batches))
+
+
+class _UpToHeads(nn.Module):
+    """Backbone, pyramid and heads of a detector."""
+
+    def __init__(self, model: RetinaNet) -> None:
+        super().__init__()
+        self.backbone, self.head = model.backbone, model.head
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs of the heads for ``Tensor[N, 3, H, W]``."""
+        outputs: dict[str, Tensor] = self.head(list(self.backbone(images).values()))
+        return outputs
 
 
 @torch.no_grad()

@@ -4,16 +4,23 @@ import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
 from adapt.detector.retinanet import RATIOS, scale_octaves
 from adapt.detector.separable import POINTWISE, is_separable
+from adapt.detector.ssdlite import SeparableHead
 from adapt.mapping.pretrained import Mapper
 
-CLASSIFICATION, REGRESSION = "head.classification_head.cls_logits", "head.regression_head.bbox_reg"
+# The output layer of RetinaNet and FCOS, dense or separable, or of a level of SSDLite.
+CLASSIFICATION = re.compile(
+    rf"head\.classification_head\.(cls_logits(\.{POINTWISE})?|module_list\.\d+\.1)"
+)
+REGRESSION = re.compile(rf"head\.regression_head\.(bbox_reg(\.{POINTWISE})?|module_list\.\d+\.1)")
 SMOOTH_AND_HEADS = ("head.", "backbone.fpn.layer_blocks.")
-LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.)(\d+)(\..*)")
+LEVEL = re.compile(
+    r"(backbone\.fpn\.(?:inner|layer)_blocks\.|head\.\w+\.(?:module_list|towers)\.)(\d+)(\..*)"
+)
 Pairs = Sequence[tuple[int, int]]  # places in the target and in the source
 
 
@@ -25,9 +32,9 @@ def map_pyramid_and_heads(
     Lateral convolutions and P6 read as many first channels of the taps as both have; those that
     only the target has are surplus. So are channels of a wider pyramid. Heads copy their first
     convolutions; those that only the target has start as in a new detector. Of other anchors per
-    cell, each starts as the one of its shape whose scale is nearest. Between RetinaNet and FCOS
-    output layers are not copied: they say other things. Levels of the pyramid that only the target
-    has are new; so are all 3x3 convolutions if only one detector's are separable.
+    cell, each starts as the one of its shape whose scale is nearest. Between kinds of heads output
+    layers are not copied: they say other things. Levels of the pyramid that only the target has are
+    new; so are all 3x3 convolutions if only one detector's are separable.
 
     Args:
         source: Trained detector.
@@ -37,31 +44,52 @@ def map_pyramid_and_heads(
             start as in a new detector. The same in the same order if None.
     """
     trained = source.state_dict()
-    number, before = (one.head.classification_head.num_classes for one in (target, source))
-    pairs = [(place, place) for place in range(number)] if classes is None else classes
-    separable = is_separable(target)
-    pointwise = f".{POINTWISE}" if separable else ""
-    outputs = {
-        CLASSIFICATION + pointwise: (number, before, pairs),
-        REGRESSION + pointwise: (4, 4, [(place, place) for place in range(4)]),
-    }
-    same_layers = is_separable(source) == separable
-    shift = target.backbone.unread - source.backbone.unread
+    same_layers = is_separable(source) == is_separable(target)
     same_kind = type(source.head) is type(target.head)
+    shift = target.backbone.unread - source.backbone.unread
+    norms = {n: m for n, m in target.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    outputs = _Outputs(source, target, classes)
     for name, tensor in target.state_dict().items():
         if name.startswith("backbone.body."):
             continue
-        other_output = name.startswith("head.") and ".conv." not in name and not same_kind
-        if other_output or (name.startswith(SMOOTH_AND_HEADS) and not same_layers):
+        same, (layer, _, field) = _of_same_level(name, shift), name.rpartition(".")
+        new = name.startswith("head.") and ".conv." not in name and not same_kind
+        new |= name.startswith(SMOOTH_AND_HEADS) and not same_layers
+        if new or same not in trained:
             mapper.report.copied[name] = (0, tensor.numel())
-            continue
-        head = outputs.get(name.rpartition(".")[0])
-        if head:
-            _copy_outputs(name, trained[name], tensor, mapper, *head)
-        elif (same := _of_same_level(name, shift)) in trained:
-            mapper.copy(name, trained[same], tensor)
+        elif layer in norms:
+            if field == "weight":  # with which the rest of it goes
+                before = source.get_submodule(_of_same_level(layer, shift))
+                assert isinstance(before, nn.BatchNorm2d)
+                mapper.norm(layer, before, norms[layer])
+        elif which := outputs.of(layer):
+            _copy_outputs(name, trained[same], tensor, mapper, *which)
         else:
-            mapper.report.copied[name] = (0, tensor.numel())
+            mapper.copy(name, trained[same], tensor)
+
+
+class _Outputs:
+    """What the channels of output layers say, in the target and in the source.
+
+    Args:
+        source: Trained detector.
+        target: The detector.
+        classes: As of :func:`map_pyramid_and_heads`.
+    """
+
+    def __init__(self, source: RetinaNet, target: RetinaNet, classes: Pairs | None) -> None:
+        number, before = (one.head.classification_head.num_classes for one in (target, source))
+        pairs = [(place, place) for place in range(number)] if classes is None else classes
+        if isinstance(target.head, SeparableHead):  # the first one is the background
+            number, before = number + 1, before + 1
+            pairs = [(0, 0), *((place + 1, known + 1) for place, known in pairs)]
+        self._classes = number, before, pairs
+
+    def of(self, layer: str) -> tuple[int, int, Pairs] | None:
+        """Return outputs per anchor in target and source, and which are the same; None if none."""
+        if CLASSIFICATION.fullmatch(layer):
+            return self._classes
+        return (4, 4, [(side, side) for side in range(4)]) if REGRESSION.fullmatch(layer) else None
 
 
 def _of_same_level(name: str, shift: int) -> str:

@@ -45,10 +45,10 @@ from adapt.detector.retinanet import DetectorConfig
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 from adapt.runtime import Precision, Tail
 from bench.latency.subject import Subject, WholeDetector
-from export.graph.detector import export_rest
 from export.graph.onnx_file import OPSET
 from export.graph.options import DETECTIONS, rest_inputs
 from export.graph.precision import FloatPrecision, with_qdq
+from export.graph.rest import export_rest
 
 IR_VERSION = 10
 LIGHT = 4  # input channels of the first light convolution, output channels of the second

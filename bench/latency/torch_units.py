@@ -22,7 +22,7 @@ from adapt.cost.units import (
     Rest,
     Stem,
 )
-from adapt.detector.retinanet import DetectorConfig, build_detector, top_down
+from adapt.detector.retinanet import DetectorConfig, build_detector, levels_after
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv, stem
 from bench.latency.onnx_units import LIGHT
@@ -87,7 +87,7 @@ class _LightPyramid(nn.Module):
             light(images.new_ones(len(images), LIGHT, *level))
             for light, level in zip(self.light, self.levels, strict=True)
         ]
-        levels = top_down(self.fpn, maps[:-1], maps[-1])
+        levels = levels_after(self.fpn, maps[:-1], maps[-1])
         return OrderedDict((str(number), level) for number, level in enumerate(levels))
 
 

@@ -14,30 +14,25 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
-from adapt.architecture import mobilenet_v2
 from adapt.artifacts import header, parsing, typed
 from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import DetectorConfig, build_detector, top_down
+from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
-from adapt.network.backbone import Backbone
 from adapt.runtime import Precision, Tail
 from export.graph.canvas import Canvas, alone
 from export.graph.nms import greedy_nms_keep, nms_keep
 from export.graph.onnx_file import GraphSignature, fused, read_description, write_onnx
 from export.graph.options import (
-    DETECTIONS,
     RAW_HEADS,
     GraphOptions,
     ImageInput,
     Pixels,
-    rest_inputs,
 )
 from export.graph.precision import FloatPrecision
 from export.graph.ranking import best_pairs, best_pairs_above, lowest_logit, rows_of
 
-FIRING = 4.0  # logit of a sure score, and how far above the threshold's it is
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -232,31 +227,6 @@ class Features(nn.Module):
         return list(self.backbone(normalised.to(self.dtype)).values())
 
 
-class RestOfDetector(nn.Module):
-    """Outputs of the lateral convolutions to detections (:class:`adapt.cost.units.Rest`).
-
-    No choice of the search changes this part of a detector.
-    """
-
-    def __init__(
-        self, model: RetinaNet, detector: DetectorConfig, size: InputSize, tail: Tail = "tensor-nms"
-    ) -> None:
-        super().__init__()
-        self.fpn = model.backbone.fpn
-        self.postprocess = Postprocess(model, detector, size, tail)
-
-    def forward(self, *maps: Tensor) -> Outputs:
-        """Return ``num_detections, boxes, scores, classes``; see :class:`Postprocess`.
-
-        Args:
-            *maps: Outputs of the lateral convolutions, ``Tensor[B, F, H / 2**l, W / 2**l]``, finest
-                first, and P6, before its activation.
-        """
-        pyramid = top_down(self.fpn, maps[:-1], maps[-1])
-        detections: Outputs = self.postprocess(pyramid)
-        return detections
-
-
 def export_detector(
     model: RetinaNet,
     info: DetectorInfo,
@@ -310,13 +280,13 @@ def export_detector(
 
 
 def _traced_module(model: RetinaNet, info: DetectorInfo, options: GraphOptions) -> nn.Module:
-    model = _in_precision(model, options.precision)
+    model = in_precision(model, options.precision)
     if options.tail == "none":
         return RawHeads(model, options.pixels)
     return _TracedDetector(model, info, options.tail, options.pixels)
 
 
-def _in_precision(model: RetinaNet, precision: FloatPrecision) -> RetinaNet:
+def in_precision(model: RetinaNet, precision: FloatPrecision) -> RetinaNet:
     """Return the model itself, or for fp16 a copy in half precision."""
     # BatchNorms are folded before the weights are rounded, not after.
     return fused(model).half() if precision == "fp16" else model
@@ -352,66 +322,3 @@ def read_onnx_info(path: Path) -> tuple[DetectorInfo, dict[str, Any]]:
             "export it again"
         )
     return checked_header(content, path), content
-
-
-def export_rest(
-    detector: DetectorConfig,
-    size: InputSize,
-    path: Path,
-    *,
-    batch: int = 1,
-    precision: FloatPrecision = "fp32",
-    tail: Tail = "tensor-nms",
-) -> Path:
-    """Write :class:`RestOfDetector` with random weights, to measure its latency.
-
-    How long tail ``onnx-nms`` takes depends on how many pairs of anchor and class score above the
-    threshold: here one in every cell, about as many as of a detector that was trained briefly.
-
-    Args:
-        detector: Pyramid, heads and post-processing.
-        size: Input of the whole detector.
-        path: File to write.
-        batch: Images per inference.
-        precision: Of inputs, pyramid and heads; everything after them is fp32.
-        tail: ``tensor-nms`` or ``onnx-nms``.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        AdaptError: If the file cannot be written.
-    """
-    size = size.fixed()
-    model = _in_precision(_random_detector(detector), precision)
-    dtype = torch.float16 if precision == "fp16" else torch.float32
-    read = pyramid_sizes(size.height, size.width, detector.finest_level)[:-1]
-    maps = {
-        name: torch.zeros(batch, detector.fpn_width, *level, dtype=dtype)
-        for name, level in zip(rest_inputs(detector.finest_level), read, strict=True)
-    }
-    description = header(
-        "onnx-rest", detector=detector.to_dict(), input=size.to_dict(), precision=precision
-    )
-    rest = RestOfDetector(model, detector, size, tail)
-    return write_onnx(rest, GraphSignature(maps, DETECTIONS), description, path)
-
-
-def _random_detector(detector: DetectorConfig) -> RetinaNet:
-    """Return a detector with random weights, always the same, none of which are zero."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build_detector(Backbone(mobilenet_v2()), detector)
-        for parameter in model.parameters():
-            if not parameter.any():  # a new detector's biases: the exporter would leave them out
-                nn.init.normal_(parameter, std=0.01)
-        _fire_in_every_cell(model, lowest_logit(detector.score_threshold))
-    return model
-
-
-@torch.no_grad()
-def _fire_in_every_cell(model: RetinaNet, lowest: float) -> None:
-    """Let one class of one anchor score above the threshold in every cell, whatever it sees."""
-    *_, scoring = model.head.classification_head.cls_logits.modules()
-    scoring.weight.mul_(1e-3)
-    scoring.bias[0] = max(FIRING, lowest + FIRING)

@@ -122,7 +122,8 @@ def held_out_loss(model: RetinaNet, batches: Iterable[Batch], device: torch.devi
         norm.eval()
     total, number = 0.0, 0
     for batch in batches:
-        # torchvision's RetinaNet averages over the images of a batch; batches may differ in size.
+        # torchvision's RetinaNet averages over the images of a batch, other heads over its matched
+        # anchors; batches may differ in size, and are the same for all networks.
         total += len(batch[0]) * float(detection_loss(model, batch, device))
         number += len(batch[0])
     model.eval()

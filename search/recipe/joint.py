@@ -150,7 +150,7 @@ class JointRecipe:
             Setting(_with_anchors(own, size, **dict(zip(PARTS, chosen, strict=True))), size)
             for size, *chosen in product(sizes, *fields)
         ]
-        return list(dict.fromkeys(settings))  # FCOS is the same with any scales of anchors
+        return list(dict.fromkeys(settings))  # FCOS has no scales of anchors
 
     @property
     def raced_epochs(self) -> int:
@@ -171,4 +171,6 @@ def _with_anchors(own: Setting, size: InputSize, **changes: Any) -> RetinaNetCon
     anchor = max(1, round(own.detector.anchor_size * math.sqrt(pixels)))
     if changes["head"] == "fcos":
         changes["anchor_scales"] = own.detector.anchor_scales
+    if changes["head"] == "ssdlite":
+        changes["separable"] = False  # it is anyway
     return replace(own.detector, anchor_size=anchor, **changes)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 LOSSES: dict[HeadKind, tuple[str, ...]] = {
     "retinanet": ("classification", "bbox_regression"),
     "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
+    "ssdlite": ("classification", "bbox_regression"),
 }
 WITHOUT = TrainedFiles()
 PLOT_MINUTES = 1.0  # a long training can be watched; a short one is drawn at its end
