@@ -1,11 +1,12 @@
 """What defines one network? (its layers, or what it picks from a search space)"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adapt.artifacts import (
+    LATER,
     check_header,
     content_hash,
     header,
@@ -16,6 +17,7 @@ from adapt.artifacts import (
 )
 from adapt.errors import AdaptError
 from adapt.space import SKIP, BlockSpace, Operation, SearchSpace, check_taps, check_whole
+from adapt.traits import Activation, traits_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class MBConvShape:
     expansion: int
     stride: int
     residual: bool
+    activation: Activation = field(default="relu6", kw_only=True, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Architecture:
     def layers(self) -> list[list[MBConvShape]]:
         """Return the MBConv shapes of every block, in order."""
         shapes = []
-        c_in = self.first_width
+        c_in, activation = self.first_width, traits_of(self.source).activation
         for block in self.blocks:
             shapes.append(
                 [
@@ -82,6 +85,7 @@ class Architecture:
                         # A block's first operation has none, also where its widths agree: in the
                         # supernet it maps between the widest candidates of two blocks.
                         residual=position > 0,
+                        activation=activation,
                     )
                     for position, op in enumerate(block.ops)
                 ]
@@ -230,6 +234,19 @@ class Choices:
         )
 
 
+def first_shape(network: Architecture | SearchSpace) -> MBConvShape:
+    """Return the shape of the fixed first block: kernel 3, expansion 1, stride 1."""
+    return MBConvShape(
+        network.stem_width,
+        network.first_width,
+        kernel=3,
+        expansion=1,
+        stride=1,
+        residual=False,
+        activation=traits_of(network.source).activation,
+    )
+
+
 def _misfit(block: Block, allowed: BlockSpace) -> str | None:
     if block.stride != allowed.stride:
         return f"stride {block.stride}, not {allowed.stride}"
@@ -270,7 +287,27 @@ def efficientnet_lite0() -> Architecture:
     return Architecture("efficientnet_lite0", 32, 16, (2, 4, 6), blocks)
 
 
-SOURCES = {"mobilenet_v2": mobilenet_v2, "efficientnet_lite0": efficientnet_lite0}
+def mnasnet1_0() -> Architecture:
+    """Return MnasNet-B1 (Tan et al.) as torchvision has it, up to its last bottleneck."""
+    rows = (
+        (2, 24, "k3_e3", 3),
+        (2, 40, "k5_e3", 3),
+        (2, 80, "k5_e6", 3),
+        (1, 96, "k3_e6", 2),
+        (2, 192, "k5_e6", 4),
+        (1, 320, "k3_e6", 1),
+    )
+    blocks = tuple(
+        Block(stride, width, (Operation.parse(op),) * n) for stride, width, op, n in rows
+    )
+    return Architecture("mnasnet1_0", 32, 16, (2, 4, 6), blocks)
+
+
+SOURCES = {
+    "mobilenet_v2": mobilenet_v2,
+    "efficientnet_lite0": efficientnet_lite0,
+    "mnasnet1_0": mnasnet1_0,
+}
 
 
 def source_named(name: str) -> Architecture:

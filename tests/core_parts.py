@@ -56,8 +56,8 @@ widths = [8, 16, 8]
 Indices = tuple[list[list[int]], list[int]]  # operation per block and position, width per block
 
 
-def tiny() -> SearchSpace:
-    return SearchSpace.from_dict(tomllib.loads(TINY_SPACE))
+def tiny(source: str = "mobilenet_v2") -> SearchSpace:
+    return replace(SearchSpace.from_dict(tomllib.loads(TINY_SPACE)), source=source)
 
 
 def one_block(**changes: object) -> SearchSpace:

@@ -10,10 +10,13 @@ from core_parts import random_architecture, shake, tiny
 from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
 
 from adapt.architecture import (
+    SOURCES,
     Architecture,
     Block,
+    Choices,
     MBConvShape,
     mobilenet_v2,
+    source_named,
     source_of,
     with_source_widths,
 )
@@ -51,6 +54,17 @@ def test_shapes_follow_the_widths_and_only_later_operations_are_residual() -> No
 def test_network_fits_the_space_it_comes_from(seed: int) -> None:
     space = SearchSpace.load("mobilenet_v2")
     random_architecture(space, seed).check_fits(space)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_is_in_the_space_around_it(name: str) -> None:
+    space = with_source_widths(SearchSpace.load(name))
+    source = source_named(name)
+    assert space.source == source.source == name
+    assert source_of(space) == source
+    found = Choices.found(source, space)
+    assert found is not None
+    assert found.architecture(space) == source
 
 
 def changed(block: int, **fields: Any) -> Callable[[Architecture], Architecture]:

@@ -5,7 +5,7 @@ import torch
 from core_parts import decide, random_choices, shake, tiny
 from torch import nn
 
-from adapt.architecture import Choices
+from adapt.architecture import SOURCES, Choices
 from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.mapping.inherit import inherit_detector
 from adapt.network.mixed import IndividualBlocks
@@ -20,10 +20,10 @@ def widest(space):
     return [len(block.widths) - 1 for block in space.blocks]
 
 
-def supernet_detector(seed=0, **options):
+def supernet_detector(seed=0, source="mobilenet_v2", **options):
     """A detector around a supernet, all parameters random, betas undecided."""
     generator = torch.Generator().manual_seed(seed)
-    supernet = Supernet(tiny(), generator=generator, **options)
+    supernet = Supernet(tiny(source), generator=generator, **options)
     detector = build_detector(supernet, CONFIG)
     shake(detector, seed)
     with torch.no_grad():
@@ -91,10 +91,11 @@ def test_a_narrow_network_takes_the_first_channels(seed):
     assert_same(detector, narrow)
 
 
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("mask", ["overlapping", "individual"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_decided_supernet_is_its_network(seed, mask):
-    detector, supernet = supernet_detector(seed, mask=mask)
+def test_a_decided_supernet_is_its_network(seed, mask, source):
+    detector, supernet = supernet_detector(seed, source, mask=mask)
     choices = random_choices(supernet.space, seed)
     decide(supernet, choices)
     assert_same(detector, inherit_detector(detector, Choices.of(*choices), CONFIG))

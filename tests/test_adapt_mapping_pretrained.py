@@ -7,7 +7,7 @@ import torch
 from core_parts import mostly_slow, shake
 from torch import Tensor
 
-from adapt.architecture import Architecture, Block, mobilenet_v2
+from adapt.architecture import SOURCES, Architecture, Block, source_named
 from adapt.errors import AdaptError
 from adapt.mapping.pretrained import MappingMode, map_backbone, map_supernet
 from adapt.network.backbone import Backbone
@@ -202,10 +202,11 @@ def test_identity_keeps_the_function_in_any_superset(seed: int) -> None:
     assert output_difference(source, target) <= 1e-5
 
 
+@pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("seed", range(3))
-def test_identity_keeps_the_function_of_mobilenet_v2(seed: int) -> None:
-    source = trained(mobilenet_v2(), seed)
-    target = mapped(source, superset(mobilenet_v2(), seed), "identity")
+def test_identity_keeps_the_function_of_a_source(seed: int, name: str) -> None:
+    source = trained(source_named(name), seed)
+    target = mapped(source, superset(source_named(name), seed), "identity")
     assert output_difference(source, target) <= 1e-5
 
 

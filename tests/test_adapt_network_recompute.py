@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from adapt.architecture import MBConvShape
 from adapt.network.masks import MaskKind
 from adapt.network.mixed import Recompute
-from adapt.network.operations import MBConv, ReLU6, scaled_norm
+from adapt.network.operations import ACTIVATIONS, MBConv, ReLU6, scaled_norm
 from adapt.network.recompute import can_recompute, frozen_forward
 from adapt.network.supernet import Supernet
+from adapt.traits import Activation
 
 
 def supernet(mask: MaskKind = "non-overlapping") -> Supernet:
@@ -60,19 +61,21 @@ def test_weight_gradients_do_not_depend_on_what_is_kept(recompute: Recompute, nu
         torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-7)
 
 
-def frozen_mbconv(expansion: int = 3, **options: bool) -> MBConv:
+def frozen_mbconv(expansion: int = 3, activation: Activation = "relu6", **options: bool) -> MBConv:
     how = {"affine": False, "track_running_stats": False, **options}
-    op = MBConv(MBConvShape(6, 10, 5, expansion, 2, residual=False), **how)
+    shape = MBConvShape(6, 10, 5, expansion, 2, residual=False, activation=activation)
+    op = MBConv(shape, **how)
     shake(op, seed=1)
     return op.requires_grad_(False)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("expansion", [1, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_frozen_layers_return_and_pass_on_what_plain_ones_do(
-    expansion: int, layout: torch.memory_format
+    expansion: int, layout: torch.memory_format, activation: Activation
 ) -> None:
-    op = frozen_mbconv(expansion).to(memory_format=layout)
+    op = frozen_mbconv(expansion, activation).to(memory_format=layout)
     data = 2 * torch.randn(2, 6, 9, 12, generator=torch.Generator().manual_seed(2))
     results = []
     for run in (op.conv, lambda x: frozen_forward(op.conv, x)):

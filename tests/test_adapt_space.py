@@ -181,7 +181,10 @@ def test_bad_space_file_is_refused(tmp_path: Path, before: str, after: str, frag
 @pytest.mark.parametrize(
     ("name", "fragment"),
     [
-        ("mobilenet_v9", "use a preset (efficientnet_lite0, mobilenet_v2, mobilenet_v2_slim)"),
+        (
+            "mobilenet_v9",
+            "use a preset (efficientnet_lite0, mnasnet1_0, mobilenet_v2, mobilenet_v2_slim)",
+        ),
         ("none.toml", "none.toml does not exist"),
     ],
 )

@@ -69,7 +69,8 @@ def test_published_backbones_train_and_detect(name: str) -> None:
 
 def test_an_unknown_backbone_is_refused() -> None:
     with pytest.raises(
-        AdaptError, match="no backbone 'resnet'; known are mobilenet_v2, efficientnet_lite0, fna"
+        AdaptError,
+        match="no backbone 'resnet'; known are mobilenet_v2, efficientnet_lite0, mnasnet1_0, fna",
     ):
         published_backbone("resnet")
 

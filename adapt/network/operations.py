@@ -9,9 +9,7 @@ from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
 from adapt.architecture import MBConvShape
-
-# Of sources whose BatchNorms have another one than PyTorch's.
-NORM_EPS = {"efficientnet_lite0": 1e-3}
+from adapt.traits import Activation, traits_of
 
 
 class _ReLU6(Function):
@@ -49,6 +47,10 @@ class ReLU6(nn.ReLU6):
         return super().forward(x)
 
 
+# PyTorch's own ReLU in place keeps its output, as ReLU6 does here.
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu6": ReLU6, "relu": nn.ReLU}
+
+
 class MBConv(nn.Module):
     """Inverted residual of MobileNetV2 with any kernel size.
 
@@ -56,7 +58,7 @@ class MBConv(nn.Module):
     ``conv`` is expand (left out at expansion 1), depthwise, project, BatchNorm.
 
     Args:
-        shape: Channels, kernel, expansion, stride and whether the input is added.
+        shape: Channels, kernel, expansion, stride, activation and whether the input is added.
         affine: Whether BatchNorm has a scale and a shift.
         track_running_stats: Whether BatchNorm keeps running statistics.
     """
@@ -67,6 +69,7 @@ class MBConv(nn.Module):
         super().__init__()
         self.shape = shape
         hidden = shape.c_in * shape.expansion
+        activation = ACTIVATIONS[shape.activation]
 
         def norm(channels: int) -> nn.Module:
             return nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats)
@@ -75,7 +78,7 @@ class MBConv(nn.Module):
         if shape.expansion != 1:
             layers.append(
                 Conv2dNormActivation(
-                    shape.c_in, hidden, kernel_size=1, norm_layer=norm, activation_layer=ReLU6
+                    shape.c_in, hidden, kernel_size=1, norm_layer=norm, activation_layer=activation
                 )
             )
         layers += [
@@ -86,7 +89,7 @@ class MBConv(nn.Module):
                 stride=shape.stride,
                 groups=hidden,
                 norm_layer=norm,
-                activation_layer=ReLU6,
+                activation_layer=activation,
             ),
             nn.Conv2d(hidden, shape.c_out, kernel_size=1, bias=False),
             norm(shape.c_out),
@@ -136,14 +139,11 @@ def set_norm_eps(network: nn.Module, source: str) -> None:
     """Let all BatchNorms add to the variance what those of the pretrained source add."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = NORM_EPS.get(source, module.eps)
+            module.eps = traits_of(source).norm_eps
 
 
-def stem(width: int) -> Conv2dNormActivation:
-    """Return the stem: 3x3 convolution with stride 2, BatchNorm, ReLU6."""
-    return Conv2dNormActivation(3, width, kernel_size=3, stride=2, activation_layer=ReLU6)
-
-
-def first_block(stem_width: int, width: int) -> MBConv:
-    """Return the fixed first block: kernel 3, expansion 1, stride 1."""
-    return MBConv(MBConvShape(stem_width, width, kernel=3, expansion=1, stride=1, residual=False))
+def stem(width: int, activation: Activation) -> Conv2dNormActivation:
+    """Return the stem: 3x3 convolution with stride 2, BatchNorm, activation."""
+    return Conv2dNormActivation(
+        3, width, kernel_size=3, stride=2, activation_layer=ACTIVATIONS[activation]
+    )

@@ -1,7 +1,8 @@
 """Which ONNX graph is run to measure a unit, or a whole detector?
 
 The graphs equal those of ``torch.onnx`` node by node (BatchNorm is folded into the convolution,
-ReLU6 is a Clip), but ``onnx.helper`` writes them in milliseconds where the exporter takes seconds.
+ReLU6 is a Clip, ReLU a Relu), but ``onnx.helper`` writes them in milliseconds where the exporter
+takes seconds.
 
 A unit is measured between two light convolutions of few channels. By itself it would read and write
 the plain layout that the ends of a graph have, and a runtime that blocks channels (ONNX Runtime) or
@@ -44,6 +45,7 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 from adapt.runtime import Precision, Tail
+from adapt.traits import Activation
 from bench.latency.subject import Subject, WholeDetector
 from export.graph.detector import export_rest
 from export.graph.onnx_file import OPSET
@@ -234,8 +236,11 @@ class _Graph:
             group=groups,
         )
 
-    def relu6(self) -> None:
-        """Append min(max(x, 0), 6)."""
+    def activation(self, kind: Activation) -> None:
+        """Append ReLU, or ReLU6: min(max(x, 0), 6)."""
+        if kind == "relu":
+            self._append("Relu")
+            return
         zero = self._constant("unit.zero", np.zeros((), self._dtype))
         self._append("Clip", zero, self._constant("unit.six", np.full((), 6.0, self._dtype)))
 
@@ -293,7 +298,7 @@ def _append(graph: _Graph, unit: Measurable, output: str = "") -> None:
     match unit:
         case Stem():
             graph.conv(unit.c_out, 3, stride=2)
-            graph.relu6()
+            graph.activation(unit.activation)
         case MBConvUnit():
             _mbconv(graph, unit)
         case Lateral():
@@ -310,9 +315,9 @@ def _mbconv(graph: _Graph, unit: MBConvUnit) -> None:
     start, hidden = graph.last, unit.c_in * unit.expansion
     if unit.expansion != 1:
         graph.conv(hidden, 1)
-        graph.relu6()
+        graph.activation(unit.activation)
     graph.conv(hidden, unit.kernel, stride=unit.stride, groups=hidden)
-    graph.relu6()
+    graph.activation(unit.activation)
     graph.conv(unit.c_out, 1)
     if unit.residual:
         graph.add_to(start)
