@@ -157,7 +157,7 @@ def largest_paths(supernet: Supernet, number: PathCount) -> Paths | None:
         return candidates - 1 if number == 1 else tuple(range(candidates)[-number:])
 
     return [
-        [largest(len(block.kernels) * len(block.expansions)) for _ in range(block.num_ops)]
+        [largest(len(block.candidates(0))) for _ in range(block.num_ops)]
         for block in supernet.space.blocks
     ]
 

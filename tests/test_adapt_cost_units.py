@@ -119,6 +119,14 @@ def conv(kernel: int, c_in: int, c_out: int, cells: int, bias: int = 0) -> int:
             MBConvUnit(4, 6, 5, 2, 2, False, 3, 5),
             conv(1, 4, 8, 15) + conv(5, 1, 8, 6) + conv(1, 8, 6, 6),
         ),
+        (
+            MBConvUnit(16, 6, 3, 2.3, 1, False, 3, 5, se=True),  # 40 hidden channels, 16 squeezed
+            conv(1, 16, 40, 15)
+            + conv(3, 1, 40, 15)
+            + conv(1, 40, 16, 1, bias=1)
+            + conv(1, 16, 40, 1, bias=1)
+            + conv(1, 40, 6, 15),
+        ),
         (Lateral(7, 16, 3, 5), conv(1, 7, 16, 15, bias=1)),
         (P6(7, 16, 3, 5), conv(3, 7, 16, 6, bias=1)),
     ],
@@ -148,6 +156,10 @@ EVERY_KIND = {
     MBConvUnit(16, 24, 3, 6, 2, False, 40, 54, activation="relu"): (
         "mbconv c_in=16 c_out=24 kernel=3 expansion=6 stride=2 residual=0 activation=relu "
         "height=40 width=54"
+    ),
+    MBConvUnit(80, 80, 3, 2.5, 1, True, 20, 27, activation="hardswish", se=True): (
+        "mbconv c_in=80 c_out=80 kernel=3 expansion=2.5 stride=1 residual=1 activation=hardswish "
+        "se=1 height=20 width=27"
     ),
     Lateral(96, 64, 4, 6): "lateral c_in=96 c_out=64 height=4 width=6",
     P6(320, 64, 2, 3): "p6 c_in=320 c_out=64 height=2 width=3",

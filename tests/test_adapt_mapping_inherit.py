@@ -5,7 +5,7 @@ import torch
 from core_parts import decide, random_choices, shake, tiny
 from torch import nn
 
-from adapt.architecture import SOURCES, Choices
+from adapt.architecture import SOURCES, Choices, hidden_width
 from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.mapping.inherit import inherit_detector
 from adapt.network.mixed import IndividualBlocks
@@ -70,7 +70,7 @@ def silence_surplus(supernet, widths):
                 if isinstance(op, MBConv):
                     read = kept_in if position == 0 else kept
                     convs = [m for m in op.modules() if isinstance(m, nn.Conv2d)]
-                    convs[-1].weight[:, read * op.shape.expansion :] = 0
+                    convs[-1].weight[:, hidden_width(read, op.shape.expansion) :] = 0
                     if op.shape.expansion > 1:
                         convs[0].weight[:, read:] = 0
         beta[width + 1 :] = -1e4

@@ -183,7 +183,7 @@ def test_bad_space_file_is_refused(tmp_path: Path, before: str, after: str, frag
     [
         (
             "mobilenet_v9",
-            "use a preset (efficientnet_lite0, mnasnet1_0, mobilenet_v2, mobilenet_v2_slim)",
+            "use a preset (efficientnet_lite0, mnasnet1_0, mobilenet_v2, mobilenet_v2_slim, mobilenet_v3_large)",
         ),
         ("none.toml", "none.toml does not exist"),
     ],

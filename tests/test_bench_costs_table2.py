@@ -70,7 +70,7 @@ def test_published_backbones_train_and_detect(name: str) -> None:
 def test_an_unknown_backbone_is_refused() -> None:
     with pytest.raises(
         AdaptError,
-        match="no backbone 'resnet'; known are mobilenet_v2, efficientnet_lite0, mnasnet1_0, fna",
+        match="no backbone 'resnet'; known are mobilenet_v2, efficientnet_lite0, mnasnet1_0, mobilenet_v3_large, fna",
     ):
         published_backbone("resnet")
 

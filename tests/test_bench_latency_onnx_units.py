@@ -42,8 +42,10 @@ MBCONVS = [
     MBConvUnit(8, 8, 7, 6, 1, False, 15, 20),
     MBConvUnit(8, 4, 3, 1, 1, False, 15, 20),
     MBConvUnit(8, 8, 5, 3, 1, True, 15, 20, activation="relu"),
+    MBConvUnit(8, 8, 3, 2.5, 1, True, 15, 20, activation="hardswish"),
+    MBConvUnit(8, 16, 5, 3, 2, False, 15, 20, activation="hardswish", se=True),
 ]
-STEMS = [Stem(8, 33, 64), Stem(8, 33, 64, activation="relu")]
+STEMS = [Stem(8, 33, 64), Stem(8, 33, 64, activation="hardswish")]
 OTHERS = [Lateral(8, 16, 15, 20), P6(8, 16, 15, 20), Boundary(8, 15, 20)]
 CHAINS = [*MBCONVS, *STEMS, *OTHERS]
 EVERY_UNIT = [*CHAINS, REST]
@@ -248,6 +250,8 @@ EXPORTS = [
     ("mobilenet_v2", "fp32", "onnx-nms"),
     ("mobilenet_v2", "fp16", "tensor-nms"),
     ("mnasnet1_0", "fp32", "tensor-nms"),
+    ("mobilenet_v3_large", "fp32", "tensor-nms"),
+    ("mobilenet_v3_large", "fp16", "onnx-nms"),
 ]
 
 

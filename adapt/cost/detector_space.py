@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from adapt.architecture import MBConvShape, source_of
+from adapt.architecture import shape_of, source_of
 from adapt.cost.expectation import CostFunction, CostModel
 from adapt.cost.units import (
     P6,
@@ -101,14 +101,13 @@ class DetectorSpace:
         )
 
     def _first_operation(self, number: int, c_in: int, c_out: int, op: Operation) -> MBConvUnit:
-        shape = MBConvShape(
+        shape = shape_of(
+            op,
             c_in,
             c_out,
-            op.kernel,
-            op.expansion,
-            self.space.blocks[number].stride,
+            stride=self.space.blocks[number].stride,
             residual=False,
-            activation=traits_of(self.space.source).activation,
+            activation=traits_of(self.space.source).activation(number),
         )
         return MBConvUnit.at(shape, self._resolutions[number])
 
@@ -129,15 +128,8 @@ class DetectorSpace:
         )
 
     def _later_operation(self, number: int, width: int, op: Operation) -> MBConvUnit:
-        shape = MBConvShape(
-            width,
-            width,
-            op.kernel,
-            op.expansion,
-            stride=1,
-            residual=True,
-            activation=traits_of(self.space.source).activation,
-        )
+        activation = traits_of(self.space.source).activation(number)
+        shape = shape_of(op, width, width, stride=1, residual=True, activation=activation)
         return MBConvUnit.at(shape, self._resolutions[number + 1])
 
     def _tap_costs(self, number: int, cost: CostFunction) -> Tensor:

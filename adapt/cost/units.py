@@ -146,6 +146,8 @@ def parse_key(key: str) -> Measurable:
 def _parsed(of: Any, text: str) -> Any:
     """Return the value of a field: a number, or one of the words that its type lists."""
     words = get_args(of)
+    if of is float and text.isdecimal():
+        return int(text)
     if not words:
         return of(float(text))
     if text not in words:
@@ -174,7 +176,7 @@ def halve(length: int) -> int:
 
 def stem_unit(network: Architecture | SearchSpace, size: InputSize) -> Stem:
     """Return the stem."""
-    activation = traits_of(network.source).activation
+    activation = traits_of(network.source).stem
     return Stem(network.stem_width, size.height, size.width, activation=activation)
 
 
@@ -242,12 +244,15 @@ def _conv(c_in: int, c_out: int, kernel: int, out: tuple[int, int], *, bias: boo
 
 
 def _mbconv(unit: MBConvUnit) -> int:
-    hidden = unit.c_in * unit.expansion
-    into = unit.height, unit.width
+    hidden, into = unit.hidden, (unit.height, unit.width)
     out = (halve(into[0]), halve(into[1])) if unit.stride == 2 else into
     expand = _conv(unit.c_in, hidden, 1, into) if unit.expansion != 1 else 0
     depthwise = _conv(1, hidden, unit.kernel, out)
-    return expand + depthwise + _conv(hidden, unit.c_out, 1, out)
+    se = 0
+    if unit.se:
+        se = _conv(hidden, unit.squeezed, 1, (1, 1), bias=True)
+        se += _conv(unit.squeezed, hidden, 1, (1, 1), bias=True)
+    return expand + depthwise + se + _conv(hidden, unit.c_out, 1, out)
 
 
 def pyramid_sizes(height: int, width: int, finest_level: int = 3) -> list[tuple[int, int]]:

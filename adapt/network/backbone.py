@@ -23,7 +23,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.architecture = architecture
         layers: list[nn.Module] = [
-            stem(architecture.stem_width, traits_of(architecture.source).activation),
+            stem(architecture.stem_width, traits_of(architecture.source).stem),
             MBConv(first_shape(architecture)),
         ]
         self.block_ends: list[int] = []

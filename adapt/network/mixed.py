@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from adapt.architecture import MBConvShape
+from adapt.architecture import shape_of
 from adapt.network.masks import (
     GateNorm,
     Gates,
@@ -60,9 +60,7 @@ class MixedOperation(nn.Module):
             nn.Identity()
             if op == SKIP
             else MBConv(
-                MBConvShape(
-                    c_in, c_out, op.kernel, op.expansion, stride, residual, activation=activation
-                ),
+                shape_of(op, c_in, c_out, stride=stride, residual=residual, activation=activation),
                 # Inherited from FNA: while candidates mix, statistics and scale mean nothing.
                 affine=False,
                 track_running_stats=False,

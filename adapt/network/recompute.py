@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
+from torchvision.ops import SqueezeExcitation
 
-ACTIVATIONS = (nn.ReLU6, nn.ReLU)
+ACTIVATIONS = (nn.ReLU6, nn.ReLU, nn.Hardswish)
 
 
 class _FrozenConv(Function):
@@ -71,6 +72,8 @@ class _FrozenNorm(Function):
         ctx.eps, ctx.activation = eps, activation
         if activation is None:
             return out
+        if issubclass(activation, nn.Hardswish):
+            return F.hardswish(out, inplace=True)
         return out.clamp_(0, 6) if issubclass(activation, nn.ReLU6) else out.clamp_(min=0)
 
     @staticmethod
@@ -81,7 +84,9 @@ class _FrozenNorm(Function):
             variance = inverse.pow(-2) - ctx.eps
             # No scale: one that an activation follows has none, see frozen_forward.
             normalised = F.batch_norm(x, mean, variance, training=False, eps=ctx.eps)
-            if issubclass(ctx.activation, nn.ReLU6):
+            if issubclass(ctx.activation, nn.Hardswish):
+                gradient = torch.ops.aten.hardswish_backward(gradient, normalised)
+            elif issubclass(ctx.activation, nn.ReLU6):
                 gradient = torch.ops.aten.hardtanh_backward(gradient, normalised, 0.0, 6.0)
             else:
                 gradient = torch.ops.aten.threshold_backward(gradient, normalised, 0.0)
@@ -95,15 +100,16 @@ class _FrozenNorm(Function):
 def can_recompute(layers: nn.Module) -> bool:
     """Return whether :func:`frozen_forward` computes what the layers would.
 
-    That is: all weights are frozen, and every BatchNorm is a plain one without parameters and
-    running statistics, in training mode.
+    That is: all weights are frozen, every BatchNorm is a plain one without parameters and running
+    statistics, in training mode, and there is no squeeze-excitation.
     """
     norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     plain = all(
         type(m) is nn.BatchNorm2d and m.training and not (m.affine or m.track_running_stats)
         for m in norms
     )
-    return plain and not any(p.requires_grad for p in layers.parameters())
+    chain = not any(isinstance(module, SqueezeExcitation) for module in layers.modules())
+    return plain and chain and not any(p.requires_grad for p in layers.parameters())
 
 
 def frozen_forward(layers: nn.Module, x: Tensor, scale: Tensor | None = None) -> Tensor:

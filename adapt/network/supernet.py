@@ -1,7 +1,6 @@
 """How are all networks of a search space trained as one? (paper Fig. 1)"""
 
 from collections import OrderedDict
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -51,15 +50,15 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        activation = traits_of(space.source).activation
-        self.stem = stem(space.stem_width, activation)
+        traits = traits_of(space.source)
+        self.stem = stem(space.stem_width, traits.stem)
         self.first = MBConv(first_shape(space))
         widest = [space.first_width, *(block.widths[-1] for block in space.blocks)]
         self.blocks = nn.ModuleList(
-            IndividualBlocks(block, c_in, activation)
+            IndividualBlocks(block, c_in, traits.activation(number))
             if mask == "individual"
-            else SharedBlock(block, c_in, mask, gate_norm, gates, activation)
-            for block, (c_in, _) in zip(space.blocks, pairwise(widest), strict=True)
+            else SharedBlock(block, c_in, mask, gate_norm, gates, traits.activation(number))
+            for number, (block, c_in) in enumerate(zip(space.blocks, widest, strict=False))
         )
         self.tap_widths = [space.blocks[tap - 1].widths[-1] for tap in space.taps]
         self.alphas = nn.ModuleList(

@@ -17,6 +17,7 @@ from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.efficientnet import from_efficientnet
 from adapt.network.mnasnet import from_mnasnet
+from adapt.network.mobilenet_v3 import from_mobilenet_v3
 
 DOWNLOAD_TIMEOUT_S = 20
 
@@ -67,6 +68,12 @@ PUBLISHED = {
         sha256="f206786ef8",
         url="https://download.pytorch.org/models/mnasnet1.0_top1_73.512-f206786ef8.pth",
         convert=from_mnasnet,
+    ),
+    "mobilenet_v3_large": WeightFile(
+        name="mobilenet_v3_large-8738ca79.pth",
+        sha256="8738ca79",
+        url="https://download.pytorch.org/models/mobilenet_v3_large-8738ca79.pth",
+        convert=from_mobilenet_v3,
     ),
 }
 

@@ -1,7 +1,7 @@
 """Which ONNX graph is run to measure a unit, or a whole detector?
 
 The graphs equal those of ``torch.onnx`` node by node (BatchNorm is folded into the convolution,
-ReLU6 is a Clip, ReLU a Relu), but ``onnx.helper`` writes them in milliseconds where the exporter
+ReLU6 is a Clip), but ``onnx.helper`` writes them in milliseconds where the exporter
 takes seconds.
 
 A unit is measured between two light convolutions of few channels. By itself it would read and write
@@ -237,12 +237,23 @@ class _Graph:
         )
 
     def activation(self, kind: Activation) -> None:
-        """Append ReLU, or ReLU6: min(max(x, 0), 6)."""
-        if kind == "relu":
-            self._append("Relu")
+        """Append an activation; ReLU6 is min(max(x, 0), 6)."""
+        if kind != "relu6":
+            self._append({"relu": "Relu", "hardswish": "HardSwish"}[kind])
             return
         zero = self._constant("unit.zero", np.zeros((), self._dtype))
         self._append("Clip", zero, self._constant("unit.six", np.full((), 6.0, self._dtype)))
+
+    def squeeze_excitation(self, squeezed: int) -> None:
+        """Append the weighting of channels by their means."""
+        start, (channels, *_) = self.last, self._shapes[self.last]
+        axes = self._constant("unit.positions", np.array([-1, -2], np.int64))
+        self._append("ReduceMean", axes, shape=(channels, 1, 1), keepdims=1)
+        self.conv(squeezed, 1)
+        self._append("Relu")
+        self.conv(channels, 1)
+        self._append("HardSigmoid", alpha=1 / 6, beta=0.5)
+        self._append("Mul", start, shape=self._shapes[start])
 
     def add_to(self, earlier: str) -> None:
         """Append the addition to an earlier feature map."""
@@ -312,12 +323,14 @@ def _append(graph: _Graph, unit: Measurable, output: str = "") -> None:
 
 
 def _mbconv(graph: _Graph, unit: MBConvUnit) -> None:
-    start, hidden = graph.last, unit.c_in * unit.expansion
+    start, hidden = graph.last, unit.hidden
     if unit.expansion != 1:
         graph.conv(hidden, 1)
         graph.activation(unit.activation)
     graph.conv(hidden, unit.kernel, stride=unit.stride, groups=hidden)
     graph.activation(unit.activation)
+    if unit.se:
+        graph.squeeze_excitation(unit.squeezed)
     graph.conv(unit.c_out, 1)
     if unit.residual:
         graph.add_to(start)
