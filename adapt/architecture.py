@@ -280,7 +280,7 @@ def first_shape(network: Architecture | SearchSpace) -> MBConvShape:
         kernel=3,
         expansion=1,
         stride=1,
-        residual=traits.first_residual,
+        residual=traits.first_residual and network.stem_width == network.first_width,
         activation=traits.first,
     )
 

@@ -13,7 +13,7 @@ class Traits:
     Attributes:
         stem: Activation after the stem.
         first: Activation inside the fixed first block.
-        first_residual: Whether the first block adds its input.
+        first_residual: Whether the first block adds its input, if that is as wide as its output.
         blocks: Activation inside the operations of every block; further blocks have the last one.
         norm_eps: What a BatchNorm adds to the variance.
     """

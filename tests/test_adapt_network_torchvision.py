@@ -10,6 +10,7 @@ import torch
 from conftest import recipe_of
 from core_parts import random_architecture, shake
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import (
     MNASNet1_0_Weights,
     MobileNet_V3_Large_Weights,
@@ -20,8 +21,11 @@ from torchvision.models import (
 from typer.testing import CliRunner
 
 from adapt.architecture import source_named
+from adapt.cost.units import MBConvUnit, Stem, detector_units, madds
 from adapt.data.coco import CocoSplit
+from adapt.data.images import InputSize
 from adapt.detector.file import load_detector
+from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.weights import PUBLISHED, source_backbone
@@ -120,6 +124,27 @@ def test_a_file_of_torchvision_is_read(name: str, reference: nn.Module, weights:
     backbone = source_backbone(name, weights).eval().double()
     x = getattr(reference, KNOWN[name].layers)[: KNOWN[name].tapped[-1] + 1](IMAGE)
     torch.testing.assert_close(backbone(IMAGE)["2"], x, rtol=1e-4, atol=1e-4)
+
+
+def test_multiply_adds_are_those_of_torchvisions_layers(name: str) -> None:
+    """Counted by PyTorch on torchvision's network, with the biases that its counter leaves out."""
+    layers = getattr(KNOWN[name].build(), KNOWN[name].layers)[: KNOWN[name].tapped[-1] + 1].eval()
+    biases = 0
+
+    def add(conv: nn.Module, inputs: object, out: Tensor) -> None:
+        nonlocal biases
+        biases += out.numel() if conv.bias is not None else 0
+
+    for module in layers.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(add)
+    with FlopCounterMode(display=False) as counter:
+        layers(IMAGE[:1].float())
+    units = detector_units(source_named(name), DetectorConfig(3), InputSize(96, 64))
+    backbone = [unit for unit in units if isinstance(unit, Stem | MBConvUnit)]
+    assert sum(map(madds, backbone)) == counter.get_total_flops() // 2 + biases
+    own = sum(p.numel() for p in Backbone(source_named(name)).parameters())
+    assert own == sum(p.numel() for p in layers.parameters())
 
 
 def without(state: Mapping[str, Tensor], missing: str) -> dict[str, Tensor]:
