@@ -109,7 +109,10 @@ class Mapper:
     def _excitation(
         self, name: str, source: SqueezeExcitation | None, target: SqueezeExcitation
     ) -> None:
-        """Map a squeeze-excitation; one that the source lacks multiplies by 1 (but for noise)."""
+        """Map a squeeze-excitation; one that the source lacks multiplies by 1 (but for noise).
+
+        Without noise it has no gradient there, and goes on multiplying by 1.
+        """
         tensors = source.state_dict() if source else {}
         for key, tensor in target.state_dict().items():
             of = tensors.get(key, tensor[(slice(0),) * tensor.dim()])

@@ -137,7 +137,6 @@ class MBConv(nn.Module):
 
 def squeeze_excitation(shape: MBConvShape) -> SqueezeExcitation:
     """Return MobileNetV3's squeeze-excitation of the hidden channels of an MBConv."""
-    # Not in place: PyTorch's hardsigmoid would copy its input then.
     return SqueezeExcitation(shape.hidden, shape.squeezed, scale_activation=nn.Hardsigmoid)
 
 
