@@ -1,11 +1,12 @@
 """What defines one network? (its layers, or what it picks from a search space)"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adapt.artifacts import (
+    LATER,
     check_header,
     content_hash,
     header,
@@ -16,6 +17,7 @@ from adapt.artifacts import (
 )
 from adapt.errors import AdaptError
 from adapt.space import SKIP, BlockSpace, Operation, SearchSpace, check_taps, check_whole
+from adapt.traits import Activation, traits_of
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,48 @@ class MBConvShape:
     c_in: int
     c_out: int
     kernel: int
-    expansion: int
+    expansion: float
     stride: int
     residual: bool
+    activation: Activation = field(default="relu6", kw_only=True, metadata=LATER)
+    se: bool = field(default=False, kw_only=True, metadata=LATER)
+
+    @property
+    def hidden(self) -> int:
+        """Channels of the depthwise convolution."""
+        return hidden_width(self.c_in, self.expansion)
+
+    @property
+    def squeezed(self) -> int:
+        """Channels between the two layers of squeeze-excitation."""
+        return squeezed_width(self.hidden)
+
+
+def hidden_width(c_in: int, expansion: float) -> int:
+    """Return the channels that a number of channels is expanded to.
+
+    An expansion that is no whole number gives the nearest multiple of 8, as MobileNetV3 rounds:
+    other widths are slow on runtimes that compute in blocks of channels.
+    """
+    if expansion == int(expansion):
+        return c_in * int(expansion)
+    return max(8, int(c_in * expansion / 8 + 0.5) * 8)
+
+
+def squeezed_width(hidden: int) -> int:
+    """Return a quarter as a multiple of 8, but not less than 0.9 of it (MobileNetV3)."""
+    quarter = hidden // 4
+    width = max(8, (quarter + 4) // 8 * 8)
+    return width if width >= 0.9 * quarter else width + 8
+
+
+def shape_of(
+    op: Operation, c_in: int, c_out: int, *, stride: int, residual: bool, activation: Activation
+) -> MBConvShape:
+    """Return the shape that an operation has between two widths."""
+    return MBConvShape(
+        c_in, c_out, op.kernel, op.expansion, stride, residual, activation=activation, se=op.se
+    )
 
 
 @dataclass(frozen=True)
@@ -69,19 +110,19 @@ class Architecture:
     def layers(self) -> list[list[MBConvShape]]:
         """Return the MBConv shapes of every block, in order."""
         shapes = []
-        c_in = self.first_width
-        for block in self.blocks:
+        c_in, traits = self.first_width, traits_of(self.source)
+        for number, block in enumerate(self.blocks):
             shapes.append(
                 [
-                    MBConvShape(
-                        c_in=c_in if position == 0 else block.width,
-                        c_out=block.width,
-                        kernel=op.kernel,
-                        expansion=op.expansion,
+                    shape_of(
+                        op,
+                        c_in if position == 0 else block.width,
+                        block.width,
                         stride=block.stride if position == 0 else 1,
                         # A block's first operation has none, also where its widths agree: in the
                         # supernet it maps between the widest candidates of two blocks.
                         residual=position > 0,
+                        activation=traits.activation(number),
                     )
                     for position, op in enumerate(block.ops)
                 ]
@@ -230,6 +271,20 @@ class Choices:
         )
 
 
+def first_shape(network: Architecture | SearchSpace) -> MBConvShape:
+    """Return the shape of the fixed first block: kernel 3, expansion 1, stride 1."""
+    traits = traits_of(network.source)
+    return MBConvShape(
+        network.stem_width,
+        network.first_width,
+        kernel=3,
+        expansion=1,
+        stride=1,
+        residual=traits.first_residual and network.stem_width == network.first_width,
+        activation=traits.first,
+    )
+
+
 def _misfit(block: Block, allowed: BlockSpace) -> str | None:
     if block.stride != allowed.stride:
         return f"stride {block.stride}, not {allowed.stride}"
@@ -270,7 +325,44 @@ def efficientnet_lite0() -> Architecture:
     return Architecture("efficientnet_lite0", 32, 16, (2, 4, 6), blocks)
 
 
-SOURCES = {"mobilenet_v2": mobilenet_v2, "efficientnet_lite0": efficientnet_lite0}
+def mnasnet1_0() -> Architecture:
+    """Return MnasNet-B1 (Tan et al.) as torchvision has it, up to its last bottleneck."""
+    rows = (
+        (2, 24, "k3_e3", 3),
+        (2, 40, "k5_e3", 3),
+        (2, 80, "k5_e6", 3),
+        (1, 96, "k3_e6", 2),
+        (2, 192, "k5_e6", 4),
+        (1, 320, "k3_e6", 1),
+    )
+    blocks = tuple(
+        Block(stride, width, (Operation.parse(op),) * n) for stride, width, op, n in rows
+    )
+    return Architecture("mnasnet1_0", 32, 16, (2, 4, 6), blocks)
+
+
+def mobilenet_v3_large() -> Architecture:
+    """Return MobileNetV3-Large (Howard et al., Table 1) up to its last bottleneck."""
+    rows = (
+        (2, 24, "k3_e4 k3_e3"),
+        (2, 40, "k5_e3_se k5_e3_se k5_e3_se"),
+        (2, 80, "k3_e6 k3_e2.5 k3_e2.3 k3_e2.3"),
+        (1, 112, "k3_e6_se k3_e6_se"),
+        (2, 160, "k5_e6_se k5_e6_se k5_e6_se"),
+    )
+    blocks = tuple(
+        Block(stride, width, tuple(map(Operation.parse, ops.split())))
+        for stride, width, ops in rows
+    )
+    return Architecture("mobilenet_v3_large", 16, 16, (2, 4, 5), blocks)
+
+
+SOURCES = {
+    "mobilenet_v2": mobilenet_v2,
+    "efficientnet_lite0": efficientnet_lite0,
+    "mnasnet1_0": mnasnet1_0,
+    "mobilenet_v3_large": mobilenet_v3_large,
+}
 
 
 def source_named(name: str) -> Architecture:

@@ -1,53 +1,69 @@
 """Which operations, depths and widths may the search choose from? (paper Table I)"""
 
+import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, product
 from operator import mul
 from pathlib import Path
 from typing import Any
 
-from adapt.artifacts import content_hash, named_toml, parsing, read_text, typed
+from adapt.artifacts import LATER, content_hash, identity, named_toml, parsing, read_text, typed
 from adapt.errors import AdaptError
 
 PRESETS = Path(__file__).parent / "spaces"
 Numbers = tuple[int, ...]
+Expansions = tuple[int | float, ...]  # whole ones stay whole numbers, so that hashes do
 # Of a block, of a layer, and of an operation; more are slips of a key.
 MOST_OPS, MOST_WIDTHS = 100, 10_000
 MOST_CHANNELS = 2**16
 MOST_TIMES = 99  # a kernel, and an expansion
+FORM = re.compile(r"k([0-9]+)_e([0-9]+(?:\.[0-9]{1,2})?)(_se)?")
+
+
+def plain(number: float) -> int | float:
+    """Return a whole number as such, so that it is written without decimals."""
+    return int(number) if number == int(number) else number
 
 
 @dataclass(frozen=True, order=True)
 class Operation:
-    """A candidate operation: an MBConv by kernel and expansion, or :data:`SKIP`."""
+    """A candidate operation: an MBConv, or :data:`SKIP`.
+
+    Attributes:
+        kernel: Size of the depthwise convolution.
+        expansion: Hidden channels per input channel; a whole number, or one of two decimals.
+        se: Whether squeeze-excitation weighs the hidden channels.
+    """
 
     kernel: int
-    expansion: int
+    expansion: float
+    se: bool = False
 
     def __str__(self) -> str:
-        return "skip" if self == SKIP else f"k{self.kernel}_e{self.expansion}"
+        text = f"k{self.kernel}_e{self.expansion:g}{'_se' if self.se else ''}"
+        return "skip" if self == SKIP else text
 
     @classmethod
     def parse(cls, text: str) -> "Operation":
-        """Read the form that :meth:`__str__` writes, such as ``k5_e6`` or ``skip``.
+        """Read the form that :meth:`__str__` writes: ``k5_e6``, ``k3_e2.5_se`` or ``skip``.
 
         Raises:
             AdaptError: If the text has another form.
         """
         if text == "skip":
             return SKIP
-        kernel, _, expansion = text.partition("_")
-        if not (kernel[:1] == "k" and expansion[:1] == "e"):
+        form = FORM.fullmatch(text)
+        if form is None:
             raise AdaptError(f"operation {text!r} is neither 'skip' nor of the form 'k3_e6'")
-        numbers = kernel[1:], expansion[1:]
-        if not all(number.isdecimal() and 0 < int(number) <= MOST_TIMES for number in numbers):
+        kernel, expansion = int(form[1]), plain(float(form[2]))
+        if not (0 < kernel <= MOST_TIMES and 0 < expansion <= MOST_TIMES):
             raise AdaptError(
                 f"operation {text!r} is not of the form 'k3_e6', of numbers up to {MOST_TIMES}"
             )
-        return cls(*map(int, numbers))
+        return cls(kernel, expansion, form[3] is not None)
 
 
 SKIP = Operation(0, 0)
@@ -63,17 +79,20 @@ class BlockSpace:
         kernels: Depthwise kernel sizes.
         expansions: Expansion ratios.
         widths: Output channel candidates, strictly increasing.
+        squeeze: Whether operations have squeeze-excitation; both makes it a choice.
     """
 
     num_ops: int
     stride: int
     kernels: tuple[int, ...]
-    expansions: tuple[int, ...]
+    expansions: tuple[float, ...]
     widths: tuple[int, ...]
+    squeeze: tuple[bool, ...] = field(default=(False,), metadata=LATER)
 
     def candidates(self, position: int) -> tuple[Operation, ...]:
         """Return the candidates of the operation at ``position``; a block's first is no skip."""
-        convs = tuple(Operation(k, e) for k in self.kernels for e in self.expansions)
+        kinds = product(self.kernels, self.expansions, self.squeeze)
+        convs = tuple(Operation(*kind) for kind in kinds)
         return convs if position == 0 else (*convs, SKIP)
 
 
@@ -137,8 +156,9 @@ class SearchSpace:
                 num_ops=typed(int, block["num_ops"]),
                 stride=typed(int, block["stride"]),
                 kernels=typed(Numbers, block["kernels"]),
-                expansions=typed(Numbers, block["expansions"]),
+                expansions=tuple(map(plain, typed(Expansions, block["expansions"]))),
                 widths=typed(Numbers, block["widths"]),
+                squeeze=typed(tuple[bool, ...], block.get("squeeze", (False,))),
             )
             for block in content["blocks"]
         )
@@ -153,10 +173,10 @@ class SearchSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
-        content = asdict(self)
+        content: dict[str, Any] = identity(self)
         content["taps"] = list(self.taps)
         content["blocks"] = [
-            {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(block).items()}
+            {k: list(v) if isinstance(v, tuple) else v for k, v in identity(block).items()}
             for block in self.blocks
         ]
         return content
@@ -270,6 +290,14 @@ def _check_block(number: int, block: BlockSpace) -> None:
         raise AdaptError(f"{where}: kernels must be odd sizes, got {list(block.kernels)}")
     if not block.expansions or any(e < 1 for e in block.expansions):
         raise AdaptError(f"{where}: expansions must be positive, got {list(block.expansions)}")
+    if any(round(e, 2) != e for e in block.expansions):
+        raise AdaptError(
+            f"{where}: expansions have at most two decimals, got {list(block.expansions)}"
+        )
+    if not 0 < len(block.squeeze) == len(set(block.squeeze)):
+        raise AdaptError(
+            f"{where}: squeeze must be [false], [true] or both, got {list(block.squeeze)}"
+        )
     for name, numbers in (("kernels", block.kernels), ("expansions", block.expansions)):
         if max(numbers) > MOST_TIMES:
             raise AdaptError(f"{where}: {name} must be at most {MOST_TIMES}, got {max(numbers)}")

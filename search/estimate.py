@@ -140,9 +140,9 @@ def _method(recipe: Recipe) -> str:
     return (
         f"operations (at {usual.height}x{usual.width}) and saved activations (at "
         f"{largest.height}x{largest.width}) counted on the meta device (largest sampled path, "
-        "MobileNetV2 for the derived network, one process, loss and data loading left out; a "
-        "backward pass counts as two forward passes, as one where weights are frozen, and what "
-        f"is computed again as one more); hours at {A100_TFLOPS} TFLOP/s, the rate that makes "
+        f"{recipe.source.source} for the derived network, one process, loss and data loading left "
+        "out; a backward pass counts as two forward passes, as one where weights are frozen, and "
+        f"what is computed again as one more); hours at {A100_TFLOPS} TFLOP/s, the rate that makes "
         "the paper's run take the 1.7 and 3.6 GPU-days it reports on an A100; nothing was "
         "measured on a GPU"
     )
@@ -157,7 +157,7 @@ def largest_paths(supernet: Supernet, number: PathCount) -> Paths | None:
         return candidates - 1 if number == 1 else tuple(range(candidates)[-number:])
 
     return [
-        [largest(len(block.kernels) * len(block.expansions)) for _ in range(block.num_ops)]
+        [largest(len(block.candidates(0))) for _ in range(block.num_ops)]
         for block in supernet.space.blocks
     ]
 

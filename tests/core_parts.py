@@ -56,8 +56,20 @@ widths = [8, 16, 8]
 Indices = tuple[list[list[int]], list[int]]  # operation per block and position, width per block
 
 
-def tiny() -> SearchSpace:
-    return SearchSpace.from_dict(tomllib.loads(TINY_SPACE))
+def tiny(source: str = "mobilenet_v2") -> SearchSpace:
+    space = replace(SearchSpace.from_dict(tomllib.loads(TINY_SPACE)), source=source)
+    return with_excitation(space) if source == "mobilenet_v3_large" else space
+
+
+def with_excitation(space: SearchSpace) -> SearchSpace:
+    """The space with squeeze-excitation, expansions that are no whole numbers, and wide enough for
+    both to be of several widths."""
+    first, second, third, fourth = (
+        replace(block, widths=tuple(4 * width for width in block.widths)) for block in space.blocks
+    )
+    second = replace(second, expansions=(1, 2.3), squeeze=(False, True))
+    third = replace(third, expansions=(2.5, 3), squeeze=(True,))
+    return replace(space, blocks=(first, second, third, fourth))
 
 
 def one_block(**changes: object) -> SearchSpace:

@@ -54,7 +54,7 @@ def true_ms(subject: Subject) -> float:
             return _conv_ms(3, c_out, 3, (height, width), stride=2)
         case MBConvUnit(c_in, c_out, kernel, expansion, stride, _, height, width):
             into, out = (height, width), _out((height, width), stride)
-            hidden = c_in * expansion
+            hidden = subject.hidden
             expand = _conv_ms(c_in, hidden, 1, into) if expansion != 1 else 0.0
             depthwise = _conv_ms(hidden, hidden, kernel, into, stride=stride, depthwise=True)
             return expand + depthwise + _conv_ms(hidden, c_out, 1, out)

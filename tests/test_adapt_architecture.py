@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ from core_parts import random_architecture, shake, tiny
 from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
 
 from adapt.architecture import (
+    SOURCES,
     Architecture,
     Block,
+    Choices,
     MBConvShape,
     mobilenet_v2,
+    mobilenet_v3_large,
+    source_named,
     source_of,
     with_source_widths,
 )
@@ -47,10 +52,59 @@ def test_shapes_follow_the_widths_and_only_later_operations_are_residual() -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("c_in", "expansion", "hidden", "squeezed"),
+    [
+        (16, 6, 96, 24),
+        (24, 3, 72, 24),  # a quarter is 18; 16 would be less than 0.9 of it
+        (40, 3, 120, 32),
+        (80, 2.5, 200, 48),
+        (80, 2.3, 184, 48),
+        (72, 2.3, 168, 40),
+        (2, 2.3, 8, 8),
+        (160, 6, 960, 240),
+    ],
+)
+def test_hidden_and_squeezed_channels(
+    c_in: int, expansion: float, hidden: int, squeezed: int
+) -> None:
+    shape = MBConvShape(c_in, 8, 3, expansion, 1, False, se=True)
+    assert (shape.hidden, shape.squeezed) == (hidden, squeezed)
+
+
+@pytest.mark.parametrize("expansion", [1, 2.3, 2.5, 3])
+def test_a_wider_input_never_has_fewer_channels_inside(expansion: float) -> None:
+    shapes = [MBConvShape(c_in, 8, 3, expansion, 1, False) for c_in in range(1, 200)]
+    for narrow, wide in pairwise(shapes):
+        assert narrow.hidden <= wide.hidden
+        assert narrow.squeezed <= wide.squeezed
+
+
+def test_shapes_of_mobilenet_v3_are_those_of_its_table() -> None:
+    *_, third, fourth, _ = mobilenet_v3_large().layers()
+    assert [shape.hidden for shape in third] == [240, 200, 184, 184]
+    assert [shape.se for shape in fourth] == [True, True]
+    activations = [block[0].activation for block in mobilenet_v3_large().layers()]
+    assert activations == ["relu", "relu", "hardswish", "hardswish", "hardswish"]
+    assert str(mobilenet_v3_large().blocks[2].ops[1]) == "k3_e2.5"
+    assert Architecture.from_dict(mobilenet_v3_large().to_dict()) == mobilenet_v3_large()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_network_fits_the_space_it_comes_from(seed: int) -> None:
     space = SearchSpace.load("mobilenet_v2")
     random_architecture(space, seed).check_fits(space)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_is_in_the_space_around_it(name: str) -> None:
+    space = with_source_widths(SearchSpace.load(name))
+    source = source_named(name)
+    assert space.source == source.source == name
+    assert source_of(space) == source
+    found = Choices.found(source, space)
+    assert found is not None
+    assert found.architecture(space) == source
 
 
 def changed(block: int, **fields: Any) -> Callable[[Architecture], Architecture]:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import Architecture, MBConvShape, mobilenet_v2
+from adapt.architecture import SOURCES, Architecture, MBConvShape, mobilenet_v2, source_named
 from adapt.cost.units import (
     P6,
     Boundary,
@@ -84,6 +85,30 @@ def test_units_agree_with_pytorchs_counter(seed: int) -> None:
     assert unit_madds(architecture, config, size) == counted
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_units_of_sources_and_around_them_agree_with_pytorchs_counter(source: str) -> None:
+    config, size = DetectorConfig(3, fpn_width=16, head_depth=1), InputSize(64, 96)
+    space = SearchSpace.load(source)
+    for architecture in (source_named(source), random_architecture(space, seed=0)):
+        counted = counted_madds(on_meta(architecture, config), size.height, size.width)
+        assert unit_madds(architecture, config, size) == counted
+
+
+def test_what_a_source_does_otherwise_than_mobilenet_v2_is_measured_by_itself() -> None:
+    config, size = DetectorConfig(3), InputSize(64, 96)
+    twin = replace(mobilenet_v2(), source="mnasnet1_0")
+    pairs = zip(
+        detector_units(mobilenet_v2(), config, size),
+        detector_units(twin, config, size),
+        strict=True,
+    )
+    for unit, other in pairs:
+        activated = isinstance(unit, Stem | MBConvUnit)
+        assert ("activation=relu " in f"{unit_key(other)} ") == activated
+        assert (unit_key(unit) == unit_key(other)) != activated
+        assert parse_key(unit_key(other)) == other
+
+
 def conv(kernel: int, c_in: int, c_out: int, cells: int, bias: int = 0) -> int:
     return (kernel * kernel * c_in + bias) * c_out * cells
 
@@ -96,6 +121,14 @@ def conv(kernel: int, c_in: int, c_out: int, cells: int, bias: int = 0) -> int:
         (
             MBConvUnit(4, 6, 5, 2, 2, False, 3, 5),
             conv(1, 4, 8, 15) + conv(5, 1, 8, 6) + conv(1, 8, 6, 6),
+        ),
+        (
+            MBConvUnit(16, 6, 3, 2.3, 1, False, 3, 5, se=True),  # 40 hidden channels, 16 squeezed
+            conv(1, 16, 40, 15)
+            + conv(3, 1, 40, 15)
+            + conv(1, 40, 16, 1, bias=1)
+            + conv(1, 16, 40, 1, bias=1)
+            + conv(1, 40, 6, 15),
         ),
         (Lateral(7, 16, 3, 5), conv(1, 7, 16, 15, bias=1)),
         (P6(7, 16, 3, 5), conv(3, 7, 16, 6, bias=1)),
@@ -135,6 +168,15 @@ def test_key_names_every_field_of_a_unit() -> None:
 
 EVERY_KIND = {
     Stem(32, 63, 96): "stem c_out=32 height=63 width=96",
+    Stem(16, 64, 96, activation="relu"): "stem c_out=16 height=64 width=96 activation=relu",
+    MBConvUnit(16, 24, 3, 6, 2, False, 40, 54, activation="relu"): (
+        "mbconv c_in=16 c_out=24 kernel=3 expansion=6 stride=2 residual=0 activation=relu "
+        "height=40 width=54"
+    ),
+    MBConvUnit(80, 80, 3, 2.5, 1, True, 20, 27, activation="hardswish", se=True): (
+        "mbconv c_in=80 c_out=80 kernel=3 expansion=2.5 stride=1 residual=1 activation=hardswish "
+        "se=1 height=20 width=27"
+    ),
     Lateral(96, 64, 4, 6): "lateral c_in=96 c_out=64 height=4 width=6",
     P6(320, 64, 2, 3): "p6 c_in=320 c_out=64 height=2 width=3",
     Boundary(24, 16, 24): "boundary channels=24 height=16 width=24",

@@ -8,7 +8,7 @@ import torch
 from core_parts import decide, random_choices, shake, tiny
 from torch import nn
 
-from adapt.architecture import Choices
+from adapt.architecture import SOURCES, Choices, hidden_width
 from adapt.detector.retinanet import DetectorConfig, HeadKind, build_detector
 from adapt.mapping.inherit import inherit_detector
 from adapt.network.mixed import IndividualBlocks
@@ -23,10 +23,10 @@ def widest(space):
     return [len(block.widths) - 1 for block in space.blocks]
 
 
-def supernet_detector(seed=0, config=CONFIG, **options):
+def supernet_detector(seed=0, config=CONFIG, source="mobilenet_v2", **options):
     """A detector around a supernet, all parameters random, betas undecided."""
     generator = torch.Generator().manual_seed(seed)
-    supernet = Supernet(tiny(), generator=generator, **options)
+    supernet = Supernet(tiny(source), generator=generator, **options)
     detector = build_detector(supernet, config)
     shake(detector, seed)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def silence_surplus(supernet, widths):
                 if isinstance(op, MBConv):
                     read = kept_in if position == 0 else kept
                     convs = [m for m in op.modules() if isinstance(m, nn.Conv2d)]
-                    convs[-1].weight[:, read * op.shape.expansion :] = 0
+                    convs[-1].weight[:, hidden_width(read, op.shape.expansion) :] = 0
                     if op.shape.expansion > 1:
                         convs[0].weight[:, read:] = 0
         beta[width + 1 :] = -1e4
@@ -94,12 +94,18 @@ def test_a_narrow_network_takes_the_first_channels(seed):
     assert_same(detector, narrow)
 
 
+@pytest.mark.parametrize(
+    ("source", "head"),
+    [
+        *((source, "retinanet") for source in SOURCES),
+        *(("mobilenet_v2", head) for head in get_args(HeadKind) if head != "retinanet"),
+    ],
+)
 @pytest.mark.parametrize("mask", ["overlapping", "individual"])
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("head", get_args(HeadKind))
-def test_a_decided_supernet_is_its_network(seed, mask, head):
+def test_a_decided_supernet_is_its_network(seed, mask, source, head):
     config = replace(CONFIG, head=head)
-    detector, supernet = supernet_detector(seed, config, mask=mask)
+    detector, supernet = supernet_detector(seed, config, source, mask=mask)
     choices = random_choices(supernet.space, seed)
     decide(supernet, choices)
     assert_same(detector, inherit_detector(detector, Choices.of(*choices), config))

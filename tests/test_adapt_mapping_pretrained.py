@@ -6,8 +6,9 @@ import pytest
 import torch
 from core_parts import mostly_slow, shake
 from torch import Tensor
+from torchvision.ops import SqueezeExcitation
 
-from adapt.architecture import Architecture, Block, mobilenet_v2
+from adapt.architecture import SOURCES, Architecture, Block, source_named
 from adapt.errors import AdaptError
 from adapt.mapping.pretrained import MappingMode, map_backbone, map_supernet
 from adapt.network.backbone import Backbone
@@ -109,6 +110,47 @@ def test_expansion_that_the_source_lacks_starts_at_zero() -> None:
     assert torch.count_nonzero(convolution(target, 2, 0)) == 0
 
 
+E3, E3_SE = Operation(3, 3), Operation(3, 3, se=True)
+WIDE = network((32, (E3,)), (32, (E3, E3)))
+WIDE_SE = network((32, (E3,)), (32, (E3_SE, E3_SE)))
+
+
+def excitation(backbone: Backbone, layer: int) -> SqueezeExcitation:
+    (found,) = (m for m in backbone.features[layer].modules() if isinstance(m, SqueezeExcitation))
+    return found
+
+
+def test_narrower_excitation_gets_the_first_channels() -> None:
+    source = trained(WIDE_SE)
+    target = mapped(source, network((16, (E3,)), (32, (E3_SE, E3_SE))))
+    of, to = excitation(source, 3), excitation(target, 3)
+    assert to.fc1.weight.shape[:2] == (16, 48)
+    assert torch.equal(to.fc1.weight, of.fc1.weight[:16, :48])
+    assert torch.equal(to.fc2.weight, of.fc2.weight[:48, :16])
+    assert torch.equal(to.fc1.bias, of.fc1.bias[:16])
+    assert torch.equal(to.fc2.bias, of.fc2.bias[:48])
+
+
+@pytest.mark.parametrize("source", [WIDE, WIDE_SE])
+def test_excitation_that_the_source_has_or_lacks_keeps_the_function(source: Architecture) -> None:
+    wider = network((40, (E3,)), (36, (E3_SE, E3_SE, E3_SE)))
+    before = trained(source)
+    assert output_difference(before, mapped(before, wider, "identity")) <= 1e-5
+
+
+def test_identity_is_refused_where_the_target_lacks_an_excitation() -> None:
+    with pytest.raises(AdaptError, match=r"block 2 is .* use mode 'paper'"):
+        mapped(trained(WIDE_SE), WIDE, "identity")
+
+
+def test_an_operation_without_excitation_gets_the_rest() -> None:
+    source = trained(WIDE_SE)
+    target = mapped(source, WIDE)
+    for number, counterpart in ((0, 0), (1, 1), (-1, -1)):
+        of, to = convolution(source, 3, number), convolution(target, 3, counterpart)
+        assert torch.equal(of, to)
+
+
 def test_extra_operations_copy_the_last_one_of_their_block() -> None:
     source = trained(network((4, (K3, K5)), (6, (K3,))))
     target = mapped(source, network((4, (K3, K5, K5, K5)), (6, (K3,))))
@@ -171,7 +213,11 @@ def superset(source: Architecture, seed: int) -> Architecture:
     blocks = []
     for block in source.blocks:
         grown = [
-            Operation(op.kernel + chance.choice((0, 2, 4)), op.expansion + chance.choice((0, 1, 3)))
+            replace(
+                op,
+                kernel=op.kernel + chance.choice((0, 2, 4)),
+                expansion=op.expansion + chance.choice((0, 1, 3)),
+            )
             for op in block.ops
         ]
         extra = [Operation(chance.choice((3, 5, 7)), chance.choice((1, 2, 6)))] * chance.choice(
@@ -202,10 +248,11 @@ def test_identity_keeps_the_function_in_any_superset(seed: int) -> None:
     assert output_difference(source, target) <= 1e-5
 
 
+@pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("seed", range(3))
-def test_identity_keeps_the_function_of_mobilenet_v2(seed: int) -> None:
-    source = trained(mobilenet_v2(), seed)
-    target = mapped(source, superset(mobilenet_v2(), seed), "identity")
+def test_identity_keeps_the_function_of_a_source(seed: int, name: str) -> None:
+    source = trained(source_named(name), seed)
+    target = mapped(source, superset(source_named(name), seed), "identity")
     assert output_difference(source, target) <= 1e-5
 
 

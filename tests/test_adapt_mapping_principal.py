@@ -6,7 +6,7 @@ import torch
 from core_parts import mostly_slow, random_architecture, tiny
 from mapping_parts import IMAGES, UNSEEN, network, taps, trained
 
-from adapt.architecture import Architecture
+from adapt.architecture import SOURCES, Architecture
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, build_detector
@@ -25,9 +25,10 @@ from adapt.network.operations import MBConv
 from adapt.space import Operation
 
 
+@pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("seed", mostly_slow(40, usual=6))
-def test_taps_are_rotated_and_nothing_else_changes(seed: int) -> None:
-    source = trained(random_architecture(tiny(), seed), seed)
+def test_taps_are_rotated_and_nothing_else_changes(seed: int, name: str) -> None:
+    source = trained(random_architecture(tiny(name), seed), seed)
     after = principal_source(source, IMAGES)
     for before, rotated in zip(taps(source, UNSEEN), taps(after, UNSEEN), strict=True):
         gram = before @ before.T

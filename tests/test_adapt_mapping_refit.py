@@ -76,6 +76,7 @@ def test_projection_takes_over_what_channels_that_are_gone_wrote() -> None:
         network((6, (E4, E4)), (7, (E4, E4))),  # narrower
         network((8, (E4,)), (10, (E4,))),  # shallower
         network((8, (Operation(5, 4), Operation(3, 1))), (10, (E2,))),
+        network((8, (Operation(3, 2.3, se=True), E4)), (10, (E4, Operation(3, 2, se=True)))),
     ],
 )
 def test_fitted_backbone_is_closer_to_the_source_on_other_images(

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from adapt.architecture import MBConvShape
 from adapt.network.masks import MaskKind
 from adapt.network.mixed import Recompute
-from adapt.network.operations import MBConv, ReLU6, scaled_norm
+from adapt.network.operations import ACTIVATIONS, MBConv, ReLU6, scaled_norm
 from adapt.network.recompute import can_recompute, frozen_forward
 from adapt.network.supernet import Supernet
+from adapt.traits import Activation
 
 
-def supernet(mask: MaskKind = "non-overlapping") -> Supernet:
+def supernet(mask: MaskKind = "non-overlapping", source: str = "mobilenet_v2") -> Supernet:
     torch.manual_seed(3)
-    net = Supernet(tiny(), mask=mask, generator=torch.Generator().manual_seed(3))
+    net = Supernet(tiny(source), mask=mask, generator=torch.Generator().manual_seed(3))
     for alpha in net.alphas.parameters():
         alpha.data.normal_(generator=torch.Generator().manual_seed(len(alpha)))
     return net.to(memory_format=torch.channels_last).train()
@@ -35,12 +36,13 @@ def gradients(net: Supernet, trained: Sequence[nn.Parameter], recompute: Recompu
     return [parameter.grad for parameter in trained if parameter.grad is not None]
 
 
+@pytest.mark.parametrize("source", ["mobilenet_v2", "mobilenet_v3_large"])
 @pytest.mark.parametrize("mask", ["non-overlapping", "overlapping", "individual"])
 @pytest.mark.parametrize("recompute", ["norms", "operation", "block"])
 def test_architecture_gradients_do_not_depend_on_what_is_kept(
-    mask: MaskKind, recompute: Recompute
+    mask: MaskKind, recompute: Recompute, source: str
 ) -> None:
-    net = supernet(mask)
+    net = supernet(mask, source)
     trained = net.architecture_parameters()
     kept, again = (gradients(net, trained, how) for how in ("off", recompute))
     assert len(kept) == len(again) == len(trained)
@@ -60,19 +62,23 @@ def test_weight_gradients_do_not_depend_on_what_is_kept(recompute: Recompute, nu
         torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-7)
 
 
-def frozen_mbconv(expansion: int = 3, **options: bool) -> MBConv:
+def frozen_mbconv(
+    expansion: int = 3, activation: Activation = "relu6", se: bool = False, **options: bool
+) -> MBConv:
     how = {"affine": False, "track_running_stats": False, **options}
-    op = MBConv(MBConvShape(6, 10, 5, expansion, 2, residual=False), **how)
+    shape = MBConvShape(6, 10, 5, expansion, 2, residual=False, activation=activation, se=se)
+    op = MBConv(shape, **how)
     shake(op, seed=1)
     return op.requires_grad_(False)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("expansion", [1, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_frozen_layers_return_and_pass_on_what_plain_ones_do(
-    expansion: int, layout: torch.memory_format
+    expansion: int, layout: torch.memory_format, activation: Activation
 ) -> None:
-    op = frozen_mbconv(expansion).to(memory_format=layout)
+    op = frozen_mbconv(expansion, activation).to(memory_format=layout)
     data = 2 * torch.randn(2, 6, 9, 12, generator=torch.Generator().manual_seed(2))
     results = []
     for run in (op.conv, lambda x: frozen_forward(op.conv, x)):
@@ -100,6 +106,7 @@ def test_frozen_layers_keep_a_third_less_than_plain_ones() -> None:
         (frozen_mbconv(affine=True), False),
         (frozen_mbconv(track_running_stats=True), False),
         (frozen_mbconv().eval(), False),
+        (frozen_mbconv(se=True), False),
         (frozen_mbconv().requires_grad_(True), False),
     ],
 )

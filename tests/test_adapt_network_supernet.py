@@ -1,4 +1,5 @@
 from collections import OrderedDict
+from dataclasses import replace
 from typing import cast, get_args
 
 import pytest
@@ -6,15 +7,32 @@ import torch
 from core_parts import Indices, decide, one_hot, random_choices
 from torch import Tensor, nn
 
-from adapt.architecture import Architecture
+from adapt.architecture import Architecture, MBConvShape
 from adapt.network.backbone import Backbone
 from adapt.network.masks import MaskKind
 from adapt.network.mixed import IndividualBlocks, MixedOperation, SharedBlock
-from adapt.network.operations import MBConv
+from adapt.network.operations import MBConv, hidden_reach, squeezed_reach
 from adapt.network.supernet import Supernet
 from adapt.space import SKIP, BlockSpace, Operation, SearchSpace
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("expansion", [2, 2.3, 2.5])
+@pytest.mark.parametrize("narrow", [5, 24, 47])
+def test_hidden_channels_reach_as_far_as_a_narrow_operation_has_them(
+    narrow: int, expansion: float
+) -> None:
+    reach = (torch.arange(48) < narrow).float()
+    wide = MBConvShape(48, 8, 3, expansion, 1, False, se=True)
+    kept = replace(wide, c_in=narrow)
+    for found, width in (
+        (hidden_reach(wide, reach), kept.hidden),
+        (squeezed_reach(wide, reach), kept.squeezed),
+    ):
+        assert found.tolist() == [float(channel < width) for channel in range(len(found))]
+    assert len(hidden_reach(wide, reach)) == wide.hidden
+    assert len(squeezed_reach(wide, reach)) == wide.squeezed
 
 
 def supernet(space: SearchSpace, mask: MaskKind, seed: int = 0) -> Supernet:

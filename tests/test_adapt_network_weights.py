@@ -124,6 +124,30 @@ def test_users_file_that_does_not_fit_is_refused(
     assert str(path) in str(caught.value)
 
 
+def test_a_file_that_no_package_ships_is_downloaded_or_named(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = replace(PUBLISHED["mobilenet_v2"], package="", module="", member="")
+    monkeypatch.setitem(PUBLISHED, "mobilenet_v2", wanted)
+    with pytest.raises(AdaptError) as caught:
+        find_weights("mobilenet_v2")
+    message = str(caught.value)
+    assert "run once with access to" in message
+    assert "--weights" in message
+    assert "pip install" not in message
+
+
+def test_the_first_digits_of_a_hash_are_enough_if_no_more_are_published(
+    cache: Path, server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = PUBLISHED["mobilenet_v2"]
+    monkeypatch.setitem(PUBLISHED, "mobilenet_v2", replace(wanted, sha256=wanted.sha256[:10]))
+    path = find_weights("mobilenet_v2")
+    path.write_bytes(b"another file")
+    with pytest.raises(AdaptError, match=f"not {wanted.sha256[:10]}…"):
+        find_weights("mobilenet_v2")
+
+
 @pytest.mark.parametrize("call", [source_backbone, find_weights])
 def test_unknown_source_is_refused_with_the_known_ones(call: Callable[[str], Any]) -> None:
     with pytest.raises(AdaptError, match="'vgg'; known: mobilenet_v2"):

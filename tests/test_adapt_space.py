@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 from core_parts import TINY_SPACE
 
-from adapt.architecture import Choices, mobilenet_v2
+from adapt.architecture import SOURCES, Choices, mobilenet_v2
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import MBConvUnit, Unit
 from adapt.data.images import InputSize
@@ -128,6 +129,7 @@ def test_input_widths_are_the_previous_blocks_widths() -> None:
         {"blocks": (*TABLE_ONE.blocks[:-1], replace(TABLE_ONE.blocks[-1], num_ops=2))},
         {"blocks": (*TABLE_ONE.blocks[:-1], replace(TABLE_ONE.blocks[-1], kernels=(3,)))},
         {"blocks": (*TABLE_ONE.blocks[:-1], replace(TABLE_ONE.blocks[-1], expansions=(6,)))},
+        {"blocks": (*TABLE_ONE.blocks[:-1], replace(TABLE_ONE.blocks[-1], squeeze=(True,)))},
         {"blocks": TABLE_ONE.on_grid(16).blocks},
     ],
 )
@@ -137,6 +139,17 @@ def test_hash_changes_with_a_choice(change: dict[str, Any]) -> None:
 
 def test_hash_does_not_change_with_the_name() -> None:
     assert replace(TABLE_ONE, name="mine").hash == TABLE_ONE.hash
+
+
+def test_hash_of_the_papers_space_is_frozen() -> None:
+    assert TABLE_ONE.hash == "0dbaf31aa543677d"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_space_is_restored_from_what_was_stored(name: str) -> None:
+    space = SearchSpace.load(name)
+    restored = SearchSpace.restore(json.loads(json.dumps(space.to_dict())))
+    assert (restored, restored.hash) == (space, space.hash)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +162,10 @@ def test_hash_does_not_change_with_the_name() -> None:
         ("kernels = [3]", "kernels = [4]", "block 1: kernels must be odd sizes, got [4]"),
         ("kernels = [3]", "kernels = []", "block 1: kernels must be odd sizes, got []"),
         ("expansions = [2]", "expansions = [0]", "block 1: expansions must be positive, got [0]"),
+        ("expansions = [2]", "expansions = [2.125]", "expansions have at most two decimals, got"),
+        ("expansions = [2]", "expansions = [inf]", "is not valid"),
+        ("expansions = [2]", "expansions = [2]\nsqueeze = []", "block 1: squeeze must be [false]"),
+        ("expansions = [2]", "expansions = [2]\nsqueeze = [true, true]", "[true] or both, got"),
         ("widths = [4, 8, 4]", "widths = [4, 8, 0]", "step of widths must be positive, got 0"),
         ("widths = [4, 8, 4]", "widths = [8, 4, 4]", "block 1: widths = [8, 4, 4] is no range"),
         ("widths = [4, 8, 4]", "widths = [24, 32, 64]", "or list the candidates: width_list = ["),
@@ -181,7 +198,11 @@ def test_bad_space_file_is_refused(tmp_path: Path, before: str, after: str, frag
 @pytest.mark.parametrize(
     ("name", "fragment"),
     [
-        ("mobilenet_v9", "use a preset (efficientnet_lite0, mobilenet_v2, mobilenet_v2_slim)"),
+        (
+            "mobilenet_v9",
+            "use a preset (efficientnet_lite0, mnasnet1_0, mobilenet_v2, mobilenet_v2_slim, "
+            "mobilenet_v3_large)",
+        ),
         ("none.toml", "none.toml does not exist"),
     ],
 )
@@ -191,7 +212,10 @@ def test_space_that_does_not_exist_is_refused(name: str, fragment: str) -> None:
     assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize("operation", [SKIP, Operation(3, 6), Operation(11, 12)])
+@pytest.mark.parametrize(
+    "operation",
+    [SKIP, Operation(3, 6), Operation(11, 12), Operation(3, 2.3), Operation(5, 2.25, se=True)],
+)
 def test_operation_is_read_as_it_is_written(operation: Operation) -> None:
     assert Operation.parse(str(operation)) == operation
 

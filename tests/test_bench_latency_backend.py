@@ -24,6 +24,7 @@ SUBJECTS = [
     Stem(8, 64, 64),
     MBConvUnit(8, 8, 5, 6, 1, True, 16, 16),
     MBConvUnit(8, 16, 3, 1, 2, False, 16, 16),
+    MBConvUnit(8, 8, 5, 2.5, 1, True, 16, 16, activation="hardswish", se=True),
     Lateral(8, 8, 8, 8),
     P6(8, 8, 2, 2),
     Boundary(8, 8, 8),

@@ -36,16 +36,20 @@ DETECTOR = DetectorConfig(
     score_threshold=0.0,  # a random detector is sure of nothing
 )
 SIZE = InputSize(64, 96)
-NETWORK = random_architecture(tiny(), seed=0)
-WHOLE = WholeDetector(NETWORK, DETECTOR, SIZE)
+WHOLE = WholeDetector(random_architecture(tiny(), seed=0), DETECTOR, SIZE)
 REST = rest_unit(DETECTOR, SIZE)
 MBCONVS = [
     MBConvUnit(8, 16, 3, 6, 2, False, 15, 20),
     MBConvUnit(8, 8, 5, 3, 1, True, 15, 20),
     MBConvUnit(8, 8, 7, 6, 1, False, 15, 20),
     MBConvUnit(8, 4, 3, 1, 1, False, 15, 20),
+    MBConvUnit(8, 8, 5, 3, 1, True, 15, 20, activation="relu"),
+    MBConvUnit(8, 8, 3, 2.5, 1, True, 15, 20, activation="hardswish"),
+    MBConvUnit(8, 16, 5, 3, 2, False, 15, 20, activation="hardswish", se=True),
 ]
-CHAINS = [*MBCONVS, Stem(8, 33, 64), Lateral(8, 16, 15, 20), P6(8, 16, 15, 20), Boundary(8, 15, 20)]
+STEMS = [Stem(8, 33, 64), Stem(8, 33, 64, activation="hardswish")]
+OTHERS = [Lateral(8, 16, 15, 20), P6(8, 16, 15, 20), Boundary(8, 15, 20)]
+CHAINS = [*MBCONVS, *STEMS, *OTHERS]
 EVERY_UNIT = [*CHAINS, REST, rest_unit(replace(DETECTOR, head="ssdlite"), SIZE)]
 
 
@@ -83,7 +87,7 @@ def torch_layers(unit):
     """The unit as the detector builds it, behind what its graph begins with."""
     match unit:
         case Stem():
-            return [Normalise(), stem(unit.c_out)]
+            return [Normalise(), stem(unit.c_out, unit.activation)]
         case MBConvUnit():
             return [nn.Conv2d(4, unit.c_in, 1), MBConv(unit)]
         case Lateral():
@@ -205,7 +209,7 @@ def test_in_fp16_every_convolution_is_half(unit):
 
 
 def test_in_fp16_images_and_detections_are_float32():
-    image = random_inputs(unit_model(CHAINS[4], precision="fp16"))["images"]
+    image = random_inputs(unit_model(STEMS[0], precision="fp16"))["images"]
     _, boxes, scores, _ = run(unit_model(REST, precision="fp16"))
     assert {x.dtype for x in (image, boxes, scores)} == {np.dtype(np.float32)}
 
@@ -252,18 +256,29 @@ def test_the_rest_detects_in_lower_precision(precision):
     assert (np.diff(scores) <= 0).all()
 
 
-@pytest.fixture(scope="module", params=[("fp32", "onnx-nms"), ("fp16", "tensor-nms")], ids=str)
+EXPORTS = [
+    ("mobilenet_v2", "fp32", "onnx-nms"),
+    ("mobilenet_v2", "fp16", "tensor-nms"),
+    ("mnasnet1_0", "fp32", "tensor-nms"),
+    ("mobilenet_v3_large", "fp32", "tensor-nms"),
+    ("mobilenet_v3_large", "fp16", "onnx-nms"),
+]
+
+
+@pytest.fixture(scope="module", params=EXPORTS, ids=str)
 def exported_and_composed(request, tmp_path_factory):
     """The graph of `adapt export`, and its quick twin, of the same random architecture."""
-    info = DetectorInfo(NETWORK, DETECTOR, SIZE, ("circle", "square", "star"))
+    source, precision, tail = request.param
+    network = random_architecture(tiny(source), seed=0)
+    info = DetectorInfo(network, DETECTOR, SIZE, ("circle", "square", "star"))
     path = tmp_path_factory.mktemp("exported") / "detector.onnx"
     model = info.build().eval()
     for parameter in model.parameters():  # the exporter leaves out biases that are zero
         if not parameter.any():
             nn.init.normal_(parameter)
-    precision, tail = request.param
     export_detector(model, info, path, GraphOptions(tail, precision), provenance={})
-    composed = detector_model(WHOLE, precision=precision, tail=tail)
+    whole = WholeDetector(network, DETECTOR, SIZE)
+    composed = detector_model(whole, precision=precision, tail=tail)
     return onnx.load(path), onnx.load_from_string(composed)
 
 

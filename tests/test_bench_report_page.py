@@ -105,7 +105,12 @@ def test_finalists_are_in_the_order_of_the_race(page: str) -> None:
 def test_a_network_is_drawn_beside_the_source(own: Path) -> None:
     network, folder = write_network(own), Folder.open(own)
     first, second = block_rows(network, mobilenet_v2())[1:3]
-    assert (first.width, first.source_width, first.ops, first.skipped) == (16, 24, [(5, 3)], 1)
+    assert (first.width, first.source_width, first.ops, first.skipped) == (
+        16,
+        24,
+        [(5, 3, False)],
+        1,
+    )
     assert (second.width, second.skipped) == (second.source_width, 0)
     assert "The files of derived-75, source are gone." in text_of(folder.report)
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from adapt.architecture import source_of
+from adapt.architecture import shape_of, source_of
 from adapt.cost.expectation import CostFunction, CostModel
 from adapt.cost.units import (
     P6,
@@ -22,6 +22,7 @@ from adapt.cost.units import (
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.space import SKIP, Operation, SearchSpace
+from adapt.traits import traits_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class DetectorSpace:
                 :meth:`adapt.cost.table.CostTable.lookup`.
         """
         fixed = (
-            stem_unit(self.space.stem_width, self.size),
-            first_unit(self.space.stem_width, self.space.first_width, self.size),
+            stem_unit(self.space, self.size),
+            first_unit(self.space, self.size),
             rest_unit(self.detector, self.size),
         )
         blocks = range(len(self.space.blocks))
@@ -100,10 +101,15 @@ class DetectorSpace:
         )
 
     def _first_operation(self, number: int, c_in: int, c_out: int, op: Operation) -> MBConvUnit:
-        stride = self.space.blocks[number].stride
-        return MBConvUnit(
-            c_in, c_out, op.kernel, op.expansion, stride, False, *self._resolutions[number]
+        shape = shape_of(
+            op,
+            c_in,
+            c_out,
+            stride=self.space.blocks[number].stride,
+            residual=False,
+            activation=traits_of(self.space.source).activation(number),
         )
+        return MBConvUnit.at(shape, self._resolutions[number])
 
     def _later_costs(self, number: int, cost: CostFunction) -> Tensor:
         """Return Tensor[K, O], any other operation of a block: they all have the same shape."""
@@ -122,8 +128,9 @@ class DetectorSpace:
         )
 
     def _later_operation(self, number: int, width: int, op: Operation) -> MBConvUnit:
-        resolution = self._resolutions[number + 1]
-        return MBConvUnit(width, width, op.kernel, op.expansion, 1, True, *resolution)
+        activation = traits_of(self.space.source).activation(number)
+        shape = shape_of(op, width, width, stride=1, residual=True, activation=activation)
+        return MBConvUnit.at(shape, self._resolutions[number + 1])
 
     def _tap_costs(self, number: int, cost: CostFunction) -> Tensor:
         """Return Tensor[K], the convolutions of the pyramid that read a block's output."""

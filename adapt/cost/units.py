@@ -9,20 +9,23 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
-from adapt.architecture import Architecture, MBConvShape
+from adapt.architecture import Architecture, MBConvShape, first_shape
 from adapt.artifacts import LATER, identity
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import COARSEST, RATIOS, DetectorConfig, HeadKind
 from adapt.detector.separable import separable_madds
+from adapt.space import SearchSpace
+from adapt.traits import Activation, traits_of
 
 
 @dataclass(frozen=True)
 class Stem:
-    """3x3 convolution with stride 2 on the image, BatchNorm, ReLU6; ``height`` x ``width`` in."""
+    """3x3 convolution with stride 2 on a ``height`` x ``width`` image, BatchNorm, activation."""
 
     c_out: int
     height: int
     width: int
+    activation: Activation = field(default="relu6", kw_only=True, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,12 @@ class MBConvUnit(MBConvShape):
 
     height: int
     width: int
+
+    @classmethod
+    def at(cls, shape: MBConvShape, resolution: tuple[int, int]) -> "MBConvUnit":
+        """Return the unit of a shape at an input resolution (height, width)."""
+        height, width = resolution
+        return cls(**asdict(shape), height=height, width=width)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,8 @@ def parse_key(key: str) -> Measurable:
 def _parsed(of: Any, text: str) -> Any:
     """Return the value of a field: a number, or one of the words that its type lists."""
     words = get_args(of)
+    if of is float and text.isdecimal():
+        return int(text)
     if not words:
         return of(float(text))
     if text not in words:
@@ -165,14 +176,15 @@ def halve(length: int) -> int:
     return (length + 1) // 2
 
 
-def stem_unit(stem_width: int, size: InputSize) -> Stem:
+def stem_unit(network: Architecture | SearchSpace, size: InputSize) -> Stem:
     """Return the stem."""
-    return Stem(stem_width, size.height, size.width)
+    activation = traits_of(network.source).stem
+    return Stem(network.stem_width, size.height, size.width, activation=activation)
 
 
-def first_unit(stem_width: int, width: int, size: InputSize) -> MBConvUnit:
-    """Return the fixed first block (kernel 3, expansion 1, stride 1)."""
-    return MBConvUnit(stem_width, width, 3, 1, 1, False, halve(size.height), halve(size.width))
+def first_unit(network: Architecture | SearchSpace, size: InputSize) -> MBConvUnit:
+    """Return the fixed first block."""
+    return MBConvUnit.at(first_shape(network), (halve(size.height), halve(size.width)))
 
 
 def rest_unit(detector: DetectorConfig, size: InputSize) -> Rest:
@@ -195,13 +207,12 @@ def detector_units(
     architecture: Architecture, detector: DetectorConfig, size: InputSize
 ) -> Iterator[Unit]:
     """Yield every unit of a detector, in the order of the data flow."""
-    yield stem_unit(architecture.stem_width, size)
-    yield first_unit(architecture.stem_width, architecture.first_width, size)
+    yield stem_unit(architecture, size)
+    yield first_unit(architecture, size)
     resolutions = block_resolutions([b.stride for b in architecture.blocks], size)
     for number, shapes in enumerate(architecture.layers()):
         for position, shape in enumerate(shapes):
-            height, width = resolutions[number if position == 0 else number + 1]
-            yield MBConvUnit(**asdict(shape), height=height, width=width)
+            yield MBConvUnit.at(shape, resolutions[number if position == 0 else number + 1])
     taps = zip(architecture.taps, architecture.tap_widths, strict=True)
     for tap, c_in in list(taps)[detector.unread_taps :]:
         yield Lateral(c_in, detector.fpn_width, *resolutions[tap])
@@ -235,12 +246,15 @@ def _conv(c_in: int, c_out: int, kernel: int, out: tuple[int, int], *, bias: boo
 
 
 def _mbconv(unit: MBConvUnit) -> int:
-    hidden = unit.c_in * unit.expansion
-    into = unit.height, unit.width
+    hidden, into = unit.hidden, (unit.height, unit.width)
     out = (halve(into[0]), halve(into[1])) if unit.stride == 2 else into
     expand = _conv(unit.c_in, hidden, 1, into) if unit.expansion != 1 else 0
     depthwise = _conv(1, hidden, unit.kernel, out)
-    return expand + depthwise + _conv(hidden, unit.c_out, 1, out)
+    se = 0
+    if unit.se:
+        se = _conv(hidden, unit.squeezed, 1, (1, 1), bias=True)
+        se += _conv(unit.squeezed, hidden, 1, (1, 1), bias=True)
+    return expand + depthwise + se + _conv(hidden, unit.c_out, 1, out)
 
 
 def pyramid_sizes(height: int, width: int, finest_level: int = 3) -> list[tuple[int, int]]:

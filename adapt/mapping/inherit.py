@@ -6,12 +6,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
+from torchvision.ops import SqueezeExcitation
 
 from adapt.architecture import Choices
 from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import MixedBlock
-from adapt.network.operations import MBConv
+from adapt.network.operations import MBConv, hidden_reach, squeezed_reach
 from adapt.network.supernet import Supernet
 
 
@@ -88,19 +89,26 @@ def copy_operation(
         target: The narrow one.
         factors: Tensor[c_in], gates of the input in the supernet, folded into the first weight.
         reach: Tensor[c_in], by which the supernet multiplies hidden channels, folded into the last
-            weight; see :meth:`MBConv.branch`.
+            weight, and into those of squeeze-excitation; see :meth:`MBConv.branch`.
     """
     from_convs, to_convs = _convs(source), _convs(target)
     for from_conv, to_conv in zip(from_convs, to_convs, strict=True):
         out, into = to_conv.weight.shape[:2]
         to_conv.weight.copy_(from_conv.weight[:out, :into])
+        if to_conv.bias is not None and from_conv.bias is not None:
+            to_conv.bias.copy_(from_conv.bias[:out])
     shape = target.shape
     first, factors = to_convs[0], factors[: shape.c_in]
     # A depthwise convolution has its input channels on the axis of its output channels.
     first.weight.mul_(factors.view((1, -1, 1, 1) if first.groups == 1 else (-1, 1, 1, 1)))
     if reach is not None:
-        hidden = reach[: shape.c_in].repeat_interleave(shape.expansion)
-        to_convs[-1].weight.mul_(hidden.view(1, -1, 1, 1))
+        hidden = hidden_reach(shape, reach[: shape.c_in]).view(1, -1, 1, 1)
+        to_convs[-1].weight.mul_(hidden)
+        for module in target.modules():
+            if isinstance(module, SqueezeExcitation):
+                module.fc1.weight.mul_(hidden)
+                squeezed = squeezed_reach(shape, reach[: shape.c_in])
+                module.fc2.weight.mul_(squeezed.view(1, -1, 1, 1))
 
 
 def _convs(op: MBConv) -> list[nn.Conv2d]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import SqueezeExcitation
 
 from adapt.architecture import Architecture
 from adapt.errors import AdaptError
@@ -19,6 +20,7 @@ from adapt.network.mixed import MixedBlock
 from adapt.network.operations import MBConv
 from adapt.network.supernet import Supernet
 
+SATURATED = 3.0  # where hardsigmoid becomes 1
 MappingMode = Literal["paper", "identity", "principal", "refit"]
 
 
@@ -99,6 +101,25 @@ class Mapper:
             self.norm(f"{name}.{layer}", from_norm, to_norm)
         if target.shape.expansion > source.shape.expansion == 1:
             self._surplus_expansion(name, target)
+        for layer, to_se in _excitations(target):
+            of = _excitations(source)
+            self._excitation(f"{name}.{layer}", of[0][1] if of else None, to_se)
+
+    @torch.no_grad()
+    def _excitation(
+        self, name: str, source: SqueezeExcitation | None, target: SqueezeExcitation
+    ) -> None:
+        """Map a squeeze-excitation; one that the source lacks multiplies by 1 (but for noise).
+
+        Without noise it has no gradient there, and goes on multiplying by 1.
+        """
+        tensors = source.state_dict() if source else {}
+        for key, tensor in target.state_dict().items():
+            of = tensors.get(key, tensor[(slice(0),) * tensor.dim()])
+            self.copy(f"{name}.{key}", of, tensor, noisy=key.endswith("weight"))
+        if source is None:
+            assert target.fc2.bias is not None
+            target.fc2.bias.fill_(SATURATED)
 
     def _surplus_expansion(self, name: str, target: MBConv) -> None:
         """Fill the expansion layer of an MBConv whose source has none: all of it is surplus."""
@@ -115,7 +136,14 @@ class Mapper:
 
 
 def _convs(module: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    return [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
+    """Return the convolutions of an MBConv, without those of squeeze-excitation."""
+    named = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
+    inside = {m for _, se in _excitations(module) for m in (se.fc1, se.fc2)}
+    return [(n, m) for n, m in named if m not in inside]
+
+
+def _excitations(module: nn.Module) -> list[tuple[str, SqueezeExcitation]]:
+    return [(n, m) for n, m in module.named_modules() if isinstance(m, SqueezeExcitation)]
 
 
 def _norms(module: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
@@ -227,6 +255,7 @@ def _check_contains(target: Backbone, source: Backbone) -> None:
                 a.kernel >= b.kernel
                 and a.expansion >= b.expansion
                 and (a.expansion == 1) == (b.expansion == 1)
+                and a.se >= b.se
                 for a, b in zip(to.ops, of.ops, strict=False)
             )
         )

@@ -4,8 +4,9 @@ The output of an MBConv is linear (no activation follows), so the channels that 
 add to can be rotated: their projections write rotated channels, and what reads them undoes it. The
 axes are the principal ones of what the operations pass on, by falling variance, as SliceGPT
 (arXiv 2401.15024) does for transformers. Hidden channels lie between activations and can only be
-sorted: by the variance that they contribute. The function stays the same, the mapping of
-:mod:`adapt.mapping.pretrained` then keeps much more of it.
+sorted: by the variance that they contribute. Those inside of squeeze-excitation are sorted by their
+weights. The function stays the same, the mapping of :mod:`adapt.mapping.pretrained` then keeps much
+more of it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
+from torchvision.ops import SqueezeExcitation
 
 from adapt.mapping.activations import Passed, passed_on
 from adapt.mapping.pretrained import operations_of
@@ -136,13 +138,32 @@ def _sort_hidden(op: MBConv, passed: Passed) -> None:
 
 def _reorder_hidden(op: MBConv, order: Tensor) -> None:
     *layers, project, _ = op.conv
-    for module in (module for layer in layers for module in layer.modules()):
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-            for tensor in (*module.parameters(), *module.buffers()):
-                if tensor.dim():  # all but the number of batches
-                    tensor.copy_(tensor[order])
+    for layer in layers:
+        if isinstance(layer, SqueezeExcitation):
+            _reorder_excitation(layer, order)
+            continue
+        for module in layer.modules():
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                _reorder(module, order)
     assert isinstance(project, nn.Conv2d)
     project.weight.copy_(project.weight[:, order])
+
+
+def _reorder(module: nn.Module, order: Tensor) -> None:
+    """Reorder what a layer writes."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim():  # all but the number of batches
+            tensor.copy_(tensor[order])
+
+
+def _reorder_excitation(layer: SqueezeExcitation, order: Tensor) -> None:
+    """Reorder the channels that are weighed; those inside come by falling weight."""
+    layer.fc1.weight.copy_(layer.fc1.weight[:, order])
+    _reorder(layer.fc2, order)
+    strength = layer.fc1.weight.flatten(1).norm(dim=1) * layer.fc2.weight.flatten(1).norm(dim=0)
+    inside = strength.argsort(descending=True, stable=True)
+    _reorder(layer.fc1, inside)
+    layer.fc2.weight.copy_(layer.fc2.weight[:, inside])
 
 
 def projection(op: MBConv) -> tuple[nn.Conv2d, nn.BatchNorm2d]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import SqueezeExcitation
 
 from adapt.mapping.activations import Moments, Spread
 from adapt.mapping.pretrained import operations_of
@@ -55,6 +56,8 @@ def refit(source: Backbone, target: Backbone, images: Iterable[Tensor]) -> None:
 def _fit(op: MBConv, inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
     layers = list(op.conv)[:-2]
     for number, layer in enumerate(layers):
+        if isinstance(layer, SqueezeExcitation):  # has no BatchNorm
+            continue
         assert isinstance(layer, nn.Sequential)
         convolved = nn.Sequential(*layers[:number], layer[0])
         spread = Spread()
@@ -62,7 +65,7 @@ def _fit(op: MBConv, inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None
             spread.add(convolved(x))
         _normalise(layer[1], spread.mean, spread.variance)
     hidden = nn.Sequential(*layers)
-    width, channels = op.shape.c_in * op.shape.expansion, min(op.shape.c_out, wanted[0].shape[1])
+    width, channels = op.shape.hidden, min(op.shape.c_out, wanted[0].shape[1])
     fitted, checked = Moments(width + channels), Moments(width + channels)
     for number, (x, goal) in enumerate(zip(inputs, wanted, strict=True)):
         missing = goal[:, :channels] - x[:, :channels] if op.shape.residual else goal[:, :channels]

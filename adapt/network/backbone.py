@@ -4,8 +4,9 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from adapt.architecture import Architecture
-from adapt.network.operations import MBConv, first_block, set_norm_eps, stem
+from adapt.architecture import Architecture, first_shape
+from adapt.network.operations import MBConv, set_norm_eps, stem
+from adapt.traits import traits_of
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of red, green and blue from 0 to 1
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -22,8 +23,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.architecture = architecture
         layers: list[nn.Module] = [
-            stem(architecture.stem_width),
-            first_block(architecture.stem_width, architecture.first_width),
+            stem(architecture.stem_width, traits_of(architecture.source).stem),
+            MBConv(first_shape(architecture)),
         ]
         self.block_ends: list[int] = []
         for shapes in architecture.layers():

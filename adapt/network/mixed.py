@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from adapt.architecture import MBConvShape
+from adapt.architecture import shape_of
 from adapt.network.masks import (
     GateNorm,
     Gates,
@@ -21,6 +21,7 @@ from adapt.network.masks import (
 from adapt.network.operations import MBConv
 from adapt.network.recompute import can_recompute, frozen_forward
 from adapt.space import SKIP, BlockSpace, Operation
+from adapt.traits import Activation
 
 # N images, C widest candidate, K width candidates, O operation candidates, L operations of a block.
 Sampled = int | tuple[int, ...]  # one candidate, or several that are weighted among themselves
@@ -40,6 +41,7 @@ class MixedOperation(nn.Module):
         c_out: Output channels.
         stride: Stride of every candidate.
         residual: Whether the MBConvs add their input.
+        activation: Of the MBConvs.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class MixedOperation(nn.Module):
         *,
         stride: int,
         residual: bool,
+        activation: Activation = "relu6",
     ) -> None:
         super().__init__()
         self.candidates = tuple(candidates)
@@ -57,7 +60,7 @@ class MixedOperation(nn.Module):
             nn.Identity()
             if op == SKIP
             else MBConv(
-                MBConvShape(c_in, c_out, op.kernel, op.expansion, stride, residual),
+                shape_of(op, c_in, c_out, stride=stride, residual=residual, activation=activation),
                 # Inherited from FNA: while candidates mix, statistics and scale mean nothing.
                 affine=False,
                 track_running_stats=False,
@@ -147,7 +150,9 @@ def _operations(chain: nn.Module) -> list[MixedOperation]:
     return cast("list[MixedOperation]", list(cast(nn.ModuleList, chain)))
 
 
-def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList:
+def _mixed_operations(
+    block: BlockSpace, c_in: int, c_out: int, activation: Activation
+) -> nn.ModuleList:
     return nn.ModuleList(
         MixedOperation(
             block.candidates(position),
@@ -155,6 +160,7 @@ def _mixed_operations(block: BlockSpace, c_in: int, c_out: int) -> nn.ModuleList
             c_out,
             stride=block.stride if position == 0 else 1,
             residual=position > 0,
+            activation=activation,
         )
         for position in range(block.num_ops)
     )
@@ -213,10 +219,11 @@ class SharedBlock(MixedBlock):
         mask: MaskKind,
         gate_norm: GateNorm,
         gates: Gates = "operation",
+        activation: Activation = "relu6",
     ) -> None:
         overlapping = mask == "overlapping"
         super().__init__(block.widths, gates_operations=overlapping and gates == "operation")
-        self.operations = _mixed_operations(block, c_in, block.widths[-1])
+        self.operations = _mixed_operations(block, c_in, block.widths[-1], activation)
         masks = (overlapping_masks if overlapping else non_overlapping_masks)(block.widths)
         self.register_buffer("masks", masks, persistent=False)
         self.gate_norm: GateNorm = gate_norm
@@ -260,10 +267,12 @@ class SharedBlock(MixedBlock):
 class IndividualBlocks(MixedBlock):
     """Mixed block of separate blocks, one per width, zero-padded and summed (Table III)."""
 
-    def __init__(self, block: BlockSpace, c_in: int) -> None:
+    def __init__(self, block: BlockSpace, c_in: int, activation: Activation = "relu6") -> None:
         super().__init__(block.widths)
         self.widest = block.widths[-1]
-        self.blocks = nn.ModuleList(_mixed_operations(block, c_in, w) for w in block.widths)
+        self.blocks = nn.ModuleList(
+            _mixed_operations(block, c_in, width, activation) for width in block.widths
+        )
 
     def forward(
         self,

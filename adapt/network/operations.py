@@ -1,17 +1,18 @@
 """What does each candidate operation compute? (paper Fig. 3)"""
 
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
-from torchvision.ops import Conv2dNormActivation
+from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
-from adapt.architecture import MBConvShape
-
-# Of sources whose BatchNorms have another one than PyTorch's.
-NORM_EPS = {"efficientnet_lite0": 1e-3}
+from adapt.architecture import MBConvShape, hidden_width, squeezed_width
+from adapt.traits import Activation, traits_of
 
 
 class _ReLU6(Function):
@@ -49,14 +50,23 @@ class ReLU6(nn.ReLU6):
         return super().forward(x)
 
 
+# PyTorch's own ReLU in place keeps its output, as ReLU6 does here.
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu6": ReLU6,
+    "relu": nn.ReLU,
+    "hardswish": nn.Hardswish,
+}
+
+
 class MBConv(nn.Module):
-    """Inverted residual of MobileNetV2 with any kernel size.
+    """Inverted residual of MobileNetV2 with any kernel size, with or without squeeze-excitation.
 
     Parameter names are those of torchvision's ``InvertedResidual``, so its state dicts fit:
-    ``conv`` is expand (left out at expansion 1), depthwise, project, BatchNorm.
+    ``conv`` is expand (left out at expansion 1), depthwise, squeeze-excitation if there is one,
+    project, BatchNorm.
 
     Args:
-        shape: Channels, kernel, expansion, stride and whether the input is added.
+        shape: Channels, geometry, activation and what else it consists of.
         affine: Whether BatchNorm has a scale and a shift.
         track_running_stats: Whether BatchNorm keeps running statistics.
     """
@@ -66,7 +76,8 @@ class MBConv(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = shape
-        hidden = shape.c_in * shape.expansion
+        hidden = shape.hidden
+        activation = ACTIVATIONS[shape.activation]
 
         def norm(channels: int) -> nn.Module:
             return nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats)
@@ -75,10 +86,10 @@ class MBConv(nn.Module):
         if shape.expansion != 1:
             layers.append(
                 Conv2dNormActivation(
-                    shape.c_in, hidden, kernel_size=1, norm_layer=norm, activation_layer=ReLU6
+                    shape.c_in, hidden, kernel_size=1, norm_layer=norm, activation_layer=activation
                 )
             )
-        layers += [
+        layers.append(
             Conv2dNormActivation(
                 hidden,
                 hidden,
@@ -86,11 +97,12 @@ class MBConv(nn.Module):
                 stride=shape.stride,
                 groups=hidden,
                 norm_layer=norm,
-                activation_layer=ReLU6,
-            ),
-            nn.Conv2d(hidden, shape.c_out, kernel_size=1, bias=False),
-            norm(shape.c_out),
-        ]
+                activation_layer=activation,
+            )
+        )
+        if shape.se:
+            layers.append(squeeze_excitation(shape))
+        layers += [nn.Conv2d(hidden, shape.c_out, kernel_size=1, bias=False), norm(shape.c_out)]
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,8 +115,8 @@ class MBConv(nn.Module):
 
         Args:
             x: The input.
-            reach: Tensor[c_in], the probability that each input channel exists; the ``expansion``
-                hidden channels of each are multiplied by it. None for 1.
+            reach: Tensor[c_in], the probability that each input channel exists; the hidden channels
+                of each are multiplied by it, see :func:`hidden_reach`. None for 1.
             scale: Tensor[], a factor of the output; None for 1.
         """
         if reach is None and scale is None:
@@ -112,10 +124,59 @@ class MBConv(nn.Module):
             return plain
         *layers, project, norm = self.conv
         for layer in layers:
-            x = layer(x)
-        if reach is not None:
-            x = x * reach.repeat_interleave(self.shape.expansion)[:, None, None]
+            if isinstance(layer, SqueezeExcitation) and reach is not None:
+                # Gated before: what does not exist must not be averaged over either.
+                x = x * hidden_reach(self.shape, reach)[:, None, None]
+                x = x * excitation(layer, x, squeezed_reach(self.shape, reach))
+            else:
+                x = layer(x)
+        if reach is not None and not self.shape.se:
+            x = x * hidden_reach(self.shape, reach)[:, None, None]
         return scaled_norm(norm, project(x), scale)
+
+
+def squeeze_excitation(shape: MBConvShape) -> SqueezeExcitation:
+    """Return MobileNetV3's squeeze-excitation of the hidden channels of an MBConv."""
+    return SqueezeExcitation(shape.hidden, shape.squeezed, scale_activation=nn.Hardsigmoid)
+
+
+def excitation(layer: SqueezeExcitation, x: Tensor, squeezed: Tensor) -> Tensor:
+    """Return what squeeze-excitation multiplies channels by, Tensor[N, C, 1, 1].
+
+    Args:
+        layer: The squeeze-excitation.
+        x: Tensor[N, C, H, W].
+        squeezed: Tensor[S], by which the channels between its two layers are multiplied.
+    """
+    inner = layer.activation(layer.fc1(layer.avgpool(x))) * squeezed[:, None, None]
+    factors: Tensor = layer.scale_activation(layer.fc2(inner))
+    return factors
+
+
+def hidden_reach(shape: MBConvShape, reach: Tensor) -> Tensor:
+    """Return Tensor[hidden], the probability that each hidden channel exists.
+
+    A hidden channel belongs to the last input channel without which an operation of fewer input
+    channels would not have it: at a whole expansion ``e``, channel ``h`` to input ``h // e``.
+
+    Args:
+        shape: The operation.
+        reach: Tensor[c_in], that of each input channel.
+    """
+    if shape.expansion == int(shape.expansion):
+        return reach.repeat_interleave(int(shape.expansion))
+    return reach[_owners(shape, partial(hidden_width, expansion=shape.expansion))]
+
+
+def squeezed_reach(shape: MBConvShape, reach: Tensor) -> Tensor:
+    """Return Tensor[squeezed], the same for the channels inside of squeeze-excitation."""
+    return reach[_owners(shape, lambda c_in: squeezed_width(hidden_width(c_in, shape.expansion)))]
+
+
+def _owners(shape: MBConvShape, width_of: Callable[[int], int]) -> list[int]:
+    """Return the input channel to which each of ``width_of(c_in)`` channels belongs."""
+    widths = [width_of(c_in) for c_in in range(1, shape.c_in + 1)]
+    return [bisect_right(widths, channel) for channel in range(widths[-1])]
 
 
 def scaled_norm(norm: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
@@ -136,14 +197,11 @@ def set_norm_eps(network: nn.Module, source: str) -> None:
     """Let all BatchNorms add to the variance what those of the pretrained source add."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = NORM_EPS.get(source, module.eps)
+            module.eps = traits_of(source).norm_eps
 
 
-def stem(width: int) -> Conv2dNormActivation:
-    """Return the stem: 3x3 convolution with stride 2, BatchNorm, ReLU6."""
-    return Conv2dNormActivation(3, width, kernel_size=3, stride=2, activation_layer=ReLU6)
-
-
-def first_block(stem_width: int, width: int) -> MBConv:
-    """Return the fixed first block: kernel 3, expansion 1, stride 1."""
-    return MBConv(MBConvShape(stem_width, width, kernel=3, expansion=1, stride=1, residual=False))
+def stem(width: int, activation: Activation) -> Conv2dNormActivation:
+    """Return the stem: 3x3 convolution with stride 2, BatchNorm, activation."""
+    return Conv2dNormActivation(
+        3, width, kernel_size=3, stride=2, activation_layer=ACTIVATIONS[activation]
+    )

@@ -2,7 +2,7 @@
 
 In an architecture step only alpha and beta learn; the candidates' weights are frozen. PyTorch still
 keeps the input of every convolution for the gradient of its weight, which nobody needs. Here a
-convolution keeps no feature map, and a BatchNorm its input; the input of ReLU6 is computed again
+convolution keeps no feature map, and a BatchNorm its input; that of an activation is computed again
 from it in the backward pass. This halves the feature maps that an MBConv keeps.
 """
 
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
+from torchvision.ops import SqueezeExcitation
+
+ACTIVATIONS = (nn.ReLU6, nn.ReLU, nn.Hardswish)
 
 
 class _FrozenConv(Function):
@@ -58,14 +61,20 @@ class _FrozenConv(Function):
 
 
 class _FrozenNorm(Function):
-    """BatchNorm by batch statistics without shift, then ReLU6 if there is one; keeps its input."""
+    """BatchNorm by batch statistics without shift, then its activation if any; keeps its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor | None, eps: float, activation: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor | None, eps: float, activation: type[nn.Module] | None
+    ) -> Tensor:
         out, mean, inverse = torch.native_batch_norm(x, scale, None, None, None, True, 0.0, eps)
         ctx.save_for_backward(x, scale, mean, inverse)
         ctx.eps, ctx.activation = eps, activation
-        return out.clamp_(0, 6) if activation else out
+        if activation is None:
+            return out
+        if issubclass(activation, nn.Hardswish):
+            return F.hardswish(out, inplace=True)
+        return out.clamp_(0, 6) if issubclass(activation, nn.ReLU6) else out.clamp_(min=0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
@@ -73,9 +82,14 @@ class _FrozenNorm(Function):
         x, scale, mean, inverse = ctx.saved_tensors
         if ctx.activation:
             variance = inverse.pow(-2) - ctx.eps
-            # No scale: one that a ReLU6 follows has none, see frozen_forward.
+            # No scale: one that an activation follows has none, see frozen_forward.
             normalised = F.batch_norm(x, mean, variance, training=False, eps=ctx.eps)
-            gradient = torch.ops.aten.hardtanh_backward(gradient, normalised, 0.0, 6.0)
+            if issubclass(ctx.activation, nn.Hardswish):
+                gradient = torch.ops.aten.hardswish_backward(gradient, normalised)
+            elif issubclass(ctx.activation, nn.ReLU6):
+                gradient = torch.ops.aten.hardtanh_backward(gradient, normalised, 0.0, 6.0)
+            else:
+                gradient = torch.ops.aten.threshold_backward(gradient, normalised, 0.0)
         gradients_of = [True, scale is not None, False]  # input, scale, shift
         input_gradient, scale_gradient, _ = torch.ops.aten.native_batch_norm_backward(
             gradient, x, scale, None, None, mean, inverse, True, ctx.eps, gradients_of
@@ -86,15 +100,16 @@ class _FrozenNorm(Function):
 def can_recompute(layers: nn.Module) -> bool:
     """Return whether :func:`frozen_forward` computes what the layers would.
 
-    That is: all weights are frozen, and every BatchNorm is a plain one without parameters and
-    running statistics, in training mode.
+    That is: all weights are frozen, every BatchNorm is a plain one without parameters and running
+    statistics, in training mode, and there is no squeeze-excitation.
     """
     norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     plain = all(
         type(m) is nn.BatchNorm2d and m.training and not (m.affine or m.track_running_stats)
         for m in norms
     )
-    return plain and not any(p.requires_grad for p in layers.parameters())
+    chain = not any(isinstance(module, SqueezeExcitation) for module in layers.modules())
+    return plain and chain and not any(p.requires_grad for p in layers.parameters())
 
 
 def frozen_forward(layers: nn.Module, x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -105,7 +120,7 @@ def frozen_forward(layers: nn.Module, x: Tensor, scale: Tensor | None = None) ->
         x: Tensor[N, C, H, W].
         scale: Tensor[], a factor of the result; None for 1.
     """
-    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU6)
+    kinds = (nn.Conv2d, nn.BatchNorm2d, *ACTIVATIONS)
     flat = [module for module in layers.modules() if isinstance(module, kinds)]
     for layer, following in zip(flat, [*flat[1:], None], strict=True):
         if isinstance(layer, nn.Conv2d):
@@ -114,5 +129,6 @@ def frozen_forward(layers: nn.Module, x: Tensor, scale: Tensor | None = None) ->
             weight = None
             if following is None and scale is not None:
                 weight = scale.repeat(layer.num_features)
-            x = _FrozenNorm.apply(x, weight, layer.eps, isinstance(following, nn.ReLU6))
+            activation = type(following) if isinstance(following, ACTIVATIONS) else None
+            x = _FrozenNorm.apply(x, weight, layer.eps, activation)
     return x

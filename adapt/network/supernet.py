@@ -1,13 +1,12 @@
 """How are all networks of a search space trained as one? (paper Fig. 1)"""
 
 from collections import OrderedDict
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adapt.architecture import Architecture, Choices
+from adapt.architecture import Architecture, Choices, first_shape
 from adapt.network.masks import (
     GateNorm,
     Gates,
@@ -21,8 +20,9 @@ from adapt.network.mixed import (
     Sampled,
     SharedBlock,
 )
-from adapt.network.operations import first_block, set_norm_eps, stem
+from adapt.network.operations import MBConv, set_norm_eps, stem
 from adapt.space import SearchSpace
+from adapt.traits import traits_of
 
 
 class Supernet(nn.Module):
@@ -50,14 +50,15 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.stem = stem(space.stem_width)
-        self.first = first_block(space.stem_width, space.first_width)
+        traits = traits_of(space.source)
+        self.stem = stem(space.stem_width, traits.stem)
+        self.first = MBConv(first_shape(space))
         widest = [space.first_width, *(block.widths[-1] for block in space.blocks)]
         self.blocks = nn.ModuleList(
-            IndividualBlocks(block, c_in)
+            IndividualBlocks(block, c_in, traits.activation(number))
             if mask == "individual"
-            else SharedBlock(block, c_in, mask, gate_norm, gates)
-            for block, (c_in, _) in zip(space.blocks, pairwise(widest), strict=True)
+            else SharedBlock(block, c_in, mask, gate_norm, gates, traits.activation(number))
+            for number, (block, c_in) in enumerate(zip(space.blocks, widest, strict=False))
         )
         self.tap_widths = [space.blocks[tap - 1].widths[-1] for tap in space.taps]
         self.alphas = nn.ModuleList(

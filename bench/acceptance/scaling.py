@@ -6,7 +6,6 @@ from typing import Any
 
 from adapt.architecture import Architecture
 from adapt.detector.retinanet import RetinaNetConfig
-from adapt.space import Operation
 from search.recipe.joint import Setting
 
 Held = Mapping[int, int]  # widths of blocks, by their places from 0
@@ -80,6 +79,6 @@ def _narrowed(source: Architecture, factor: float, held: Held) -> Architecture:
 def _expanded(source: Architecture, expansion: int) -> Architecture:
     blocks = []
     for block in source.blocks:
-        ops = tuple(Operation(op.kernel, expansion) for op in block.ops)
+        ops = tuple(replace(op, expansion=expansion) for op in block.ops)
         blocks.append(replace(block, ops=ops))
     return replace(source, blocks=tuple(blocks))

@@ -169,4 +169,5 @@ def _group(unit: Unit) -> Hashable:
     """Return what the operations of one design have in common."""
     if not isinstance(unit, MBConvUnit) or unit.residual:
         return None
-    return unit.height, unit.width, unit.stride, unit.expansion
+    geometry = unit.height, unit.width, unit.stride, unit.expansion
+    return *geometry, unit.activation, unit.se

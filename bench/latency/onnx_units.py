@@ -1,7 +1,8 @@
 """Which ONNX graph is run to measure a unit, or a whole detector?
 
 The graphs equal those of ``torch.onnx`` node by node (BatchNorm is folded into the convolution,
-ReLU6 is a Clip), but ``onnx.helper`` writes them in milliseconds where the exporter takes seconds.
+ReLU6 is a Clip), but ``onnx.helper`` writes them in milliseconds where the exporter
+takes seconds.
 
 A unit is measured between two light convolutions of few channels. By itself it would read and write
 the plain layout that the ends of a graph have, and a runtime that blocks channels (ONNX Runtime) or
@@ -44,6 +45,7 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 from adapt.runtime import Precision, Tail
+from adapt.traits import Activation
 from bench.latency.subject import Subject, WholeDetector
 from export.graph.onnx_file import OPSET
 from export.graph.options import DETECTIONS, rest_inputs
@@ -234,10 +236,24 @@ class _Graph:
             group=groups,
         )
 
-    def relu6(self) -> None:
-        """Append min(max(x, 0), 6)."""
+    def activation(self, kind: Activation) -> None:
+        """Append an activation; ReLU6 is min(max(x, 0), 6)."""
+        if kind != "relu6":
+            self._append({"relu": "Relu", "hardswish": "HardSwish"}[kind])
+            return
         zero = self._constant("unit.zero", np.zeros((), self._dtype))
         self._append("Clip", zero, self._constant("unit.six", np.full((), 6.0, self._dtype)))
+
+    def squeeze_excitation(self, squeezed: int) -> None:
+        """Append the weighting of channels by their means."""
+        start, (channels, *_) = self.last, self._shapes[self.last]
+        axes = self._constant("unit.positions", np.array([-1, -2], np.int64))
+        self._append("ReduceMean", axes, shape=(channels, 1, 1), keepdims=1)
+        self.conv(squeezed, 1)
+        self._append("Relu")
+        self.conv(channels, 1)
+        self._append("HardSigmoid", alpha=1 / 6, beta=0.5)
+        self._append("Mul", start, shape=self._shapes[start])
 
     def add_to(self, earlier: str) -> None:
         """Append the addition to an earlier feature map."""
@@ -293,7 +309,7 @@ def _append(graph: _Graph, unit: Measurable, output: str = "") -> None:
     match unit:
         case Stem():
             graph.conv(unit.c_out, 3, stride=2)
-            graph.relu6()
+            graph.activation(unit.activation)
         case MBConvUnit():
             _mbconv(graph, unit)
         case Lateral():
@@ -307,12 +323,14 @@ def _append(graph: _Graph, unit: Measurable, output: str = "") -> None:
 
 
 def _mbconv(graph: _Graph, unit: MBConvUnit) -> None:
-    start, hidden = graph.last, unit.c_in * unit.expansion
+    start, hidden = graph.last, unit.hidden
     if unit.expansion != 1:
         graph.conv(hidden, 1)
-        graph.relu6()
+        graph.activation(unit.activation)
     graph.conv(hidden, unit.kernel, stride=unit.stride, groups=hidden)
-    graph.relu6()
+    graph.activation(unit.activation)
+    if unit.se:
+        graph.squeeze_excitation(unit.squeezed)
     graph.conv(unit.c_out, 1)
     if unit.residual:
         graph.add_to(start)

@@ -54,7 +54,7 @@ def torch_call(subject: Subject, batch: int, device: torch.device, dtype: torch.
 def _layers(unit: Measurable) -> list[nn.Module]:
     match unit:
         case Stem():
-            return [stem(unit.c_out), _light(unit.c_out, LIGHT)]
+            return [stem(unit.c_out, unit.activation), _light(unit.c_out, LIGHT)]
         case MBConvUnit():
             middle: nn.Module = MBConv(unit)
         case Lateral():

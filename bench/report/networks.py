@@ -19,8 +19,8 @@ LEDGER = (
 )
 DIAGRAM = (
     "Bars are the output channels of the blocks, and black lines those of the source's; ↓ halves "
-    "the resolution. A box is an operation: its kernel, and in bold its expansion; a dashed one is "
-    "an operation that the source has more."
+    "the resolution. A box is an operation: its kernel, and in bold its expansion; SE is "
+    "squeeze-excitation; a dashed one is an operation that the source has more."
 )
 RACE = (
     "Finalists were trained shortly, and those of the highest AP on held-out images longer; the "
@@ -64,7 +64,11 @@ def about(info: DetectorInfo) -> str:
 
 def block_rows(network: Architecture, source: Architecture | None) -> list[BlockRow]:
     """Return the blocks of a network beside the source's, after the fixed first one."""
-    rows = [BlockRow(0, network.first_width, source.first_width if source else 0, ((3, 1),), 0, 2)]
+    rows = [
+        BlockRow(
+            0, network.first_width, source.first_width if source else 0, ((3, 1, False),), 0, 2
+        )
+    ]
     for place, block in enumerate(network.blocks):
         had = source.blocks[place] if source and place < len(source.blocks) else None
         rows.append(
@@ -72,7 +76,7 @@ def block_rows(network: Architecture, source: Architecture | None) -> list[Block
                 number=place + 1,
                 width=block.width,
                 source_width=had.width if had else 0,
-                ops=[(op.kernel, op.expansion) for op in block.ops],
+                ops=[(op.kernel, op.expansion, op.se) for op in block.ops],
                 skipped=max(0, len(had.ops) - len(block.ops)) if had else 0,
                 stride=block.stride,
             )

@@ -50,7 +50,7 @@ class BlockRow:
         number: Its number, from 1; 0 is the fixed start of the network.
         width: Output channels.
         source_width: Those of the source's block; 0 if there is no source.
-        ops: Kernel and expansion of every operation, such as ``(3, 6)``.
+        ops: Kernel, expansion and squeeze-excitation of every operation, such as ``(3, 6, False)``.
         skipped: How many operations the source's block has more.
         stride: Stride of the block.
     """
@@ -58,7 +58,7 @@ class BlockRow:
     number: int
     width: int
     source_width: int
-    ops: Sequence[tuple[int, int]]
+    ops: Sequence[tuple[int, float, bool]]
     skipped: int
     stride: int
 

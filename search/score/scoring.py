@@ -1,9 +1,10 @@
 """What does each choice of a space cost in loss, one at a time? (scores worth summing)
 
-The trained source is the teacher. An operation of a smaller expansion, fewer operations of a block,
-or a narrower block each replace what it has there, one at a time, and the rise of the held-out loss
-is the choice's score. A network's score is the sum over its choices (LANA, Puzzle). What the source
-has already, and what contains it, costs nothing: wider blocks, larger kernels, more operations.
+The trained source is the teacher. An operation of a smaller expansion or without
+squeeze-excitation, fewer operations of a block, or a narrower block each replace what it has there,
+one at a time, and the rise of the held-out loss is the choice's score. A network's score is the sum
+over its choices (LANA, Puzzle). What the source has already, and what contains it, costs nothing:
+wider blocks, larger kernels, more operations.
 """
 
 from collections.abc import Callable, Iterator
@@ -96,7 +97,8 @@ def _weakened(source: Architecture, number: int, position: int, op: Operation) -
     ops = list(source.blocks[number].ops)
     if position < len(ops):
         has = ops[position]
-        ops[position] = Operation(min(op.kernel, has.kernel), min(op.expansion, has.expansion))
+        kernel, expansion = min(op.kernel, has.kernel), min(op.expansion, has.expansion)
+        ops[position] = Operation(kernel, expansion, op.se and has.se)
     return _with_block(source, number, ops=tuple(ops))
 
 
