@@ -19,14 +19,16 @@ from adapt.progress import silent
 from bench.acceptance.meet import TOLERANCE, BudgetMeter, Met, closest_factor
 from bench.acceptance.scaling import Sized, scaled
 from bench.costs.selection import Shard
+from bench.study.chosen import Chosen
 from bench.study.division import divided_anew
 from bench.study.execution import Execution
-from bench.study.latency import measure_latencies
+from bench.study.latency import Latencies, measure_latencies
 from bench.study.preparation import Preparation
 from bench.study.report import findings, write_study
-from bench.study.result import ArmResult, StudyResult
+from bench.study.result import ArmResult, StudyResult, budget_now_ms
 from bench.study.run import StudyRun
 from bench.study.spec import STUDIES, Arm, Study, arms_named
+from bench.study.trial import Trial
 from search.derive.chance import noise_deriver
 from search.recipe.joint import Setting
 from search.recipe.recipe import Recipe
@@ -294,6 +296,25 @@ def test_wrong_studies_are_refused_in_one_sentence(tmp_path: Path, text: str, me
 def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
     with pytest.raises(AdaptError, match="unknown arm 'searhc'; use source, width, compound"):
         arms_named(["searhc"])
+
+
+def test_the_budget_follows_the_source_that_is_measured_beside(recipe: Recipe) -> None:
+    study = Study((Arm("source"), Arm("width")), seeds=2, budget="50%")
+    trials = [
+        Trial(arm.label, seed, recipe, mobilenet_v2(), Path())
+        for arm in study.arms
+        for seed in (0, 1)
+    ]
+    measured = {"source-seed0": 21.0, "source-seed1": 23.0, "width-seed0": 11.0}
+    assert measured.keys() < {trial.name for trial in trials}
+    slow = Latencies(measured, {}, 0.0, {})
+    assert budget_now_ms(study, trials, slow) == 11.0
+    assert budget_now_ms(replace(study, budget="10ms"), trials, slow) is None
+    assert budget_now_ms(replace(study, arms=study.arms[1:]), trials, slow) is None
+    chosen = Chosen(scaled(mobilenet_v2(), "width", 0.5, recipe.setting), budget_ms=10.0)
+    assert chosen.off_budget(11.0) == pytest.approx(0.1)
+    assert chosen.off_budget(11.0, 11.0) == 0.0
+    assert replace(chosen, budget_ms=None).off_budget(11.0, 11.0) == 0.0
 
 
 def test_arms_that_miss_the_budget_are_not_called_equal(recipe: Recipe) -> None:

@@ -31,9 +31,14 @@ class Chosen:
     def __str__(self) -> str:
         return f"{self.sized.setting}; {self.sized.architecture}; {self.how}"
 
-    def off_budget(self, latency_ms: float) -> float:
-        """Return by which share of the budget a latency exceeds it; 0 if there is no budget."""
-        return latency_ms / self.budget_ms - 1 if self.budget_ms else 0.0
+    def off_budget(self, latency_ms: float, budget_ms: float | None = None) -> float:
+        """Return by which share of the budget a latency exceeds it; 0 if there is no budget.
+
+        Args:
+            latency_ms: The latency.
+            budget_ms: The budget, if it is another one than when the network was chosen.
+        """
+        return latency_ms / (budget_ms or self.budget_ms) - 1 if self.budget_ms else 0.0
 
     def save(self, path: Path, key: str) -> None:
         """Write it."""

@@ -47,6 +47,7 @@ def findings(result: StudyResult) -> list[str]:
     ]
     lines += [
         f"{arm.name} is not at equal latency: up to {arm.off_budget:+.1%} of the budget"
+        f"{_on_average(arm, result.budget_ms)}"
         for arm in result.arms
         if abs(arm.off_budget) > TOLERANCE
     ]
@@ -58,6 +59,12 @@ def findings(result: StudyResult) -> list[str]:
     if result.missing:
         lines.append(f"{len(result.missing)} trainings have no result: {result.missing[0]} ...")
     return lines
+
+
+def _on_average(arm: ArmResult, budget_ms: float | None) -> str:
+    if not budget_ms:
+        return ""
+    return f", {fmean(arm.latency_ms.values()) / budget_ms - 1:+.1%} on average"
 
 
 def _row(arm: ArmResult) -> list[str]:
@@ -80,6 +87,8 @@ def _mean(values: Mapping[int, float], unit: float) -> str:
 def _caption(result: StudyResult) -> str:
     device = result.device.get("device", "unknown device")
     budget = f", budget {result.study.budget}" * bool(result.study.budget)
+    if result.budget_ms:
+        budget += f" of the source beside the others ({result.budget_ms:.2f} ms)"
     return f"{result.recipe.name} on {device}{budget}; AP on images that nothing was chosen on"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from adapt.artifacts import header
 from adapt.cost.units import detector_units, madds
+from bench.acceptance.meet import LatencyBudget
 from bench.study.chosen import Networks
 from bench.study.latency import Latencies
 from bench.study.spec import Study
@@ -71,6 +72,8 @@ class StudyResult:
         missing: Trainings without a result, which other shards do, or which were dropped.
         drift: Largest share by which a latency differed when it was measured again.
         device: The machine, as it was when latencies were measured.
+        budget_ms: The latency to meet, as fast as the machine was then; None if no source was
+            measured beside the others, or the budget is no share of its latency.
     """
 
     study: Study
@@ -79,6 +82,7 @@ class StudyResult:
     missing: tuple[str, ...]
     drift: float
     device: Mapping[str, Any]
+    budget_ms: float | None = None
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -99,6 +103,7 @@ class StudyResult:
             recipe=self.recipe.name,
             device=dict(self.device),
             latency_drift=self.drift,
+            budget_ms=self.budget_ms,
             arms=[asdict(arm) for arm in self.arms],
             verdicts=[verdict.to_dict() for verdict in self.verdicts],
             missing=list(self.missing),
@@ -115,6 +120,7 @@ def collected(
 ) -> StudyResult:
     """Return the results that the trainings of a study have so far."""
     arms, missing = [], []
+    budget_ms = budget_now_ms(study, trials, latencies)
     for arm in study.arms:
         of_arm = [trial for trial in trials if trial.arm == arm.label]
         found = {trial.seed: result for trial in of_arm if (result := trial.result())}
@@ -126,7 +132,9 @@ def collected(
                 for trial in done
                 if trial.name in latencies.min_ms
             }
-            off = [networks[arm.label, seed].off_budget(ms) for seed, ms in measured.items()]
+            off = [
+                networks[arm.label, seed].off_budget(ms, budget_ms) for seed, ms in measured.items()
+            ]
             arms.append(
                 ArmResult(
                     name=arm.label,
@@ -141,7 +149,24 @@ def collected(
                 )
             )
     drift, device = latencies.drift, latencies.device
-    return StudyResult(study, recipe, tuple(arms), tuple(missing), drift, device)
+    return StudyResult(study, recipe, tuple(arms), tuple(missing), drift, device, budget_ms)
+
+
+def budget_now_ms(study: Study, trials: Sequence[Trial], latencies: Latencies) -> float | None:
+    """Return a share of the latency that the sources had beside the others, in the same rounds.
+
+    The machine may have been faster or slower when networks were chosen.
+    """
+    plain = {arm.label for arm in study.arms if arm.network == "source" and not arm.recipe}
+    sources = [
+        latencies.min_ms[trial.name]
+        for trial in trials
+        if trial.arm in plain and trial.name in latencies.min_ms
+    ]
+    if not (study.budget and sources):
+        return None
+    budget = LatencyBudget.parse(study.budget)
+    return budget.in_ms(fmean(sources)) if budget.relative else None
 
 
 def _madds(trial: Trial) -> float:
