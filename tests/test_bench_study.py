@@ -23,7 +23,7 @@ from bench.study.chosen import Chosen
 from bench.study.division import divided_anew
 from bench.study.execution import Execution
 from bench.study.latency import Latencies, measure_latencies
-from bench.study.preparation import Preparation
+from bench.study.preparation import Preparation, candidate_epochs
 from bench.study.report import findings, write_study
 from bench.study.result import ArmResult, StudyResult, budget_now_ms
 from bench.study.run import StudyRun
@@ -296,6 +296,13 @@ def test_wrong_studies_are_refused_in_one_sentence(tmp_path: Path, text: str, me
 def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
     with pytest.raises(AdaptError, match="unknown arm 'searhc'; use source, width, compound"):
         arms_named(["searhc"])
+
+
+def test_candidates_of_a_race_take_as_many_epochs_as_a_joint_choice(recipe: Recipe) -> None:
+    changes = {"joint": {"head_depth": [0, 1], "fpn_width": [8, 16], "epochs": 3, "survivors": 2}}
+    recipe = recipe.changed({**changes, "finetune": {"epochs": 5}}, "test")
+    raced = 4 * 3 + 2 * 6
+    assert candidate_epochs("random-joint-best-of-k", recipe) == round((5 + raced) / 4)
 
 
 def test_the_budget_follows_the_source_that_is_measured_beside(recipe: Recipe) -> None:

@@ -33,8 +33,14 @@ from bench.joint.finalists import drawn_jointly, finalists, load_finalists, save
 from bench.joint.race import Race, Racer, run_racer, run_races
 from bench.study.chosen import Chosen, Networks
 from bench.study.execution import Execution
-from bench.study.preparation import CANDIDATES, Preparation, candidate_trial, prepare
-from bench.study.spec import CHOSEN_ANEW, SCORED, SEARCHED, Arm, Study, file_name
+from bench.study.preparation import (
+    CANDIDATES,
+    Preparation,
+    candidate_epochs,
+    candidate_trial,
+    prepare,
+)
+from bench.study.spec import CHOSEN_ANEW, JOINT, RACED, SCORED, SEARCHED, Arm, Study, file_name
 from bench.study.trial import Trial, run_trial
 from search.derive.exact import Deriver
 from search.derive.finished import SearchFiles
@@ -43,7 +49,8 @@ from search.recipe.recipe import Recipe
 from search.recipe.search_cost import check_certificate, latency_cost
 from search.train.pool import run_jobs
 
-DRAWN = {"random": 1, "random-joint": 1, "random-best-of-k": CANDIDATES}  # networks per seed
+# Networks per seed.
+DRAWN = {"random": 1, "random-joint": 1, **dict.fromkeys(RACED, CANDIDATES)}
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class Chooser:
         match arm.network:
             case "softmax" | "scores" | "joint":
                 return []
-            case "random" | "random-joint" | "random-best-of-k":
+            case rule if rule in DRAWN:
                 numbers = range(arm.draw, arm.draw + DRAWN[arm.network])
                 return [self._drawn(arm, seed, number, meter) for number in numbers]
             case _:
@@ -165,14 +172,14 @@ class Chooser:
         def find() -> Chosen:
             chance = np.random.default_rng([seed, number])
             model, budget_ms = self._cost_model(recipe), self._budget_ms(meter)
-            if arm.network == "random-joint":
+            if arm.network in JOINT:
                 met = drawn_jointly(meter, model, space, recipe.settings, budget_ms, chance)
             else:
                 met = meter.by_chance(model, recipe.setting, space, budget_ms, chance)
             return Chosen(met.sized, met.measured_ms, met.how)
 
         name = f"{arm.label} {number + 1}" if DRAWN[arm.network] > 1 else arm.label
-        settings = recipe.settings if arm.network == "random-joint" else [recipe.setting]
+        settings = recipe.settings if arm.network in JOINT else [recipe.setting]
         described = [setting.to_dict() for setting in settings], space.hash, seed, number
         return self._once(f"{name} seed{seed}", find, arm.network, *described, self._costs_identity)
 
@@ -192,8 +199,9 @@ class Chooser:
                 run_jobs(left, prepare, self.how.at_once, progress, self.how.warn)
 
     def _candidates(self, arm: Arm, seed: int, drawn: Sequence[Chosen]) -> list[Trial]:
+        epochs = candidate_epochs(arm.network, self.divided(arm, seed))
         trials = (self.trial(arm, seed, one) for one in drawn)
-        return [candidate_trial(trial, number) for number, trial in enumerate(trials, start=1)]
+        return [candidate_trial(one, number, epochs) for number, one in enumerate(trials, start=1)]
 
     def _race(self, first: Mapping[tuple[Arm, int], Sequence[Chosen]]) -> None:
         """Train the candidates of all arms that have several."""

@@ -46,7 +46,7 @@ def plan_study(
         plan = plans[of_arm.finetune.epochs]
         stages = ["finetune source", *_prepared_as(arm)]
         each = sum(seconds(stage, plan) for stage in stages)
-        if arm.network == "joint":
+        if arm.network in ("joint", "random-joint-best-of-k"):
             each += of_arm.joint.raced_epochs / of_arm.finetune.epochs * seconds(stages[0], plan)
         hours += study.seeds * each / 3600
     measured = any(arm.network in CHOSEN_ANEW for arm in study.arms) and not costs
@@ -66,5 +66,7 @@ def _prepared_as(arm: Arm) -> list[str]:
     """Return the stages of a run that take as long as what an arm trains before it chooses."""
     if arm.network in SCORED:
         return ["finetune source"]  # the teacher
+    if arm.network == "random-joint-best-of-k":  # which have the epochs of joint
+        return ["finetune source"]
     # The candidates of a race compute as much as a search.
     return ["search"] if arm.network in TRAINED else []

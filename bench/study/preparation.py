@@ -27,7 +27,7 @@ from search.supernet.run import run_search
 from search.train.finetune import run_finetune
 from search.train.session import Session
 
-CANDIDATES = 4  # of random-best-of-k
+CANDIDATES = 4  # of a race of random networks
 TEACHING = ("scores", "teacher")  # rules that train the source
 
 
@@ -137,8 +137,17 @@ def _teach(job: Preparation, session: Session) -> None:
         run_finetune(job.teaching, job.recipe.source, train, job.teacher, session)
 
 
-def candidate_epochs(recipe: Recipe) -> int:
-    """Return the epochs of each candidate's training: together they compute what a search does."""
+def candidate_epochs(rule: str, recipe: Recipe) -> int:
+    """Return the epochs of each random candidate: together they take what a search does.
+
+    Args:
+        rule: ``random-best-of-k``: they compute as much as the recipe's search.
+            ``random-joint-best-of-k``: as many epochs as the source's training and the race of
+            ``joint``.
+        recipe: The recipe of the arm.
+    """
+    if rule == "random-joint-best-of-k":
+        return max(1, round((recipe.finetune.epochs + recipe.joint.raced_epochs) / CANDIDATES))
     train = recipe.split(recipe.data.train)
     estimate = estimate_run(recipe, len(train), len(train.class_names))
     searched = sum(step.steps * step.tflops for step in (estimate.weight, estimate.arch))
@@ -146,14 +155,9 @@ def candidate_epochs(recipe: Recipe) -> int:
     return max(1, round(searched / CANDIDATES / epoch))
 
 
-def candidate_trial(trial: Trial, number: int) -> Trial:
-    """Return the short training of a candidate, which is judged on the validation images."""
+def candidate_trial(trial: Trial, number: int, epochs: int) -> Trial:
+    """Return the training of a candidate, which is judged on the validation images."""
     recipe = trial.recipe.changed(
-        {
-            "finetune": {"epochs": candidate_epochs(trial.recipe)},
-            "data": {"test": trial.recipe.data.val},
-        },
-        trial.arm,
+        {"finetune": {"epochs": epochs}, "data": {"test": trial.recipe.data.val}}, trial.arm
     )
-    name = f"{trial.arm} candidate {number}"
-    return replace(trial, arm=name, recipe=recipe)
+    return replace(trial, arm=f"{trial.arm} candidate {number}", recipe=recipe)

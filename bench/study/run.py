@@ -19,7 +19,7 @@ from bench.study.execution import Execution
 from bench.study.latency import Latencies, measure_latencies
 from bench.study.preparation import Preparation, prepare
 from bench.study.result import StudyResult, collected
-from bench.study.spec import Arm, Study
+from bench.study.spec import JOINT, Arm, Study
 from bench.study.trial import Trial, run_trial
 from bench.study.verdict import compare_paired
 from search.recipe.recipe import Recipe
@@ -63,7 +63,7 @@ class StudyRun:
             )
         for arm in self.study.arms:
             recipe = self.study.recipe_of(arm, self.recipe, 0)
-            if arm.network == "joint":
+            if arm.network in JOINT:
                 recipe.check_joint()
         if why_not := Target(self._base).why_not_here():
             raise AdaptError(f"a study measures and evaluates deployed detectors: {why_not}")

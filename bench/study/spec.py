@@ -23,6 +23,7 @@ Rule = Literal[
     "random",
     "random-joint",
     "random-best-of-k",
+    "random-joint-best-of-k",
     "softmax",
     "scores",
     "joint",
@@ -30,7 +31,9 @@ Rule = Literal[
 FACTOR = ("width", "compound", "expansion")  # rules that have one; it may be fixed
 SCORED = ("scores", "joint")  # rules that sum scores of a trained source
 SEARCHED = ("softmax", *SCORED)  # rules that a space's choices are scored for
-TRAINED = ("random-best-of-k", *SEARCHED)  # rules that train before they choose
+JOINT = ("random-joint", "random-joint-best-of-k", "joint")  # rules that choose a setting too
+RACED = ("random-best-of-k", "random-joint-best-of-k")  # rules with a race of random networks
+TRAINED = (*RACED, *SEARCHED)  # rules that train before they choose
 CHOSEN_ANEW = ("random", "random-joint", *TRAINED)  # rules with another network per seed
 DEFAULT_ARMS = ("scores", "softmax", "random", "random-best-of-k", "width", "compound", "source")
 
@@ -47,9 +50,10 @@ class Arm:
             ``factor``. ``random`` draws a network that fills the budget, ``random-joint`` also the
             setting of pyramid, heads and input in which it does, ``random-best-of-k`` is the best
             of several drawn ones after a training for which they get as much computation as a
-            search, ``softmax`` is the recipe's search, ``scores`` sums what each choice costs a
-            trained source in loss, and ``joint`` chooses pyramid, heads and input too, by these
-            sums and a race.
+            search, ``random-joint-best-of-k`` of several drawn with their settings, which get as
+            many epochs as ``joint`` takes, ``softmax`` is the recipe's search, ``scores`` sums
+            what each choice costs a trained source in loss, and ``joint`` chooses pyramid, heads
+            and input too, by these sums and a race.
         factor: Of width, compound or expansion; 0 finds the one that meets the budget.
         draw: Of ``random`` and ``random-joint``, which of a seed's networks: several arms can draw
             several.
