@@ -155,7 +155,7 @@ def description_of(model: onnx.ModelProto) -> Any:
     texts = [prop.value for prop in model.metadata_props if prop.key == HEADER]
     try:
         return json.loads(texts[0]) if texts else None
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no text
         return None
 
 
