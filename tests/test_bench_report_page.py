@@ -175,6 +175,10 @@ GONE = {
         lambda run: (run / "arch-75.json").unlink(),
         "No architecture file says why",
     ),
+    "an architecture, of which another file has the name": (
+        lambda run: (run / "arch-75.json").write_text('{"format": "adapt-study-trial"}'),
+        "No architecture file says why",
+    ),
 }
 
 

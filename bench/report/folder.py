@@ -114,7 +114,8 @@ class Folder:
     def architecture_file(self, entry: Entry) -> Path | None:
         """Return the file that says how a network was found, if it is there."""
         stem = entry.artifact.stem
-        return self.beside(entry, f"{re.sub('^derived', 'arch', stem)}.json", f"{stem}.json")
+        path = self.beside(entry, f"{re.sub('^derived', 'arch', stem)}.json", f"{stem}.json")
+        return path if path and _is_architecture(path) else None
 
     def architecture(self, entry: Entry) -> dict[str, Any]:
         """Return what is known of how a network was found; empty without its file.
@@ -124,6 +125,12 @@ class Folder:
         """
         path = self.architecture_file(entry)
         return check_header(read_json(path, "architecture"), "architecture", path) if path else {}
+
+
+def _is_architecture(path: Path) -> bool:
+    """Whether a file that has a detector's name is its architecture; a study's result is not."""
+    content = read_json(path, "architecture")
+    return isinstance(content, dict) and content.get("format") == "adapt-architecture"
 
 
 def _why_not(path: Path, found: list[Path]) -> str:
