@@ -64,9 +64,7 @@ def plan_study(
 
 def _prepared_as(arm: Arm) -> list[str]:
     """Return the stages of a run that take as long as what an arm trains before it chooses."""
-    if arm.network in SCORED:
-        return ["finetune source"]  # the teacher
-    if arm.network == "random-joint-best-of-k":  # which have the epochs of joint
-        return ["finetune source"]
+    if arm.network in (*SCORED, "random-joint-best-of-k"):
+        return ["finetune source"]  # the teacher, or candidates for as many epochs as it takes
     # The candidates of a race compute as much as a search.
     return ["search"] if arm.network in TRAINED else []
