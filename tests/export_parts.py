@@ -16,7 +16,7 @@ from adapt.detector.file import DetectorInfo, save_detector
 from adapt.detector.retinanet import DetectorConfig, tower_std
 from adapt.detector.ssdlite import SeparableHead
 from adapt.runtime import Tail
-from export.graph.detector import export_detector
+from export.graph.detector import DeployedDetector, export_detector
 from export.graph.options import GraphOptions
 from export.graph.rest import export_rest
 from export.quantize import Quantizer
@@ -131,3 +131,14 @@ def saved(folder: Path) -> Path:
 def rest(folder: Path) -> Path:
     """All behind the backbone of the small detector as ONNX; written once per folder."""
     return once(folder / "rest.onnx", lambda path: export_rest(INFO.detector, SIZE, path))
+
+
+def assert_detects_as_torchvision(info: DetectorInfo, tail: Tail) -> None:
+    """Compare the detections of what is deployed with torchvision's, of an awake detector."""
+    model, batch = awake(info.build, SIZE), tensors(2, 0)
+    number, boxes, scores, _ = DeployedDetector(model, info, tail)(batch)
+    for i, image in enumerate(model(list(batch))):
+        count = len(image["scores"])
+        assert number[i] == count > 5
+        torch.testing.assert_close(boxes[i, :count], image["boxes"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(scores[i, :count], image["scores"], atol=1e-6, rtol=0)

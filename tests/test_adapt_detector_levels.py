@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from core_parts import one_hot, random_architecture, random_choices, shake, tiny
-from export_parts import INFO, SIZE, awake, tensors
+from export_parts import INFO, assert_detects_as_torchvision
 from mapping_parts import IMAGES, UNSEEN
 from torchvision.models.detection import RetinaNet
 
@@ -23,7 +23,6 @@ from adapt.mapping.trained import map_pyramid_and_heads
 from adapt.network.backbone import Backbone
 from bench.latency.onnx_units import detector_model, onnx_model, random_inputs
 from bench.latency.subject import WholeDetector
-from export.graph.detector import DeployedDetector
 from export.run.onnx_session import ort_session
 from search.train.teacher import pyramid_loss
 
@@ -116,14 +115,7 @@ def test_fcos_learns_twice_as_large_boxes_in_twice_as_wide_cells(side: int) -> N
 @torch.no_grad()
 def test_deployed_detections_equal_torchvisions(finest: int, tail: Any, head: Any) -> None:
     config = replace(INFO.detector, finest_level=finest, head=head, score_threshold=0.0)
-    info = replace(INFO, detector=config)
-    model, batch = awake(info.build, SIZE), tensors(2, 0)
-    number, boxes, scores, _ = DeployedDetector(model, info, tail)(batch)
-    for i, image in enumerate(model(list(batch))):
-        count = len(image["scores"])
-        assert number[i] == count > 5
-        torch.testing.assert_close(boxes[i, :count], image["boxes"], atol=1e-3, rtol=0)
-        torch.testing.assert_close(scores[i, :count], image["scores"], atol=1e-6, rtol=0)
+    assert_detects_as_torchvision(replace(INFO, detector=config), tail)
 
 
 @pytest.mark.parametrize("finest", COARSER)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from core_parts import random_architecture, shake, tiny
-from export_parts import INFO, SIZE, awake, tensors
+from export_parts import INFO, assert_detects_as_torchvision
 from mapping_parts import IMAGES, UNSEEN
 from torch import nn
 from torchvision.models.detection import RetinaNet
@@ -20,7 +20,6 @@ from adapt.mapping.trained import map_pyramid_and_heads
 from adapt.network.backbone import Backbone
 from bench.latency.onnx_units import detector_model, random_inputs
 from bench.latency.subject import WholeDetector
-from export.graph.detector import DeployedDetector
 from export.run.onnx_session import ort_session
 
 CONFIG = DetectorConfig(3, fpn_width=8, head_depth=1, separable=True)
@@ -122,14 +121,7 @@ def test_logits_are_the_same_in_principal_axes() -> None:
 @torch.no_grad()
 def test_deployed_detections_equal_torchvisions(tail: Any, head: Any) -> None:
     config = replace(INFO.detector, separable=True, head=head, score_threshold=0.0)
-    info = replace(INFO, detector=config)
-    model, batch = awake(info.build, SIZE), tensors(2, 0)
-    number, boxes, scores, _ = DeployedDetector(model, info, tail)(batch)
-    for i, image in enumerate(model(list(batch))):
-        count = len(image["scores"])
-        assert number[i] == count > 5
-        torch.testing.assert_close(boxes[i, :count], image["boxes"], atol=1e-3, rtol=0)
-        torch.testing.assert_close(scores[i, :count], image["scores"], atol=1e-6, rtol=0)
+    assert_detects_as_torchvision(replace(INFO, detector=config), tail)
 
 
 def test_its_whole_graph_runs_in_onnx_runtime() -> None:
