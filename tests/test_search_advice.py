@@ -15,6 +15,7 @@ from adapt.data.pooled import pooled
 from adapt.detector.objects import ANCHOR_SIZES, Objects, anchor_recall, best_anchor
 from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig, anchor_generator
 from adapt.errors import AdaptError
+from adapt.runtime import Runtime
 from cli import app
 from search.advice.advise import advise, input_size, letterboxes, training_epochs
 from search.advice.held_out import alike, hold_out
@@ -175,6 +176,20 @@ def test_an_advised_recipe_is_read_as_it_was_meant(tiny_data: CocoSplit, tmp_pat
     text = (tmp_path / "mine.toml").read_text()
     assert "about 12 minutes" in text
     assert all(len(line) <= 110 for line in text.splitlines() if line.startswith("#"))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "preset", "pyramids"),
+    [("ort-cpu", "mobilenet_v2_slim", {48}), ("tensorrt", "mobilenet_v2", {128})],
+)
+def test_networks_are_chosen_from_the_space_that_was_studied_on_such_a_device(
+    runtime: Runtime, preset: str, pyramids: set[int], tiny_data: CocoSplit, tmp_path: Path
+) -> None:
+    root = tiny_data.annotations.parents[1]
+    recipe = advised_recipe(root, tmp_path / "mine.toml", runtime).recipe
+    assert recipe.space.preset == preset
+    chosen_from = [one for one in recipe.settings if one != recipe.setting]
+    assert {one.detector.fpn_width for one in chosen_from} == pyramids
 
 
 def test_a_data_set_without_val_is_divided_beside_the_recipe(

@@ -19,7 +19,8 @@ CLASSES = 0.75  # share of the classes that should have them: AP is their mean
 PIXELS = {"cpu": (160 * 160, 320 * 416), "gpu": (320 * 320, 800 * 1088)}  # of an input
 LONG_SIDES = range(160, 1345, 32)
 RACE_STEPS = 100  # of the first round of a race: fewer say little
-LARGER = (1.0, 1.2, 1.4)  # inputs that are searched too, as sides
+SURVIVORS = 4  # as in the studies of docs/studies.md: eight finalists, two, one
+LARGER = (1.0, 1.15, 1.3, 1.4)  # inputs that are searched too, as sides
 RARE = 0.01  # share of the images below which a class is shown more often
 STEPS = 1500  # of a fine-tuning of a few hundred images
 EPOCHS = (12, 60)  # at least, at most
@@ -32,6 +33,7 @@ CHANGES = {  # of training images, worth 2 AP on blood cells after 1,530 steps (
 }
 HEADS = {"cpu": (64, 1), "gpu": (128, 2)}  # pyramid width, head depth
 DEPTHS = {"cpu": [0, 1], "gpu": [0, 1, 2]}
+PYRAMIDS = {"cpu": [48], "gpu": [128]}  # of the networks to choose from
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def advise(objects: Objects, on: str) -> dict[str, Advice]:
             f"half; boxes are {_range(objects.sides(size))} pixels across in the input",
         ),
         "joint.head_depth": Advice(DEPTHS[on], "heads to choose from"),
+        **_narrower(width, PYRAMIDS[on]),
         "joint.input": Advice(
             [[one.height, one.width] for one in larger],
             "inputs to choose from: a larger one with a smaller backbone often wins",
@@ -79,6 +82,7 @@ def advise(objects: Objects, on: str) -> dict[str, Advice]:
             math.ceil(RACE_STEPS / steps_per_epoch(len(objects.images), batch)),
             f"of the first round of the race: about {RACE_STEPS} steps",
         ),
+        "joint.survivors": Advice(SURVIVORS, "one in so many trains on in the next round"),
         **{f"data.augment.{name}": Advice(*setting) for name, setting in CHANGES.items()},
         "finetune.epochs": Advice(
             epochs,
@@ -181,6 +185,14 @@ def _larger(size: InputSize) -> list[InputSize]:
         height, width = (32 * round(side * factor / 32) for side in (size.height, size.width))
         found.append(InputSize(height, width))
     return list(dict.fromkeys(found))
+
+
+def _narrower(width: int, widths: list[int]) -> dict[str, Advice]:
+    """Return the pyramids to choose from, if they are not all the source's."""
+    if widths == [width]:
+        return {}
+    why = f"pyramids to choose from: the milliseconds of {width} bring more in a larger input"
+    return {"joint.fpn_width": Advice(widths, why)}
 
 
 def _range(sides: Floats) -> str:

@@ -10,7 +10,15 @@ from adapt.runtime import Runtime
 from search.advice.advise import Advice, grouped
 
 GPU = ("ort-cuda", "tensorrt", "tensorrt-rtx")
-GRID = 16  # of widths: an eighth of the candidates of Table I, all multiples that runtimes like
+SPACES = {  # preset, grid of widths that runtimes like, why
+    "cpu": (
+        "mobilenet_v2_slim",
+        8,
+        "MobileNetV2 and smaller: at half and three quarters of the source's latency, networks "
+        "chosen from it beat scaled ones (docs/studies.md)",
+    ),
+    "gpu": ("mobilenet_v2", 16, "the pretrained backbone that is adapted"),
+}
 Settings = Mapping[str, Advice]
 
 
@@ -33,6 +41,7 @@ def fixed_settings(
         target: Latency to meet; empty for that of the source.
     """
     on_gpu = device_kind(runtime) == "gpu"
+    preset, grid, why = SPACES[device_kind(runtime)]
     workers = min(8, usable_cores()) if on_gpu else 0
     settings = {
         "data.root": Advice(
@@ -41,8 +50,8 @@ def fixed_settings(
         **{f"data.{field}": Advice(split, "") for field, split in splits.items()},
         "data.workers": Advice(workers, "processes that load images; 0 loads in the training"),
         "data.cache_mb": Advice(512, "memory for decoded images"),
-        "space.preset": Advice("mobilenet_v2", "the pretrained backbone that is adapted"),
-        "space.width_grid": Advice(GRID, "candidate widths are multiples of this"),
+        "space.preset": Advice(preset, why),
+        "space.width_grid": Advice(grid, "candidate widths are multiples of this"),
         "search.choice": Advice("joint", "input and heads together with the backbone"),
         "search.cost": Advice("latency", "measured where it is run"),
     }
