@@ -68,6 +68,18 @@ def test_three_formats_give_the_same_boxes(coco_set: Path, voc_set: Path, yolo_s
         assert found.sha256 != expected.sha256
 
 
+def test_classes_of_voc_have_the_order_of_cvats_list(voc_set: Path) -> None:
+    before = load_split(voc_set, "train")
+    hashed = before.sha256
+    (voc_set / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\ndog:1,2,3::\nmule:4,5,6::\n"
+    )
+    found = load_split(voc_set, "train")
+    assert found.class_names == ("dog", "mule", "cat")  # one that is not listed comes last
+    assert found.sha256 != hashed
+    assert_same(found.matched(before.class_names, "before"), before)
+
+
 @pytest.mark.shared
 def test_three_formats_give_the_same_cells(shared_data: Path, tmp_path: Path) -> None:
     bccd = shared_data / "bccd"

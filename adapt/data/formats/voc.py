@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from torchvision.datasets import VOCDetection
 
-from adapt.artifacts import parsing
+from adapt.artifacts import parsing, read_text
 from adapt.data.formats.place import Entries, Lists, Place, Sources, listed_names, name_below
 from adapt.data.images import find_images, upright_size
 from adapt.data.inside import check_inside, check_link
@@ -28,6 +28,8 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 CORNER = re.compile(rb"<([xy]min)>\s*(-?[\d.]+)\s*<")
 FRACTIONS = 0.1  # share of the corners; VOC itself has a few
 ANNOTATIONS = ("Annotations", "annotations")
+LABELS = "labelmap.txt"  # CVAT's list of classes, with their colours: name:colour:parts:actions
+NO_CLASS = "background"  # that it begins with
 
 
 def find(root: Path) -> dict[str, Place]:
@@ -111,7 +113,7 @@ def sources(place: Place) -> Sources:
         AdaptError: If a file of the list is missing.
     """
     files, _ = _files(place)
-    listed = [place.annotations] if place.annotations.is_file() else []
+    listed = [path for path in (place.annotations, _label_map(place)) if path.is_file()]
     return [*listed, *files], [f"pixels from {_first_pixel(place)}"]
 
 
@@ -166,7 +168,8 @@ def read(place: Place) -> Lists:
     files, folder = _files(place)
     contents = [_content(file) for file in files]
     objects = [_objects(content) for content in contents]
-    named = sorted({str(one["name"]) for of in objects for one in of if one.get("name")})
+    used = sorted({str(one["name"]) for of in objects for one in of if one.get("name")})
+    named = list(dict.fromkeys([*_listed_classes(_label_map(place)), *used]))
     categories = [{"id": number, "name": name} for number, name in enumerate(named, start=1)]
     numbers = {name: number for number, name in enumerate(named, start=1)}
     first, known = _first_pixel(place), _Images(place.images)
@@ -197,6 +200,24 @@ def read(place: Place) -> Lists:
                 }
             )
     return Lists(images, annotations, categories, tuple(problems))
+
+
+def _label_map(place: Place) -> Path:
+    assert place.root is not None
+    return place.root / LABELS
+
+
+def _listed_classes(label_map: Path) -> list[str]:
+    """Return the classes that an exporter lists, in its order; none without a list.
+
+    Raises:
+        AdaptError: If the list cannot be read.
+    """
+    if not label_map.is_file():
+        return []
+    lines = (line.strip() for line in read_text(label_map, "list of classes").splitlines())
+    names = [line.partition(":")[0].strip() for line in lines if not line.startswith("#")]
+    return [name for name in names if name and name != NO_CLASS]
 
 
 def _content(file: Path) -> dict[str, Any]:
