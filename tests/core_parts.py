@@ -2,7 +2,7 @@
 
 import random
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,12 @@ def shake(module: nn.Module, seed: int) -> None:
 def mostly_slow(number: int, usual: int) -> list[Any]:
     """Seeds that promise the same, of which a few are in the usual suite."""
     return [pytest.param(n, marks=[] if n < usual else [pytest.mark.slow]) for n in range(number)]
+
+
+def only_usually(usual: str, every: Iterable[str]) -> list[Any]:
+    """Values that promise the same, of which one is in the usual suite."""
+    slow = [pytest.mark.slow]
+    return [pytest.param(value, marks=[] if value == usual else slow) for value in every]
 
 
 def once(path: Path, make: Callable[[Path], object]) -> Path:

@@ -74,16 +74,23 @@ def test_an_unknown_backbone_is_refused() -> None:
         published_backbone("resnet")
 
 
-def test_the_table_is_printed_and_measured() -> None:
+@pytest.mark.parametrize(
+    "measured", [("fna",), pytest.param(tuple(NETWORKS), marks=pytest.mark.slow)], ids=len
+)
+def test_the_table_is_printed_and_measured(
+    measured: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = CliRunner().invoke(app, ["bench", "--table2"])
     assert result.exit_code == 0, result.output
     assert "133.05" in result.stdout
+    kept = {name: NETWORKS[name] for name in measured}
+    monkeypatch.setattr("bench.costs.table2.NETWORKS", kept)
     options = ["--size", "64x96", "--measure", "ort-cpu", "--json"]
     result = CliRunner().invoke(app, ["bench", "--table2", *options])
     assert result.exit_code == 0, result.output
     rows = {row["backbone"]: row for row in json.loads(result.stdout)}
     for name, row in rows.items():
-        assert (row["least_ms"] is not None) == (name in NETWORKS)
+        assert (row["least_ms"] is not None) == (name in measured)
     assert 0 < rows["fna"]["least_ms"] < 1000
     for name in OTHERS:
         assert rows[name]["note"].endswith("only networks of MBConvs are measured")

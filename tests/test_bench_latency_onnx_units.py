@@ -258,10 +258,16 @@ def test_the_rest_detects_in_lower_precision(precision):
 
 EXPORTS = [
     ("mobilenet_v2", "fp32", "onnx-nms"),
-    ("mobilenet_v2", "fp16", "tensor-nms"),
-    ("mnasnet1_0", "fp32", "tensor-nms"),
-    ("mobilenet_v3_large", "fp32", "tensor-nms"),
-    ("mobilenet_v3_large", "fp16", "onnx-nms"),
+    ("mobilenet_v3_large", "fp16", "tensor-nms"),
+    *(
+        pytest.param(export, marks=pytest.mark.slow)
+        for export in (
+            ("mobilenet_v2", "fp16", "tensor-nms"),
+            ("mnasnet1_0", "fp32", "tensor-nms"),
+            ("mobilenet_v3_large", "fp32", "tensor-nms"),
+            ("mobilenet_v3_large", "fp16", "onnx-nms"),
+        )
+    ),
 ]
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 import pytest
-from core_parts import random_architecture
+from core_parts import only_usually, random_architecture
 
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Stem, rest_unit
@@ -68,7 +68,7 @@ def test_sample_covers_the_space(mbconvs):
         }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", only_usually("int8", PRECISIONS))
 def test_mbconvs_build(precision, mbconvs):
     kind = "half" if precision == "fp16" else "float"
     for unit in mbconvs[precision]:
@@ -89,10 +89,7 @@ def test_other_units_build(unit, precision):
 
 
 # Whole detectors hold the rest in every precision.
-@pytest.mark.parametrize(
-    "precision",
-    [pytest.param(p, marks=[] if p == "int8" else [pytest.mark.slow]) for p in PRECISIONS],
-)
+@pytest.mark.parametrize("precision", only_usually("int8", PRECISIONS))
 @pytest.mark.parametrize("head", ["retinanet", "ssdlite"])
 def test_the_rest_of_the_detector_builds(precision, head):
     rest = rest_unit(replace(DETECTOR, head=head), SMALL)
@@ -102,10 +99,7 @@ def test_the_rest_of_the_detector_builds(precision, head):
 
 
 # A backend builds one in fp16, and an export becomes one in fp32, in other files of tests.
-@pytest.mark.parametrize(
-    "precision",
-    [pytest.param(p, marks=[] if p == "int8" else [pytest.mark.slow]) for p in PRECISIONS],
-)
+@pytest.mark.parametrize("precision", only_usually("int8", PRECISIONS))
 def test_whole_detectors_build(precision):
     network = random_architecture(SPACE, seed=0)
     whole = WholeDetector(network, DETECTOR, SMALL)

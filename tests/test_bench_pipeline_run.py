@@ -98,6 +98,7 @@ def test_int8_in_batches_repeats_what_depends_on_the_device_and_loses_nothing(
     assert {n for n, state in back.stages.items() if state == "ran"} == {"bench"}
 
 
+@pytest.mark.slow
 def test_ssdlite_is_profiled_searched_derived_trained_deployed_and_benchmarked(
     for_latency: Recipe, tmp_path: Path
 ) -> None:
@@ -194,8 +195,16 @@ def test_pyramid_heads_and_input_are_chosen_with_the_backbone(
     assert {name for name, state in again.stages.items() if state == "ran"} == {"bench"}
     with pytest.raises(AdaptError, match="holds the stage 'derive' of another recipe"):
         run(jointly.with_search(choice="scores"), tmp_path / "out")
-    more = run(jointly, tmp_path / "out", front=Front(("1000ms", "999ms")))
-    assert {name for name, state in more.stages.items() if state == "ran"} >= {
+
+
+@pytest.mark.slow
+def test_settings_race_within_every_budget(
+    for_latency: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.acceptance.meet.MEASUREMENTS", 2)
+    jointly = for_latency.changed(JOINT, "the test")
+    result = run(jointly, tmp_path / "out", front=Front(("1000ms", "999ms")))
+    assert {name for name, state in result.stages.items() if state == "ran"} >= {
         "finalists 1000ms",
         "derive 999ms",
         "finetune derived-999ms",

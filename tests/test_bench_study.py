@@ -412,12 +412,11 @@ def test_arms_share_a_teacher_whose_seconds_count(recipe: Recipe, tmp_path: Path
             factor=0.1,
             recipe={"finetune": {"teacher_weight": weight}},
         )
-        for weight in (0, 2, 6)
+        for weight in (2, 6)
     ]
     result = StudyRun(Study(tuple(arms), seeds=1), recipe, tmp_path).execute()
-    alone, *both = (arm.search_seconds[0] for arm in result.arms)
-    assert alone == 0
-    assert both[0] == both[1] > 0
+    first, second = (arm.search_seconds[0] for arm in result.arms)
+    assert first == second > 0
     (teacher,) = (tmp_path / "searches").glob("*/teacher-*.safetensors")
     assert read_detector_info(teacher)[0].architecture == mobilenet_v2()
     again = StudyRun(Study(tuple(arms), seeds=1), recipe, tmp_path).execute()

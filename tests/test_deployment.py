@@ -33,7 +33,7 @@ def detector(split: CocoSplit, tmp_path_factory: pytest.TempPathFactory) -> Path
     if find_local_weights("mobilenet_v2") is None:
         pytest.skip("ImageNet weights are not on this machine: run `adapt weights mobilenet_v2`")
     demo = Recipe.load("demo")
-    recipe = replace(demo, input=InputSize(160, 192), finetune=replace(demo.finetune, epochs=60))
+    recipe = replace(demo, input=InputSize(160, 192), finetune=replace(demo.finetune, epochs=30))
     path = tmp_path_factory.mktemp("deployment") / "detector.safetensors"
     return run_finetune(recipe, mobilenet_v2(), split, path)
 
