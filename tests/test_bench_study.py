@@ -376,28 +376,30 @@ def test_a_device_that_is_not_here_is_told_before_the_work(recipe: Recipe, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_trains_reports_and_repeats_nothing(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_study_trains_reports_and_repeats_nothing_wherever_it_is_moved(recipe: Recipe, tmp_path: Path) -> None:
     recipe = replace(recipe, device=replace(recipe.device, rounds=1))
     arms = (Arm("width", factor=0.25), Arm("width", name="narrower", factor=0.1))
     study = Study(arms, seeds=1)
-    result = StudyRun(study, recipe, tmp_path).execute()
+    first, folder = tmp_path / "first", tmp_path / "moved"
+    result = StudyRun(study, recipe, first).execute()
     assert [len(arm.ap) for arm in result.arms] == [1, 1]
     assert all(arm.latency_ms.keys() == {0} for arm in result.arms)
     assert not result.missing
     (verdict,) = result.verdicts
     assert "1 pair cannot show anything" in verdict.sentence()
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "trials").iterdir()}
-    latency = json.loads((tmp_path / "latency.json").read_text())  # as on a steady machine
-    (tmp_path / "latency.json").write_text(json.dumps({**latency, "drift": 0.0}))
-    again = StudyRun(study, recipe, tmp_path).execute()
+    first.rename(folder)
+    written = {path: path.stat().st_mtime_ns for path in (folder / "trials").iterdir()}
+    latency = json.loads((folder / "latency.json").read_text())  # as on a steady machine
+    (folder / "latency.json").write_text(json.dumps({**latency, "drift": 0.0}))
+    again = StudyRun(study, recipe, folder).execute()
     assert again.to_dict() == {**result.to_dict(), "latency_drift": 0.0}
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trials").iterdir()} == written
+    assert {path: path.stat().st_mtime_ns for path in (folder / "trials").iterdir()} == written
     other = recipe.changed({"finetune": {"lr": 0.02}}, "test")
     with pytest.raises(AdaptError, match="is of another recipe, network or data set"):
-        StudyRun(study, other, tmp_path).execute()
+        StudyRun(study, other, folder).execute()
     assert result.arms[0].networks[0].endswith("; width 0.25")
     assert "head_depth 1, fpn_width 8, input 64x64; 8: " in result.arms[0].networks[0]
-    files = write_study(tmp_path, result)
+    files = write_study(folder, again)
     assert f"- width: {result.arms[0].networks[0]}" in files[2].read_text()
     assert all(file.stat().st_size for file in files)
     assert files[1].read_text().count("\n") == 1 + 2
