@@ -1,9 +1,13 @@
 """Kill commands at random moments, let them go on, and compare with what nobody disturbed.
 
     python tests/kills.py kills.json --kills 20
+    sudo python tests/kills.py full.json --full-disks 5
 
-What is trained, exported or evaluated must be the same to the last bit; of measurements, every row
-that a killed command left must stay as it was, and all must be there in the end.
+The second fills a disk instead, wherever the command happens to write, and frees it again: each
+command must end in one sentence, and go on. It mounts file systems in memory, which takes Linux
+and its root. What is trained, exported or evaluated must be the same to the last bit; of
+measurements, every row that a killed command left must stay as it was, and all must be there in
+the end.
 """
 
 import argparse
@@ -13,6 +17,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -166,6 +171,11 @@ COMMANDS = {
 }
 
 
+def log_of(folder: Path) -> Path:
+    """What the commands in a folder told; beside it, for its disk may be full."""
+    return folder.with_name(f"{folder.name}.log")
+
+
 def start(command: str, folder: Path) -> int:
     """Start a command in a process of its own, which need not import anything any more."""
     child = os.fork()
@@ -175,7 +185,7 @@ def start(command: str, folder: Path) -> int:
         return child
     os.setpgid(0, 0)
     os.chdir(folder)
-    with (folder / "log.txt").open("a") as log:
+    with log_of(folder).open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     code = 1
@@ -200,12 +210,8 @@ def finished(child: int, within: float = float("inf")) -> int | None:
     return None
 
 
-def survives(name: str, folder: Path, kills: int, chance: random.Random) -> dict[str, Any]:
-    """Kill a command, let it go on, and tell whether that made a difference.
-
-    When it ends before it is killed, it begins again in a new folder.
-    """
-    killed = COMMANDS[name]
+def undisturbed(killed: Killed, folder: Path) -> tuple[Path, Path, float]:
+    """Return a folder before a command, one after it, and the seconds that it took."""
     fresh, calm = folder / "fresh", folder / "calm"
     prepare(fresh)
     for needed in killed.needs:
@@ -213,7 +219,17 @@ def survives(name: str, folder: Path, kills: int, chance: random.Random) -> dict
     shutil.copytree(fresh, calm)
     begun = time.monotonic()
     run(killed.command, calm)
-    seconds, expected = time.monotonic() - begun, killed.results(calm)
+    return fresh, calm, time.monotonic() - begun
+
+
+def survives(name: str, folder: Path, kills: int, chance: random.Random) -> dict[str, Any]:
+    """Kill a command, let it go on, and tell whether that made a difference.
+
+    When it ends before it is killed, it begins again in a new folder.
+    """
+    killed = COMMANDS[name]
+    fresh, calm, seconds = undisturbed(killed, folder)
+    expected = killed.results(calm)
     done, rounds, equal = 0, 0, True
     while done < kills:
         disturbed, rounds = folder / f"killed-{rounds}", rounds + 1
@@ -232,6 +248,53 @@ def survives(name: str, folder: Path, kills: int, chance: random.Random) -> dict
     return {"kills": done, "rounds": rounds, "seconds": round(seconds, 2), "same": equal}
 
 
+def survives_full_disks(
+    name: str, folder: Path, times: int, chance: random.Random
+) -> dict[str, Any]:
+    """Run a command on a disk with too little space, then with enough, and tell how that went."""
+    filled = COMMANDS[name]
+    fresh, calm, _ = undisturbed(filled, folder)
+    expected = filled.results(calm)
+    told, full, equal = list[str](), 0, True
+    for number in range(times):
+        disk = folder / f"disk-{number}"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", disk], check=True)
+        try:
+            written = used_by(calm, disk)
+            needed = used_by(fresh, disk)
+            space = chance.randrange(needed, max(written, needed + 1))
+            resized(disk, f"{space}k")
+            code = finished(start(filled.command, disk))
+            log = log_of(disk).read_text()
+            left = filled.results(disk) if filled.measured else {}
+            if code:
+                full += 1
+                sentences = [line for line in log.splitlines() if line.startswith("error: ")]
+                if code != 1 or "Traceback" in log or len(sentences) != 1:
+                    told.append(log[-2000:])
+            resized(disk, "1g")
+            run(filled.command, disk)
+            found = filled.results(disk)
+            equal &= keeps(left, found, expected) if filled.measured else same(expected, found)
+        finally:
+            subprocess.run(["umount", "--lazy", disk], check=True)
+    return {"disks": times, "full": full, "no sentence": told, "same": equal}
+
+
+def used_by(folder: Path, disk: Path) -> int:
+    """Put the content of a folder on an otherwise empty disk; return the KiB that it takes."""
+    for path in disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(folder, disk, dirs_exist_ok=True)
+    usage = shutil.disk_usage(disk)
+    return usage.used // 1024
+
+
+def resized(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+
+
 def keeps(left: Mapping[str, Any], found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
     """Whether all rows are there, and those that were stay as they were."""
     return left.items() <= found.items() and found.keys() == expected.keys()
@@ -240,13 +303,14 @@ def keeps(left: Mapping[str, Any], found: Mapping[str, Any], expected: Mapping[s
 def run(command: str, folder: Path) -> None:
     """Run a command that must succeed."""
     if finished(start(command, folder)) != 0:
-        raise SystemExit(f"{command} failed:\n{(folder / 'log.txt').read_text()[-2000:]}")
+        raise SystemExit(f"{command} failed:\n{log_of(folder).read_text()[-2000:]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=10, help="of every command")
+    parser.add_argument("--full-disks", type=int, default=0, help="of every command, no kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default=",".join(COMMANDS), help="which, with commas between")
     options = parser.parse_args()
@@ -257,7 +321,10 @@ def main() -> None:
         for name in options.commands.split(","):
             folder = Path(temporary, name)
             folder.mkdir()
-            found[name] = survives(name, folder, options.kills, chance)
+            if options.full_disks:
+                found[name] = survives_full_disks(name, folder, options.full_disks, chance)
+            else:
+                found[name] = survives(name, folder, options.kills, chance)
             options.out.write_text(json.dumps({"seed": options.seed, **found}, indent=2) + "\n")
             print(name, found[name], flush=True)
 

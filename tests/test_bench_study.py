@@ -376,7 +376,9 @@ def test_a_device_that_is_not_here_is_told_before_the_work(recipe: Recipe, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_trains_reports_and_repeats_nothing_wherever_it_is_moved(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_study_trains_reports_and_repeats_nothing_wherever_it_is_moved(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     recipe = replace(recipe, device=replace(recipe.device, rounds=1))
     arms = (Arm("width", factor=0.25), Arm("width", name="narrower", factor=0.1))
     study = Study(arms, seeds=1)
