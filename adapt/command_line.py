@@ -83,7 +83,9 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def warn_if_busy() -> None:
-    """Warn that times estimated now are too long, if other programs compute here."""
-    if found := busy():
+def warn_if_busy() -> bool:
+    """Warn that times estimated now are too long, if other programs compute here; tell whether."""
+    found = busy()
+    if found:
         warn(found)
+    return bool(found)

@@ -59,6 +59,7 @@ arms = [
 seeds = 2
 drop_after = 0
 """
+ORPHANS_SECONDS = 30.0
 Results = Callable[[Path], Mapping[str, Any]]
 
 
@@ -198,16 +199,23 @@ def start(command: str, folder: Path) -> int:
 
 
 def finished(child: int, within: float = float("inf")) -> int | None:
-    """The exit code of a process; None if it was killed, with those it began, after a time."""
+    """The exit code of a process; None if it was killed after a time, and those it began ended."""
     end = time.monotonic() + within
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-    os.killpg(child, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)  # it alone: what it has started must end by itself
     os.waitpid(child, 0)
-    return None
+    end = time.monotonic() + ORPHANS_SECONDS
+    while time.monotonic() < end:
+        try:
+            os.killpg(child, 0)
+        except ProcessLookupError:
+            return None
+        time.sleep(0.02)
+    raise SystemExit(f"processes of a killed command live on: ps -o pid,args -g {child}")
 
 
 def undisturbed(killed: Killed, folder: Path) -> tuple[Path, Path, float]:

@@ -351,3 +351,17 @@ def test_init_says_what_it_chose(
     assert shown["settings"]["detector.anchor_size"] == recipe.detector.anchor_size
     assert shown["next"] == "adapt run a.toml"
     assert "# " in Path("a.toml").read_text()
+
+
+@pytest.mark.parametrize("load", [0.1, 3.0])
+def test_minutes_that_a_busy_machine_takes_are_not_written(
+    load: float, tiny_data: CocoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapt.machine.load_per_core", lambda: load)
+    monkeypatch.setattr("bench.commands.init._minutes", lambda _: 12.5)
+    out = tmp_path / "a.toml"
+    root = str(tiny_data.annotations.parents[1])
+    result = CliRunner().invoke(app, ["init", root, "--out", str(out), "--json"])
+    assert json.loads(result.stdout)["minutes"] == 12.5
+    assert ("busy" in result.stderr) == (load > 1)
+    assert ("about 12 minutes" in out.read_text()) == (load < 1)

@@ -42,8 +42,12 @@ def init_command(
     with console_stage("look at images") as progress:
         advised = advised_recipe(data, out, known_runtime(runtime, "--runtime"), target, progress)
     advised.save()  # before the estimate, which opens what the recipe names
-    minutes = _minutes(advised.recipe) if timed else None
-    advised.save(minutes)
+    minutes = None
+    if timed:
+        crowded = warn_if_busy()
+        minutes = _minutes(advised.recipe)
+        if not crowded:  # what is wrong today would be read in the file for ever
+            advised.save(minutes)
     for doubt in advised.doubts:
         warn(doubt)
     found = {"recipe": str(out), **advised.found, **({"minutes": minutes} if minutes else {})}
@@ -57,7 +61,6 @@ def _minutes(recipe: "Recipe") -> float | None:
     from bench.pipeline.plan import plan_run
     from bench.pipeline.run import Costs
 
-    warn_if_busy()
     plan = plan_run(recipe, Path("runs") / recipe.name, Costs(), None)
     known = not any(isinstance(seconds, str) for seconds in plan.seconds.values())
     return round(plan.total / 60, 1) if known else None

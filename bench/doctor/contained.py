@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pebble import ProcessExpired, concurrent
 
+from adapt.parent import end_with_parent
 from bench.latency.workers import process_context
 
 STOP_SECONDS = 5.0  # that a process has to end
@@ -162,6 +163,7 @@ def contained(
 
 def _call_quietly(log: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Call a function; what it and its libraries print goes to a file."""
+    end_with_parent()
     try:
         file = os.open(log, os.O_WRONLY | os.O_CREAT)
     except FileNotFoundError:

@@ -22,6 +22,7 @@ import torch
 from pebble import ProcessExpired, ProcessPool
 
 from adapt.errors import AdaptError
+from adapt.parent import end_with_parent
 from adapt.progress import Progress, silent
 from bench.latency.backend import Backend, Built
 from bench.latency.subject import ANCHOR, Subject
@@ -237,7 +238,9 @@ class Workers:
 
     def _pool(self, name: str, jobs: int) -> ProcessPool:
         if name not in self._pools:
-            self._pools[name] = ProcessPool(max_workers=jobs, context=process_context())
+            self._pools[name] = ProcessPool(
+                max_workers=jobs, context=process_context(), initializer=end_with_parent
+            )
         return self._pools[name]
 
     def _restart(self, name: str) -> None:

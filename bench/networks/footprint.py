@@ -13,6 +13,7 @@ from pebble import ProcessExpired, ProcessPool
 from adapt.command_line import warn
 from adapt.detector.file import load_detector
 from adapt.errors import AdaptError
+from adapt.parent import end_with_parent
 from bench.latency.nvml import nvml
 from bench.latency.workers import process_context
 from bench.peers.runner import open_detector
@@ -67,7 +68,8 @@ def footprint(runtime: str, artifact: Path, threads: int, images: Array) -> Foot
         threads: CPU threads of one inference.
         images: uint8 ``[B, 3, H, W]`` of one call.
     """
-    with ProcessPool(1, max_tasks=1, context=process_context(__name__)) as pool:
+    context = process_context(__name__)
+    with ProcessPool(1, max_tasks=1, context=context, initializer=end_with_parent) as pool:
         arguments = runtime, artifact, threads, images
         try:
             return Footprint.of(

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.context import BaseContext
+from multiprocessing.managers import SyncManager
 from queue import Empty
 from typing import Any, Protocol, TypeVar
 
+from adapt.parent import end_with_parent
 from adapt.progress import Progress
 
 REPORT_SECONDS = 1.0
@@ -49,15 +52,22 @@ def run_jobs(
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
-    with _one_thread_each(), context.Manager() as manager:
+    with _one_thread_each(), _manager(context) as manager:
         told = manager.Queue()
-        with ProcessPoolExecutor(min(at_once, len(jobs)), context) as pool:
+        workers = min(at_once, len(jobs))
+        with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
             futures = [pool.submit(_do, work, job, number, told) for number, job in enumerate(jobs)]
             try:
                 _watch(futures, jobs, told, progress, warn)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _manager(context: BaseContext) -> SyncManager:
+    manager = SyncManager(ctx=context)
+    manager.start(end_with_parent)
+    return manager
 
 
 @contextmanager

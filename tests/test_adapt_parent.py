@@ -1,0 +1,84 @@
+"""Processes end with the command that started them, however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TRAINS = """
+import os, time
+from dataclasses import dataclass
+from pathlib import Path
+from adapt.progress import silent
+from search.train.pool import run_jobs
+
+@dataclass(frozen=True)
+class Endless:
+    name: str
+
+def work(job, progress, warn):
+    Path(job.name).write_text(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    run_jobs([Endless("a"), Endless("b")], work, 2, silent, print)
+"""
+MEASURES = """
+import os, time
+from pathlib import Path
+from pebble import ProcessPool
+from adapt.parent import end_with_parent
+from bench.latency.workers import process_context
+
+def work(name):
+    Path(name).write_text(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with ProcessPool(2, context=process_context(), initializer=end_with_parent) as pool:
+        for one in [pool.schedule(work, (name,)) for name in ("a", "b")]:
+            one.result()
+"""
+SECONDS = 60.0
+
+
+def eventually(happens) -> bool:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if happens():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def processes(group: int) -> list[int]:
+    """The living processes of a group."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True
+    ).stdout
+    rows = (line.split() for line in listed.splitlines())
+    return [int(pid) for pid, of, state in rows if int(of) == group and "Z" not in state]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are listed in Linux's way")
+@pytest.mark.parametrize("program", [TRAINS, MEASURES], ids=["trains", "measures"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name)
+def test_nothing_of_a_command_outlives_it(
+    program: str, how: signal.Signals, tmp_path: Path
+) -> None:
+    file = tmp_path / "program.py"
+    file.write_text(program)
+    command = subprocess.Popen([sys.executable, file], cwd=tmp_path, start_new_session=True)
+    try:
+        both = [tmp_path / "a", tmp_path / "b"]
+        assert eventually(lambda: all(one.is_file() and one.read_text() for one in both))
+        os.kill(command.pid, how)
+        command.wait(SECONDS)
+        assert eventually(lambda: not processes(command.pid)), processes(command.pid)
+    finally:
+        for left in processes(command.pid):
+            os.kill(left, signal.SIGKILL)
