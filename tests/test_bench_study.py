@@ -305,6 +305,17 @@ def test_candidates_of_a_race_take_as_many_epochs_as_a_joint_choice(recipe: Reci
     assert candidate_epochs("random-joint-best-of-k", recipe) == round((5 + raced) / 4)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "shared", "expected"), [(24, 8, 8), (8, 30, 8), (8, 0, 8), (8, 8, 8)]
+)
+def test_the_scored_source_trains_as_long_as_in_a_run_but_no_longer_than_a_trial(
+    epochs: int, shared: int, expected: int, recipe: Recipe, tmp_path: Path
+) -> None:
+    changed = recipe.changed({"finetune": {"epochs": epochs, "shared_epochs": shared}}, "test")
+    job = Preparation("scores", "scores", changed, tmp_path, None)
+    assert job.teaching.finetune.epochs == expected
+
+
 def test_the_budget_follows_the_source_that_is_measured_beside(recipe: Recipe) -> None:
     study = Study((Arm("source"), Arm("width")), seeds=2, budget="50%")
     trials = [

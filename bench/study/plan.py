@@ -5,9 +5,11 @@ from typing import Any
 
 from bench.pipeline.plan import plan_run
 from bench.pipeline.run import Costs
-from bench.study.spec import CHOSEN_ANEW, SCORED, TRAINED, Arm, Study
+from bench.study.preparation import source_epochs
+from bench.study.spec import CHOSEN_ANEW, SCORED, Arm, Study
 from search.recipe.recipe import Recipe
 
+AS_JOINT = ("joint", "random-joint-best-of-k")
 MEASURED = ("profile", "certify")  # once for all arms
 
 
@@ -44,10 +46,12 @@ def plan_study(
         if of_arm.finetune.epochs not in plans:
             plans[of_arm.finetune.epochs] = plan_run(of_arm, out, Costs(costs), None).seconds
         plan = plans[of_arm.finetune.epochs]
-        stages = ["finetune source", *_prepared_as(arm)]
-        each = sum(seconds(stage, plan) for stage in stages)
-        if arm.network in ("joint", "random-joint-best-of-k"):
-            each += of_arm.joint.raced_epochs / of_arm.finetune.epochs * seconds(stages[0], plan)
+        trained = seconds("finetune source", plan)
+        before = _epochs_before(arm, of_arm) / of_arm.finetune.epochs * trained
+        searched = (
+            seconds("search", plan) if arm.network in ("softmax", "random-best-of-k") else 0.0
+        )
+        each = trained + before + searched
         hours += study.seeds * each / 3600
     measured = any(arm.network in CHOSEN_ANEW for arm in study.arms) and not costs
     table = sum(seconds(stage, plan) for stage in MEASURED) / 3600 if measured else 0.0
@@ -62,9 +66,10 @@ def plan_study(
     }
 
 
-def _prepared_as(arm: Arm) -> list[str]:
-    """Return the stages of a run that take as long as what an arm trains before it chooses."""
-    if arm.network in (*SCORED, "random-joint-best-of-k"):
-        return ["finetune source"]  # the teacher, or candidates for as many epochs as it takes
-    # The candidates of a race compute as much as a search.
-    return ["search"] if arm.network in TRAINED else []
+def _epochs_before(arm: Arm, recipe: Recipe) -> int:
+    """Return the epochs that an arm trains before it chooses, a search's left out.
+
+    Random candidates with their settings have as many together as the arm ``joint``.
+    """
+    raced = recipe.joint.raced_epochs if arm.network in AS_JOINT else 0
+    return raced + (source_epochs(recipe) if arm.network in (*SCORED, *AS_JOINT) else 0)

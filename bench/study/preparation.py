@@ -37,8 +37,8 @@ class Preparation:
 
     Attributes:
         name: Name in messages, and of its folder.
-        rule: ``softmax``, ``scores``, or ``teacher``, which is the source alone, trained as the
-            recipe says.
+        rule: ``softmax``, ``scores``, or ``teacher``, which is the source alone, trained for
+            ``finetune.shared_epochs`` as in a run.
         recipe: How and on which images.
         folder: Folder of its files.
         costs: Cost table, of a search for latency.
@@ -68,7 +68,8 @@ class Preparation:
     @property
     def teaching(self) -> Recipe:
         """How the source is trained: without a teacher of its own."""
-        return self.recipe.changed({"finetune": {"teacher_weight": 0}}, "teacher")
+        changes = {"teacher_weight": 0, "epochs": source_epochs(self.recipe)}
+        return self.recipe.changed({"finetune": changes}, "teacher")
 
     def key(self) -> str:
         """Return the hash of everything that it depends on."""
@@ -131,10 +132,16 @@ def _search(job: Preparation, session: Session) -> None:
 
 
 def _teach(job: Preparation, session: Session) -> None:
-    """Train the source as all trials are trained."""
+    """Train the source as all trials are trained, for as many epochs as in a run."""
     if not job.teacher.is_file():
         train = job.recipe.split(job.recipe.data.train)
         run_finetune(job.teaching, job.recipe.source, train, job.teacher, session)
+
+
+def source_epochs(recipe: Recipe) -> int:
+    """Return the epochs of the source that is scored: as in a run, but no more than a trial's."""
+    training = recipe.finetune
+    return min(training.shared_epochs or training.epochs, training.epochs)
 
 
 def candidate_epochs(rule: str, recipe: Recipe) -> int:
@@ -147,7 +154,7 @@ def candidate_epochs(rule: str, recipe: Recipe) -> int:
         recipe: The recipe of the arm.
     """
     if rule == "random-joint-best-of-k":
-        return max(1, round((recipe.finetune.epochs + recipe.joint.raced_epochs) / CANDIDATES))
+        return max(1, round((source_epochs(recipe) + recipe.joint.raced_epochs) / CANDIDATES))
     train = recipe.split(recipe.data.train)
     estimate = estimate_run(recipe, len(train), len(train.class_names))
     searched = sum(step.steps * step.tflops for step in (estimate.weight, estimate.arch))
