@@ -6,7 +6,9 @@ libraries are imported inside these functions, so that `adapt --help` answers at
 
 import errno
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +34,8 @@ from search.commands import finetune_command, score_command, search_command
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 NARROW = 72  # characters of a terminal in which Rich would cut off the names of options
 CLOSED_PIPE = 128 + 13  # as of programs that SIGPIPE ends
-INTERRUPTED = 128 + 2  # as of programs that SIGINT ends
+INTERRUPTED = 128 + signal.SIGINT  # as of programs that the signal ends
+TERMINATED = 128 + signal.SIGTERM
 
 # In the order of the workflow, as `adapt --help` shows them.
 STAGES: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
@@ -61,6 +64,10 @@ STAGES: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
 }
 
 
+class TerminatedError(KeyboardInterrupt):
+    """A scheduler or a service manager ends this process, and gives it some seconds."""
+
+
 class Commands(TyperGroup):
     """Turns known errors into one sentence on stderr and exit code 1."""
 
@@ -71,6 +78,8 @@ class Commands(TyperGroup):
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command, or show its help, on whatever stdout is."""
         write_any_text()
+        if threading.current_thread() is threading.main_thread():  # only there can signals be set
+            signal.signal(signal.SIGTERM, _terminate)
         columns = shutil.get_terminal_size().columns
         if columns < NARROW:
             self.context_settings["terminal_width"] = columns
@@ -88,14 +97,20 @@ class Commands(TyperGroup):
             message = str(error)
         except OSError as error:
             message = _unwritable(error)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             print(
                 "stopped; profile, search, finetune and run continue from their last checkpoint",
                 file=sys.stderr,
             )
-            raise typer.Exit(INTERRUPTED) from None
+            terminated = isinstance(stopped, TerminatedError)
+            raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from None
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _terminate(*_: object) -> None:
+    """End as by Ctrl-C: nothing is left half-written, and no process goes on."""
+    raise TerminatedError
 
 
 def _without_table(command: Any) -> None:

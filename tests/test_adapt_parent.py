@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TRAINS = """
-import os, time
+import os, signal, time
 from dataclasses import dataclass
 from pathlib import Path
 from adapt.progress import silent
@@ -25,6 +25,7 @@ def work(job, progress, warn):
     time.sleep(600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     run_jobs([Endless("a"), Endless("b")], work, 2, silent, print)
 """
 MEASURES = """
@@ -43,7 +44,27 @@ if __name__ == "__main__":
         for one in [pool.schedule(work, (name,)) for name in ("a", "b")]:
             one.result()
 """
+
+
 SECONDS = 60.0
+COMMAND = """
+import os, signal, sys, time
+import cli
+from pathlib import Path
+
+def endless():
+    temporary = Path("half")
+    try:
+        temporary.write_text("half")
+        Path("begun").write_text("begun")
+        time.sleep(600)
+    finally:
+        temporary.unlink()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.app.command("endless")(endless)
+cli.app(["endless"])
+"""
 
 
 def eventually(happens) -> bool:
@@ -65,8 +86,14 @@ def processes(group: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are listed in Linux's way")
-@pytest.mark.parametrize("program", [TRAINS, MEASURES], ids=["trains", "measures"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    ("program", "how"),
+    [
+        pytest.param(TRAINS, signal.SIGKILL, id="trains-SIGKILL"),
+        pytest.param(TRAINS, signal.SIGINT, id="trains-SIGINT"),
+        pytest.param(MEASURES, signal.SIGTERM, id="measures-SIGTERM"),
+    ],
+)
 def test_nothing_of_a_command_outlives_it(
     program: str, how: signal.Signals, tmp_path: Path
 ) -> None:
@@ -82,3 +109,23 @@ def test_nothing_of_a_command_outlives_it(
     finally:
         for left in processes(command.pid):
             os.kill(left, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+def test_a_command_that_is_asked_to_end_cleans_up_and_says_how_it_ended(
+    how: signal.Signals, tmp_path: Path
+) -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-c", COMMAND], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    with command:
+        try:
+            assert eventually((tmp_path / "begun").exists)
+            command.send_signal(how)
+            _, told = command.communicate(timeout=SECONDS)
+        finally:
+            command.kill()
+    assert command.returncode == 128 + how
+    assert told.startswith("stopped; ")
+    assert "Traceback" not in told
+    assert not (tmp_path / "half").exists()

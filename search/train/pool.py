@@ -59,6 +59,11 @@ def run_jobs(
             futures = [pool.submit(_do, work, job, number, told) for number, job in enumerate(jobs)]
             try:
                 _watch(futures, jobs, told, progress, warn)
+            except KeyboardInterrupt:
+                # A terminal interrupts all processes of a command, but others this one only.
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
