@@ -428,5 +428,5 @@ def test_a_recipe_that_asks_for_more_is_refused(changes: dict[str, Any], message
 
 def test_a_recipe_for_onnx_runtime_is_not_given_to_tensorrt() -> None:
     recipe = Recipe().changed({**FASTER, "device": {"runtime": "ort-cuda"}}, "the test")
-    with pytest.raises(ValueError, match="deployed in ONNX Runtime only"):
+    with pytest.raises(AdaptError, match="deployed in ONNX Runtime only"):
         recipe.with_device(runtime="tensorrt")

@@ -181,21 +181,21 @@ class Recipe:
         """Check that everything else of the recipe is there for a two-stage detector too.
 
         Raises:
-            ValueError: With the field and its value.
+            AdaptError: With the field and its value.
         """
         runtime, precision = self.device.runtime, self.device.precision
         if runtime.startswith("tensorrt"):
-            raise ValueError(
+            raise AdaptError(
                 "detector.head 'faster-rcnn' is deployed in ONNX Runtime only, and device.runtime "
                 f"is {runtime!r}; set it to 'ort-cpu' or 'ort-cuda', or detector.head to another"
             )
         if precision == "int8":
-            raise ValueError(
+            raise AdaptError(
                 "detector.head 'faster-rcnn' is deployed in fp32 or fp16, and device.precision is "
                 "'int8'; set it to 'fp32', or detector.head to another"
             )
         if self.joint.head:
-            raise ValueError(
+            raise AdaptError(
                 "joint.head chooses among one-stage detectors, and detector.head is 'faster-rcnn'; "
                 f"leave joint.head out, which is {list(self.joint.head)}"
             )
