@@ -142,10 +142,15 @@ def test_a_network_costs_what_its_units_cost(finest: int, head: Any) -> None:
     assert float(cost) == pytest.approx(sum(map(madds, units)), rel=1e-6)
 
 
-@pytest.mark.parametrize("finest", COARSER)
 @pytest.mark.parametrize(
-    "head",
-    [pytest.param(h, marks=[pytest.mark.slow] if h == "faster-rcnn" else []) for h in HEADS],
+    ("finest", "head"),
+    [
+        pytest.param(
+            finest, head, id=f"{head}-P{finest}", marks=[pytest.mark.slow] if seldom else []
+        )
+        for number, head in enumerate(HEADS)
+        for finest, seldom in ((4, number % 2), (5, not number % 2))
+    ],
 )
 def test_its_parts_and_the_whole_run_where_latency_is_measured(finest: int, head: Any) -> None:
     size, config = InputSize(64, 96), replace(CONFIG, finest_level=finest, head=head)
