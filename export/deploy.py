@@ -24,6 +24,7 @@ from export.graph.canvas import Canvas, Orientations, planned
 from export.graph.detector import export_detector, read_onnx_info
 from export.graph.options import GraphOptions, ImageInput, Pixels
 from export.graph.precision import FloatPrecision, rest_precision
+from export.graph.two_stage import check_graph
 from export.quantize import SENSITIVITY_BATCHES, Quantizer
 from export.run.engine_parity import verify_engine
 from export.run.fits import compare_fits
@@ -162,10 +163,14 @@ def check_possible(detector: Path, deployment: Deployment) -> None:
 
     Raises:
         AdaptError: If the detector or an image cannot be read, there are too few images, the engine
-            does not fit the graph, or its TensorRT is not installed or lacks an operator.
+            does not fit the graph, its TensorRT is not installed or lacks an operator, or the
+            detector has two stages and is not for ONNX Runtime.
     """
     deployment.files(detector, detector)
-    check_engine(deployment, read_detector_info(detector)[0].detector.nms_candidates)
+    config, graph = read_detector_info(detector)[0].detector, deployment.graph
+    engine, precision = bool(deployment.engine), deployment.precision
+    check_graph(config, graph.tail, precision, engine=engine, of=str(detector))
+    check_engine(deployment, config.nms_candidates)
     deployment.calibrated_on.check()
     deployment.verified_on.check()
 

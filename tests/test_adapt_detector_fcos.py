@@ -154,7 +154,7 @@ def test_its_rest_has_a_key_of_its_own() -> None:
     other = rest_unit(replace(FCOS, head="retinanet"), SIZE)
     assert "head=" not in unit_key(other)  # cost tables of earlier versions keep their rows
     assert parse_key(unit_key(other)) == other
-    with pytest.raises(ValueError, match="'ssd' is none of retinanet, fcos, ssdlite"):
+    with pytest.raises(ValueError, match="'ssd' is none of retinanet, fcos, ssdlite, faster-rcnn"):
         parse_key(unit_key(unit).replace("head=fcos", "head=ssd"))
 
 
@@ -203,6 +203,7 @@ def test_squares_that_would_have_no_size_are_refused() -> None:
 
 def test_another_head_is_refused() -> None:
     with pytest.raises(
-        AdaptError, match=r"detector\.head must be one of retinanet, fcos, ssdlite; got 'ssd'"
+        AdaptError,
+        match=r"detector\.head must be one of retinanet, fcos, ssdlite, faster-rcnn; got 'ssd'",
     ):
         replace(FCOS, head="ssd")  # type: ignore[arg-type]

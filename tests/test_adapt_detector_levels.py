@@ -21,13 +21,15 @@ from adapt.mapping.pretrained import Mapper
 from adapt.mapping.principal import principal_detector
 from adapt.mapping.trained import map_pyramid_and_heads
 from adapt.network.backbone import Backbone
+from adapt.runtime import Tail
 from bench.latency.onnx_units import detector_model, onnx_model, random_inputs
 from bench.latency.subject import WholeDetector
 from export.run.onnx_session import ort_session
 from search.train.teacher import pyramid_loss
 
-CONFIG = DetectorConfig(3, fpn_width=8, head_depth=1)
+CONFIG = DetectorConfig(3, fpn_width=8, head_depth=1, proposals=50, box_width=16)
 HEADS = get_args(HeadKind)
+TAILS = ("tensor-nms", "onnx-nms")
 COARSER = [pytest.param(level, id=f"P{level}") for level in (4, 5)]
 
 
@@ -81,7 +83,7 @@ def test_outputs_are_the_same_in_principal_axes(finest: int, head: Any) -> None:
         *(m.head(list(m.backbone(UNSEEN).values())).values() for m in (other, model)), strict=True
     ):
         # What is said of softmax or centerness is rounded to float32.
-        least = 1e-9 if head == "retinanet" else 1e-5
+        least = 1e-5 if head in ("fcos", "ssdlite") else 1e-9
         torch.testing.assert_close(
             found, expected, rtol=0, atol=least * float(expected.abs().max())
         )
@@ -110,11 +112,19 @@ def test_fcos_learns_twice_as_large_boxes_in_twice_as_wide_cells(side: int) -> N
 
 
 @pytest.mark.parametrize("finest", COARSER)
-@pytest.mark.parametrize("tail", ["tensor-nms", "onnx-nms"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "tail"),
+    [(h, t) for h in HEADS for t in TAILS if (h, t) != ("faster-rcnn", "tensor-nms")],
+)
 @torch.no_grad()
 def test_deployed_detections_equal_torchvisions(finest: int, tail: Any, head: Any) -> None:
     config = replace(INFO.detector, finest_level=finest, head=head, score_threshold=0.0)
+    if head == "faster-rcnn":
+        config = replace(config, proposals=200, box_width=64)
+        if finest == 5:
+            # RoIAlign makes boxes of less than a cell as large as one. In a corner their scores are
+            # equal then, and it is chance which of them suppresses the other.
+            config = replace(config, nms_threshold=1.0, detections=1000)
     assert_detects_as_torchvision(replace(INFO, detector=config), tail)
 
 
@@ -147,7 +157,8 @@ def test_its_parts_and_the_whole_run_where_latency_is_measured(finest: int, head
     rest = rest_unit(config, size)
     assert [(b.height, b.width) for b in boundaries(rest)] == rest.levels[:-1]
     whole = WholeDetector(random_architecture(tiny(), 0), config, size)
-    for model in (onnx_model(rest), detector_model(whole)):
+    tail: Tail = "onnx-nms" if head == "faster-rcnn" else "tensor-nms"
+    for model in (onnx_model(rest, tail=tail), detector_model(whole, tail=tail)):
         outputs = ort_session("ort-cpu", model, 1).run(None, random_inputs(model))
         assert outputs[0].shape == (1, 1)
 

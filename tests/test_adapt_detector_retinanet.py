@@ -19,6 +19,7 @@ from adapt.detector.retinanet import (
     DetectorConfig,
     anchor_generator,
     build_detector,
+    build_head,
     build_head_tower,
 )
 from adapt.errors import AdaptError
@@ -39,6 +40,18 @@ def model(info: DetectorInfo) -> RetinaNet:
     model = info.build()
     shake(model, seed=1)
     return model.eval()
+
+
+@pytest.mark.parametrize("head", ["retinanet", "fcos", "ssdlite"])
+def test_a_seed_draws_the_heads_before_the_pyramid(info: DetectorInfo, head: Any) -> None:
+    """In another order the same seed would give other weights than it gave before."""
+    config = DetectorConfig(3, fpn_width=8, head_depth=1, head=head)
+    body = Backbone(info.architecture)
+    torch.manual_seed(0)
+    expected = build_head(config).state_dict()
+    torch.manual_seed(0)
+    for name, tensor in build_detector(body, config).head.state_dict().items():
+        assert torch.equal(tensor, expected[name])
 
 
 @pytest.mark.parametrize("difference", [0, 1])

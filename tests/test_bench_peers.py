@@ -25,7 +25,8 @@ from bench.peers.forms import recognised
 from bench.peers.placing import normalised, place
 from bench.peers.runner import PeerRunner, is_peer, open_detector
 from bench.peers.settings import Settings, sidecar
-from export.graph.detector import DeployedDetector, level_anchors
+from export.graph.detector import DeployedDetector
+from export.graph.postprocess import level_anchors
 from export.run.inference import ImageDetections, batch_detections
 from export.run.matching import match_detections
 

@@ -110,6 +110,30 @@ def test_ssdlite_is_profiled_searched_derived_trained_deployed_and_benchmarked(
         assert [key for key in table.rows() if key.endswith("head=ssdlite")]
 
 
+TWO_STAGES = {"head": "faster-rcnn", "proposals": 20, "box_width": 8, "candidates": 50}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", ["probability", "scores", "joint"])
+def test_faster_rcnn_is_profiled_chosen_trained_deployed_and_benchmarked(
+    choice: str, for_latency: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.acceptance.meet.MEASUREMENTS", 2)
+    changes: dict[str, Any] = {
+        "detector": TWO_STAGES,
+        "search": {"choice": choice},
+        "finetune": {"shared_epochs": 1, "teacher_weight": 6 if choice == "scores" else 0},
+    }
+    if choice == "joint":
+        changes["joint"] = {"head_depth": [0, 1], "epochs": 1}
+    result = run(for_latency.changed(changes, "the test"), tmp_path / "run")
+    assert result.bench is not None
+    assert [entry.name for entry in result.bench.entries] == ["derived", "source"]
+    with CostTable.open(tmp_path / "run" / "costs.sqlite") as table:
+        (rest,) = [key for key in table.rows() if "head=faster-rcnn" in key]
+    assert rest.endswith("proposals=20 box_width=8")
+
+
 def test_a_front_is_derived_and_scaled_for_shares_of_the_source_and_drawn_as_families(
     for_latency: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

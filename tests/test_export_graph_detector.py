@@ -10,16 +10,11 @@ from export_parts import INFO, SIZE, awake, exported, rest, small_detector, tens
 from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
-from export.graph.detector import (
-    DeployedDetector,
-    best_pairs,
-    export_detector,
-    level_anchors,
-    read_onnx_info,
-    run_heads,
-)
+from export.graph.detector import DeployedDetector, export_detector, read_onnx_info
 from export.graph.onnx_file import fused
 from export.graph.options import GraphOptions
+from export.graph.postprocess import level_anchors, run_heads
+from export.graph.ranking import best_pairs
 from export.graph.rest import RestOfDetector
 from export.run.onnx_session import ort_session
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from adapt.architecture import Architecture, MBConvShape, first_shape
 from adapt.artifacts import LATER, identity
 from adapt.data.images import InputSize
+from adapt.detector.faster_rcnn import POOLED, most_proposals
 from adapt.detector.retinanet import COARSEST, RATIOS, DetectorConfig, HeadKind
 from adapt.detector.separable import separable_madds
 from adapt.space import SearchSpace
@@ -66,6 +67,8 @@ class P6:
 class Rest:
     """What follows the laterals and P6: top-down path (none in SSDLite), P7, heads, decoding, NMS.
 
+    Of Faster R-CNN both stages.
+
     It is the same for every network of a search space.
 
     ``height`` x ``width`` is the size of the detector's input.
@@ -86,6 +89,8 @@ class Rest:
     head: HeadKind = field(default="retinanet", metadata=LATER)
     finest_level: int = field(default=3, metadata=LATER)
     separable: bool = field(default=False, metadata=LATER)
+    proposals: int = field(default=1000, metadata=LATER)
+    box_width: int = field(default=1024, metadata=LATER)
 
     @property
     def levels(self) -> list[tuple[int, int]]:
@@ -274,6 +279,8 @@ def _rest(unit: Rest) -> int:
     smooth = sum(_conv3(unit, width, level) for level in levels[:-2])
     p7 = _conv(width, width, 3, levels[-1], bias=True)
     tower = sum(_conv3(unit, width, level) for level in levels)
+    if unit.head == "faster-rcnn":
+        return smooth + p7 + unit.head_depth * tower + _two_stages(unit)
     anchors = 1 if unit.head == "fcos" else len(RATIOS) * unit.anchor_scales
     layers = [anchors * unit.num_classes, anchors * 4]
     if unit.head == "fcos":
@@ -282,6 +289,20 @@ def _rest(unit: Rest) -> int:
         _conv3(unit, outputs, level, output=True) for level in levels for outputs in layers
     )
     return smooth + p7 + 2 * unit.head_depth * tower + output
+
+
+def _two_stages(unit: Rest) -> int:
+    """Return the multiply-adds of the outputs of the first stage, and of the second one.
+
+    RoIAlign counts 0, as upsampling does.
+    """
+    anchors, width, hidden = len(RATIOS) * unit.anchor_scales, unit.fpn_width, unit.box_width
+    cells = [height * width for height, width in unit.levels]
+    proposing = sum((width + 1) * anchors * (1 + 4) * number for number in cells)
+    layers = (POOLED**2 * width + 1) * hidden + (hidden + 1) * hidden
+    outputs = (hidden + 1) * (1 + 4) * (1 + unit.num_classes)  # 1 for the background
+    boxes = most_proposals(cells, anchors, unit.candidates, unit.proposals)
+    return proposing + boxes * (layers + outputs)
 
 
 def _conv3(unit: Rest, c_out: int, out: tuple[int, int], *, output: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""How does a backbone become a one-stage detector? (RetinaNet, FCOS, SSDLite, of torchvision)"""
+"""How does a backbone become a detector? (RetinaNet, FCOS, SSDLite, Faster R-CNN: torchvision)"""
 
 import math
 from collections import OrderedDict
@@ -13,11 +13,14 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, box_area, box_iou
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from adapt.artifacts import LATER, identity
+from adapt.detector.crowds import on_crowd
+from adapt.detector.faster_rcnn import FasterRCNN, box_heads, proposal_network
 from adapt.detector.fcos import FCOSHead, matched_cells
 from adapt.detector.separable import make_separable
 from adapt.detector.ssdlite import OVERLAP, Levels, SeparableHead
@@ -25,12 +28,18 @@ from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 
 COARSEST = 7  # P7, the last level of every pyramid
-ON_CROWD = 0.5  # share of an anchor that lies on a crowd
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors of one scale
 TAPPED_LEVELS = (3, 4, 5)  # of the pyramid, that read a tapped block each
 # More are slips of a key.
-MOST = {"head_depth": 64, "anchor_scales": 64, "fpn_width": 2**16, "anchor_size": 2**16}
-HeadKind = Literal["retinanet", "fcos", "ssdlite"]
+MOST = {
+    "head_depth": 64,
+    "anchor_scales": 64,
+    "fpn_width": 2**16,
+    "anchor_size": 2**16,
+    "proposals": 2**16,
+    "box_width": 2**16,
+}
+HeadKind = Literal["retinanet", "fcos", "ssdlite", "faster-rcnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +49,8 @@ class RetinaNetConfig:
     Attributes:
         fpn_width: Channels of the feature pyramid and the heads.
         head_depth: 3x3 convolutions before the output layer of each head. Of SSDLite they are
-            separable, as the output layer is, and every level has its own.
+            separable, as the output layer is, and every level has its own; of Faster R-CNN they are
+            those of the region proposal network, which has one tower for both outputs.
         anchor_size: Side of the smallest anchor, on the finest level, in pixels; it doubles per
             level. Of FCOS it is the largest distance from a cell of the finest level to the far
             side of a box, halved.
@@ -54,11 +64,16 @@ class RetinaNetConfig:
             has three shapes. Fewer make the output layers smaller, and match boxes less closely.
             FCOS has none.
         head: ``retinanet`` (anchors), ``fcos`` (one box per cell, with a centerness; it has about
-            an eighth of the outputs) or ``ssdlite`` (anchors, separable layers, no top-down path).
+            an eighth of the outputs), ``ssdlite`` (anchors, separable layers, no top-down path) or
+            ``faster-rcnn`` (two stages: anchors propose boxes, fully connected layers classify what
+            is pooled from P3 to P5 in them).
         finest_level: First level of the pyramid: 3, or 4 or 5 where no object needs cells of 8 (16)
             pixels. The finest level is the most expensive one by far.
         separable: Whether the 3x3 convolutions of pyramid and heads are depthwise separable: a few
             times fewer multiply-adds, and weaker layers (:mod:`adapt.detector.separable`).
+        proposals: Boxes of the first stage that reach the second one of Faster R-CNN; torchvision's
+            1000 cost most of a small detector's time.
+        box_width: Outputs of each of the two fully connected layers of Faster R-CNN.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -74,6 +89,8 @@ class RetinaNetConfig:
     head: HeadKind = field(default="retinanet", metadata=LATER)
     finest_level: int = field(default=3, metadata=LATER)
     separable: bool = field(default=False, metadata=LATER)
+    proposals: int = field(default=1000, metadata=LATER)
+    box_width: int = field(default=1024, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.head not in get_args(HeadKind):
@@ -91,6 +108,10 @@ class RetinaNetConfig:
         if self.separable and self.head == "ssdlite":
             raise AdaptError(
                 "detector.separable is of retinanet and fcos: all layers of ssdlite are separable"
+            )
+        if self.separable and self.head == "faster-rcnn":
+            raise AdaptError(
+                "detector.separable is of retinanet and fcos; leave it out with head 'faster-rcnn'"
             )
         if self.finest_level not in TAPPED_LEVELS:
             raise AdaptError(
@@ -233,15 +254,8 @@ class RetinaNetWithCrowds(RetinaNet):  # type: ignore[misc]
     def _matched(self, target: dict[str, Tensor], anchors: Tensor) -> Tensor:
         """Return the box of every anchor, -1 for background, -2 for neither."""
         matched = self._box_of(target["boxes"], anchors)
-        crowds = target.get("crowds")
-        if crowds is None or not len(crowds):
-            return matched
-        first = torch.maximum(crowds[:, None, :2], anchors[:, :2])
-        last = torch.minimum(crowds[:, None, 2:], anchors[:, 2:])
-        common = (last - first).clamp(min=0).prod(-1)  # [M, anchors]
-        on_crowd = (common >= ON_CROWD * box_area(anchors)).any(dim=0)
         between: int = self.proposal_matcher.BETWEEN_THRESHOLDS
-        return torch.where(on_crowd & (matched < 0), between, matched)
+        return torch.where(on_crowd(anchors, target) & (matched < 0), between, matched)
 
     def _box_of(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Return the box of every anchor without regard to crowds."""
@@ -258,7 +272,7 @@ class FCOS(RetinaNetWithCrowds):
         return matched_cells(boxes, anchors, self.box_coder, self.finest_stride)
 
 
-def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet:
+def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet | FasterRCNN:
     """Return a detector around a backbone.
 
     It takes a list of ``Tensor[3, H, W]``, uint8 or in [0, 1], already resized; it normalises and,
@@ -269,7 +283,16 @@ def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet:
             feature maps, finest first, and has their channels as ``tap_widths``.
         config: Everything else of the detector.
     """
-    head = build_head(config)
+    build = _faster_rcnn if config.head == "faster-rcnn" else _one_stage
+    model = build(body, config)
+    model.transform = NormalizeAndBatch(
+        0, 0, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
+    )
+    return model
+
+
+def _one_stage(body: nn.Module, config: DetectorConfig) -> RetinaNet:
+    head = build_head(config)  # before the pyramid, or a seed gives other weights
     kind = FCOS if config.head == "fcos" else RetinaNetWithCrowds
     model = kind(
         BackboneWithFPN(body, config),
@@ -288,14 +311,29 @@ def build_detector(body: nn.Module, config: DetectorConfig) -> RetinaNet:
         model.finest_stride = 2**config.finest_level
     if config.separable:
         make_separable(model, config.head_depth)
-    model.transform = NormalizeAndBatch(
-        0, 0, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
-    )
     return model
 
 
+def _faster_rcnn(body: nn.Module, config: DetectorConfig) -> FasterRCNN:
+    width, proposals = config.fpn_width, config.proposals
+    head = RPNHead(width, config.anchors_per_cell)
+    head.conv = build_head_tower(width, config.head_depth)
+    rpn = proposal_network(head, anchor_generator(config), config.candidates, proposals)
+    roi_heads = box_heads(
+        width,
+        config.box_width,
+        config.num_classes,
+        config.finest_level,
+        proposals,
+        score_thresh=config.score_threshold,
+        nms_thresh=config.nms_threshold,
+        detections_per_img=config.detections,
+    )
+    return FasterRCNN(BackboneWithFPN(body, config), rpn, roi_heads, proposals)
+
+
 def build_head(config: DetectorConfig) -> RetinaNetHead | FCOSHead | SeparableHead:
-    """Return the heads of a detector with fresh weights."""
+    """Return the heads of a one-stage detector with fresh weights."""
     width, anchors, classes = config.fpn_width, config.anchors_per_cell, config.num_classes
     if config.head == "ssdlite":
         return SeparableHead(width, len(config.levels), anchors, classes, config.head_depth)

@@ -45,7 +45,8 @@ def make_separable(model: RetinaNet, depth: int) -> None:
 
 def is_separable(model: RetinaNet) -> bool:
     """Return whether :func:`make_separable` made this detector's convolutions separable."""
-    return isinstance(getattr(model.head.classification_head, "cls_logits", None), nn.Sequential)
+    branch = getattr(model.head, "classification_head", None)
+    return isinstance(getattr(branch, "cls_logits", None), nn.Sequential)
 
 
 def separable_madds(c_in: int, c_out: int, pixels: int, *, output: bool = False) -> int:

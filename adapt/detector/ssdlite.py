@@ -11,7 +11,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
-from adapt.detector.logits import logit_of
+from adapt.detector.logits import object_logits
 from adapt.errors import AdaptError
 
 OVERLAP = 0.5  # IoU from which an anchor learns an object, besides the nearest anchor of each
@@ -181,15 +181,3 @@ class SeparableHead(SSDLiteHead):  # type: ignore[misc]
         labelled = [{**target, "labels": target["labels"] + 1} for target in targets]
         losses: dict[str, Tensor] = SSD.compute_loss(self, labelled, outputs, anchors, matched)
         return losses
-
-
-def object_logits(logits: Tensor) -> Tensor:
-    """Return of every object class the logit of its softmax.
-
-    Args:
-        logits: Of background and classes, ``Tensor[N, anchors, 1 + K]``.
-
-    Returns:
-        float32 ``Tensor[N, anchors, K]``: z_k - log(sum of e^z over all others).
-    """
-    return logit_of(logits.float().log_softmax(-1)[..., 1:])

@@ -7,17 +7,24 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
+from adapt.detector.faster_rcnn import FasterRCNN, Stages
 from adapt.detector.retinanet import RATIOS, scale_octaves
 from adapt.detector.separable import POINTWISE, is_separable
 from adapt.detector.ssdlite import SeparableHead
 from adapt.mapping.pretrained import Mapper
 
-# The output layer of RetinaNet and FCOS, dense or separable, or of a level of SSDLite.
+# The output layer of RetinaNet and FCOS, dense or separable, of a level of SSDLite, or of a stage.
 CLASSIFICATION = re.compile(
     rf"head\.classification_head\.(cls_logits(\.{POINTWISE})?|module_list\.\d+\.1)"
+    r"|roi_heads\.box_predictor\.cls_score"
 )
-REGRESSION = re.compile(rf"head\.regression_head\.(bbox_reg(\.{POINTWISE})?|module_list\.\d+\.1)")
-SMOOTH_AND_HEADS = ("head.", "backbone.fpn.layer_blocks.")
+REGRESSION = re.compile(
+    rf"head\.regression_head\.(bbox_reg(\.{POINTWISE})?|module_list\.\d+\.1)"
+    r"|rpn\.head\.bbox_pred"
+)
+OBJECTNESS, CLASS_BOXES = "rpn.head.cls_logits", "roi_heads.box_predictor.bbox_pred"
+HEADS = ("head.", "rpn.", "roi_heads.")
+SMOOTH_AND_HEADS = (*HEADS, "backbone.fpn.layer_blocks.")
 LEVEL = re.compile(
     r"(backbone\.fpn\.(?:inner|layer)_blocks\.|head\.\w+\.(?:module_list|towers)\.)(\d+)(\..*)"
 )
@@ -53,7 +60,7 @@ def map_pyramid_and_heads(
         if name.startswith("backbone.body."):
             continue
         same, (layer, _, field) = _of_same_level(name, shift), name.rpartition(".")
-        new = name.startswith("head.") and ".conv." not in name and not same_kind
+        new = name.startswith(HEADS) and ".conv." not in name and not same_kind
         new |= name.startswith(SMOOTH_AND_HEADS) and not same_layers
         if new or same not in trained:
             mapper.report.copied[name] = (0, tensor.numel())
@@ -78,9 +85,10 @@ class _Outputs:
     """
 
     def __init__(self, source: RetinaNet, target: RetinaNet, classes: Pairs | None) -> None:
-        number, before = (one.head.classification_head.num_classes for one in (target, source))
+        number, before = (_classes_of(one) for one in (target, source))
         pairs = [(place, place) for place in range(number)] if classes is None else classes
-        if isinstance(target.head, SeparableHead):  # the first one is the background
+        # The first one is the background.
+        if isinstance(target.head, SeparableHead | Stages):
             number, before = number + 1, before + 1
             pairs = [(0, 0), *((place + 1, known + 1) for place, known in pairs)]
         self._classes = number, before, pairs
@@ -89,7 +97,20 @@ class _Outputs:
         """Return outputs per anchor in target and source, and which are the same; None if none."""
         if CLASSIFICATION.fullmatch(layer):
             return self._classes
+        if layer == OBJECTNESS:
+            return 1, 1, [(0, 0)]
+        if layer == CLASS_BOXES:
+            number, before, pairs = self._classes
+            sides = [(4 * new + side, 4 * old + side) for new, old in pairs for side in range(4)]
+            return 4 * number, 4 * before, sides
         return (4, 4, [(side, side) for side in range(4)]) if REGRESSION.fullmatch(layer) else None
+
+
+def _classes_of(model: RetinaNet | FasterRCNN) -> int:
+    """Return the number of object classes."""
+    if isinstance(model, FasterRCNN):
+        return int(model.roi_heads.box_predictor.cls_score.out_features) - 1
+    return int(model.head.classification_head.num_classes)
 
 
 def _of_same_level(name: str, shift: int) -> str:

@@ -1,6 +1,6 @@
 """What runs with which source and which head? (search, mapping, training, export, engine)
 
-    python -m bench.figures.support --out FILE
+    python -m bench.figures.support --out FILE [--source NAME ...] [--head NAME ...]
 
 Every combination takes the whole way on a few generated images, two steps of every training: what
 fails is told, not left out. It says that a step works, nothing of how good a detector gets.
@@ -85,6 +85,8 @@ class Way:
             "derive and map": lambda: self._train(self._derived(), derived),
             "export, same detections": lambda: self._compare(derived),
         }
+        if self.recipe.detector.head == "faster-rcnn":  # ONNX Runtime only
+            return steps
         return steps | {
             f"engine {precision}": partial(self._build, derived, precision)
             for precision in PRECISIONS
@@ -132,12 +134,18 @@ def walked(way: Way) -> dict[str, str]:
 
 def main(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    sources: Annotated[
+        list[str] | None, typer.Option("--source", help="Only this source; repeat for more.")
+    ] = None,
+    heads: Annotated[
+        list[str] | None, typer.Option("--head", help="Only this head; repeat for more.")
+    ] = None,
 ) -> None:
     """Print what ran as JSON."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         data = generate(Path(temporary, "data"), train=IMAGES, val=IMAGES, test=4)
-        for source, head in product(SOURCES, get_args(HeadKind)):
+        for source, head in product(sources or SOURCES, heads or get_args(HeadKind)):
             folder = Path(temporary, f"{source}-{head}")
             folder.mkdir()
             results = walked(Way(source, head, data, folder))

@@ -142,7 +142,7 @@ def detector_model(
     """Return the serialised model of a whole detector with random weights.
 
     It computes what the graph of ``adapt export`` does: from float32 images
-    ``Tensor[batch, 3, H, W]`` to detections, see :class:`export.graph.detector.Postprocess`.
+    ``Tensor[batch, 3, H, W]`` to detections, see :class:`export.graph.postprocess.Postprocess`.
 
     Args:
         whole: What to measure.

@@ -22,6 +22,7 @@ _MODULES = {
     "features.backbone.fpn": "pyramid",
     "features": "backbone",
     "postprocess.head": "heads",
+    "postprocess.boxes": "heads",  # the second stage, if there is one
     "head": "heads",
 }
 _OF_RUNTIME = re.compile(r"(_nchwc|_token_\d+|/\w+Fusion)$")  # what it adds to the name of a node

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adapt.artifacts import atomic_path, check_header, make_place
 from adapt.errors import AdaptError
-from export.graph import nms, ranking
+from export.graph import nms, pooling, ranking
 
 HEADER = "adapt"  # key of the description in the file's metadata
 _DAMAGED = "is not a readable ONNX file, it may be truncated; write it again with `adapt export`"
@@ -86,7 +86,11 @@ def _trace(network: nn.Module, signature: GraphSignature, opset: int) -> onnx.Mo
             output_names=[*signature.outputs, *signature.inner],
             opset_version=opset,
             dynamic_shapes=tuple({0: batch} for _ in signature.inputs) if batch else None,
-            custom_translation_table={**nms.onnx_translations(), **ranking.onnx_translations()},
+            custom_translation_table={
+                **nms.onnx_translations(),
+                **ranking.onnx_translations(),
+                **pooling.onnx_translations(),
+            },
             dynamo=True,
             external_data=False,
             verbose=False,

@@ -11,15 +11,18 @@ from adapt.architecture import mobilenet_v2
 from adapt.artifacts import header
 from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
+from adapt.detector.faster_rcnn import FasterRCNN
 from adapt.detector.retinanet import DetectorConfig, build_detector, levels_after
 from adapt.detector.ssdlite import SeparableHead
 from adapt.network.backbone import Backbone
 from adapt.runtime import Tail
-from export.graph.detector import Outputs, Postprocess, in_precision
+from export.graph.detector import in_precision
 from export.graph.onnx_file import GraphSignature, write_onnx
 from export.graph.options import DETECTIONS, rest_inputs
+from export.graph.postprocess import Outputs
 from export.graph.precision import FloatPrecision
 from export.graph.ranking import lowest_logit
+from export.graph.two_stage import postprocess_of
 
 FIRING = 4.0  # logit of a sure score, and how far above the threshold's it is
 
@@ -35,10 +38,12 @@ class RestOfDetector(nn.Module):
     ) -> None:
         super().__init__()
         self.fpn = model.backbone.fpn
-        self.postprocess = Postprocess(model, detector, size, tail)
+        self.postprocess = postprocess_of(model, detector, size, tail)
 
     def forward(self, *maps: Tensor) -> Outputs:
-        """Return ``num_detections, boxes, scores, classes``; see :class:`Postprocess`.
+        """Return ``num_detections, boxes, scores, classes``.
+
+        See :class:`export.graph.postprocess.Postprocess`.
 
         Args:
             *maps: Outputs of the lateral convolutions, ``Tensor[B, F, H / 2**l, W / 2**l]``, finest
@@ -107,7 +112,12 @@ def _random_detector(detector: DetectorConfig) -> RetinaNet:
 @torch.no_grad()
 def _fire_in_every_cell(model: RetinaNet, lowest: float) -> None:
     """Let one class of one anchor score above the threshold in every cell, whatever it sees."""
-    head, sure = model.head.classification_head, max(FIRING, lowest + FIRING)
+    sure = max(FIRING, lowest + FIRING)
+    if isinstance(model, FasterRCNN):  # every proposal; a softmax too
+        scoring = model.roi_heads.box_predictor.cls_score
+        _make_sure(scoring, 1, sure + math.log(scoring.out_features))
+        return
+    head = model.head.classification_head
     if isinstance(model.head, SeparableHead):  # a softmax, whose first class is the background
         for _, scoring in head.module_list:
             _make_sure(scoring, 1, sure + math.log(head.num_classes + 1))

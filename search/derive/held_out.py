@@ -121,10 +121,13 @@ def held_out_loss(model: RetinaNet, batches: Iterable[Batch], device: torch.devi
     for norm in batch_norms(model):
         norm.eval()
     total, number = 0.0, 0
-    for batch in batches:
-        # torchvision's RetinaNet averages over the images of a batch, other heads over its matched
-        # anchors; batches may differ in size, and are the same for all networks.
-        total += len(batch[0]) * float(detection_loss(model, batch, device))
-        number += len(batch[0])
+    # The loss of Faster R-CNN is of boxes drawn at random: the same draws for all networks.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for batch in batches:
+            # torchvision's RetinaNet averages over the images of a batch, other heads over its
+            # matched anchors; batches may differ in size, and are the same for all networks.
+            total += len(batch[0]) * float(detection_loss(model, batch, device))
+            number += len(batch[0])
     model.eval()
     return total / number

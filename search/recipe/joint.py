@@ -123,6 +123,11 @@ class JointRecipe:
             candidates = getattr(self, name)
             if len(set(candidates)) < len(candidates):
                 raise ValueError(f"joint.{name} has a candidate twice, got {list(candidates)}")
+        if "faster-rcnn" in self.head:
+            raise ValueError(
+                f"joint.head chooses among one-stage detectors, got {list(self.head)}; leave "
+                "'faster-rcnn' out, or set detector.head to it and leave joint.head out"
+            )
 
     @property
     def candidates(self) -> int:

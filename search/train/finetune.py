@@ -51,6 +51,7 @@ LOSSES: dict[HeadKind, tuple[str, ...]] = {
     "retinanet": ("classification", "bbox_regression"),
     "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
     "ssdlite": ("classification", "bbox_regression"),
+    "faster-rcnn": ("objectness", "proposal_regression", "classification", "bbox_regression"),
 }
 WITHOUT = TrainedFiles()
 PLOT_MINUTES = 1.0  # a long training can be watched; a short one is drawn at its end

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
+from adapt.detector.faster_rcnn import FasterRCNN
 from adapt.detector.file import DetectorInfo
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import MixedOperation
@@ -59,7 +60,7 @@ def _mix_precisions(model: RetinaNet, dtype: torch.dtype, device: str) -> None:
     """Let backbone, pyramid and heads compute in ``dtype`` and return float32."""
     # Not the whole detector: torchvision makes anchors of the type of the feature maps, and half
     # precision moves boxes by pixels.
-    for part in (model.backbone, model.head):
+    for part in (model.backbone, *_head_layers(model)):
         part.forward = _autocast(part.forward, torch.autocast(device, dtype))
     # On a CPU, PyTorch 2.14 computes wrong bf16 gradients for a strided convolution of a 1x1 map,
     # which P6 is in small images.
@@ -81,7 +82,13 @@ def _compile(model: RetinaNet) -> None:
         for op in (op for m in mixed for op in m.ops if isinstance(op, MBConv)):
             op.branch = torch.compile(op.branch)  # type: ignore[method-assign]
     model.backbone.fpn.compile()
-    model.head.compile()
+    for part in _head_layers(model):
+        part.compile()
+
+
+def _head_layers(model: RetinaNet | FasterRCNN) -> list[nn.Module]:
+    """Return the modules of the heads that compute with parameters."""
+    return model.layers_of_head if isinstance(model, FasterRCNN) else [model.head]
 
 
 def _autocast(forward: Callable[..., Any], context: torch.autocast) -> Callable[..., Any]:

@@ -14,6 +14,8 @@ LABELS = {  # of the losses
     "classification": "classes",
     "bbox_regression": "boxes",
     "bbox_ctrness": "centerness",
+    "objectness": "objectness",
+    "proposal_regression": "proposals",
     "teacher": "teacher",
 }
 
