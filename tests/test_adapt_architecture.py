@@ -10,20 +10,17 @@ import torch
 from core_parts import random_architecture, shake, tiny
 from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
 
-from adapt.architecture import (
+from adapt.architecture import Architecture, Block, Choices, MBConvShape
+from adapt.errors import AdaptError
+from adapt.network.backbone import Backbone
+from adapt.sources import (
     SOURCES,
-    Architecture,
-    Block,
-    Choices,
-    MBConvShape,
     mobilenet_v2,
     mobilenet_v3_large,
     source_named,
     source_of,
     with_source_widths,
 )
-from adapt.errors import AdaptError
-from adapt.network.backbone import Backbone
 from adapt.space import Operation, SearchSpace
 
 K3, K5 = Operation(3, 2), Operation(5, 3)

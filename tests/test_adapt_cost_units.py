@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import SOURCES, Architecture, MBConvShape, mobilenet_v2, source_named
+from adapt.architecture import Architecture, MBConvShape
 from adapt.cost.units import (
     P6,
     Boundary,
@@ -29,6 +29,7 @@ from adapt.cost.units import (
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, HeadKind, build_detector, count_parameters
 from adapt.network.backbone import Backbone
+from adapt.sources import SOURCES, mobilenet_v2, source_named
 from adapt.space import SearchSpace
 
 PAPER_SIZE = InputSize(800, 1088)

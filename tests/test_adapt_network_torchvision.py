@@ -20,7 +20,6 @@ from torchvision.models import (
 )
 from typer.testing import CliRunner
 
-from adapt.architecture import source_named
 from adapt.cost.units import MBConvUnit, Stem, detector_units, madds
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
@@ -29,6 +28,7 @@ from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.weights import PUBLISHED, source_backbone
+from adapt.sources import source_named
 from adapt.traits import traits_of
 from cli import app
 from export.deploy import Deployment, deploy

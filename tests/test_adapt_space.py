@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from core_parts import TINY_SPACE
 
-from adapt.architecture import SOURCES, Choices, mobilenet_v2
+from adapt.architecture import Choices
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import MBConvUnit, Unit
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
+from adapt.sources import SOURCES, mobilenet_v2
 from adapt.space import SKIP, Operation, SearchSpace
 
 TABLE_ONE = SearchSpace.load("mobilenet_v2")

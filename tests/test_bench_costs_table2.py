@@ -7,13 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from adapt.architecture import SOURCES
 from adapt.cost.counted import counted_madds
 from adapt.cost.units import detector_units, madds
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.errors import AdaptError
 from adapt.network.published import NETWORKS, OTHERS, published_backbone
+from adapt.sources import SOURCES
 from bench.costs.table2 import ROWS, UNPUBLISHED, table_two
 from cli import app
 

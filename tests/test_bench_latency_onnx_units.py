@@ -10,7 +10,6 @@ from onnx import numpy_helper
 from processor import skip_where_int8_saturates
 from torch import nn
 
-from adapt.architecture import mobilenet_v2
 from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Rest, Stem, boundaries, rest_unit
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
@@ -18,6 +17,7 @@ from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.errors import AdaptError
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD, Backbone
 from adapt.network.operations import MBConv, stem
+from adapt.sources import mobilenet_v2
 from bench.latency.onnx_units import detector_model, random_inputs, unit_model
 from bench.latency.subject import WholeDetector
 from export.graph.detector import export_detector

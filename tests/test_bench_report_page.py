@@ -14,8 +14,8 @@ from core_parts import once
 from report_parts import IMAGES, write_network, write_run
 from typer.testing import CliRunner
 
-from adapt.architecture import mobilenet_v2
 from adapt.artifacts import file_hash
+from adapt.sources import mobilenet_v2
 from bench.networks.report import read_report
 from bench.report.folder import Folder
 from bench.report.found import read_found

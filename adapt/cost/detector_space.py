@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from adapt.architecture import shape_of, source_of
+from adapt.architecture import shape_of
 from adapt.cost.expectation import CostFunction, CostModel
 from adapt.cost.units import (
     P6,
@@ -21,6 +21,7 @@ from adapt.cost.units import (
 )
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
+from adapt.sources import source_of
 from adapt.space import SKIP, Operation, SearchSpace
 from adapt.traits import traits_of
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from adapt.architecture import SOURCES, Architecture, Block
+from adapt.architecture import Architecture, Block
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
+from adapt.sources import SOURCES
 from adapt.space import Operation
 
 

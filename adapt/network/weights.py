@@ -11,13 +11,13 @@ from textwrap import shorten
 import torch
 from torch import Tensor
 
-from adapt.architecture import source_named
 from adapt.artifacts import DAMAGE, UNREADABLE, atomic_path, file_hash
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.efficientnet import from_efficientnet
 from adapt.network.mnasnet import from_mnasnet
 from adapt.network.mobilenet_v3 import from_mobilenet_v3
+from adapt.sources import source_named
 
 DOWNLOAD_TIMEOUT_S = 20
 

@@ -16,13 +16,14 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from adapt.architecture import SOURCES, Architecture
+from adapt.architecture import Architecture
 from adapt.artifacts import library_versions
 from adapt.data.coco import CocoSplit
 from adapt.data.synthetic import generate
 from adapt.detector.retinanet import HeadKind
 from adapt.errors import AdaptError
 from adapt.runtime import Precision
+from adapt.sources import SOURCES
 from bench.latency.provenance import device_description
 from export.deploy import Deployment, deploy
 from export.engine.configure import BuildOptions

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import mobilenet_v2
 from adapt.cost.units import (
     P6,
     Boundary,
@@ -25,6 +24,7 @@ from adapt.cost.units import (
 from adapt.detector.retinanet import DetectorConfig, build_detector, levels_after
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv, stem
+from adapt.sources import mobilenet_v2
 from bench.latency.onnx_units import LIGHT
 from bench.latency.subject import Subject, WholeDetector
 from bench.latency.timing import Call
