@@ -16,8 +16,16 @@ from adapt.artifacts import (
     write_json,
 )
 from adapt.errors import AdaptError
-from adapt.space import SKIP, BlockSpace, Operation, SearchSpace, check_taps, check_whole
-from adapt.traits import Activation, traits_of
+from adapt.space import (
+    SKIP,
+    BlockSpace,
+    Operation,
+    SearchSpace,
+    check_first_width,
+    check_taps,
+    check_whole,
+)
+from adapt.traits import Activation, OperationTraits, traits_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Block:
     Attributes:
         stride: Stride of the first operation.
         width: Output channels of every operation.
-        ops: The MBConv operations in order; skipped ones are left out.
+        ops: The operations in order; skipped ones are left out.
     """
 
     stride: int
@@ -58,16 +66,45 @@ class MBConvShape:
         """Channels between the two layers of squeeze-excitation."""
         return squeezed_width(self.hidden)
 
+    @property
+    def expands(self) -> bool:
+        """Whether a 1x1 convolution comes before the depthwise one."""
+        return self.expansion != 1
 
-def hidden_width(c_in: int, expansion: float) -> int:
-    """Return the channels that a number of channels is expanded to.
+
+@dataclass(frozen=True)
+class BottleneckShape:
+    """Channels and geometry of one bottleneck, without its resolution.
+
+    One without a residual projects its input in the residual's place.
+    """
+
+    c_in: int
+    c_out: int
+    kernel: int
+    expansion: float
+    stride: int
+    residual: bool
+    activation: Activation = field(default="relu", kw_only=True, metadata=LATER)
+
+    @property
+    def hidden(self) -> int:
+        """Channels that the k x k convolution reads and writes."""
+        return hidden_width(self.c_out, self.expansion)
+
+
+Shape = MBConvShape | BottleneckShape
+
+
+def hidden_width(channels: int, expansion: float) -> int:
+    """Return the channels that a number of channels is expanded to, or reduced.
 
     An expansion that is no whole number gives the nearest multiple of 8, as MobileNetV3 rounds:
     other widths are slow on runtimes that compute in blocks of channels.
     """
     if expansion == int(expansion):
-        return c_in * int(expansion)
-    return max(8, int(c_in * expansion / 8 + 0.5) * 8)
+        return channels * int(expansion)
+    return max(8, int(channels * expansion / 8 + 0.5) * 8)
 
 
 def squeezed_width(hidden: int) -> int:
@@ -78,12 +115,13 @@ def squeezed_width(hidden: int) -> int:
 
 
 def shape_of(
-    op: Operation, c_in: int, c_out: int, *, stride: int, residual: bool, activation: Activation
-) -> MBConvShape:
+    op: Operation, c_in: int, c_out: int, *, stride: int, residual: bool, traits: OperationTraits
+) -> Shape:
     """Return the shape that an operation has between two widths."""
-    return MBConvShape(
-        c_in, c_out, op.kernel, op.expansion, stride, residual, activation=activation, se=op.se
-    )
+    geometry = c_in, c_out, op.kernel, op.expansion, stride, residual
+    if traits.form == "bottleneck":
+        return BottleneckShape(*geometry, activation=traits.activation)
+    return MBConvShape(*geometry, activation=traits.activation, se=op.se)
 
 
 @dataclass(frozen=True)
@@ -93,7 +131,7 @@ class Architecture:
     Attributes:
         source: Backbone whose pretrained parameters fit it.
         stem_width: Channels of the stem convolution (stride 2).
-        first_width: Channels of the fixed first block.
+        first_width: Channels of the fixed first block, or of the pooling in its place.
         taps: Blocks, counted from 1, that feed the feature pyramid.
         blocks: The blocks in order.
     """
@@ -107,8 +145,8 @@ class Architecture:
     def __str__(self) -> str:
         return " | ".join(f"{b.width}: {' '.join(map(str, b.ops))}" for b in self.blocks)
 
-    def layers(self) -> list[list[MBConvShape]]:
-        """Return the MBConv shapes of every block, in order."""
+    def layers(self) -> list[list[Shape]]:
+        """Return the shapes of the operations of every block, in order."""
         shapes = []
         c_in, traits = self.first_width, traits_of(self.source)
         for number, block in enumerate(self.blocks):
@@ -122,7 +160,7 @@ class Architecture:
                         # A block's first operation has none, also where its widths agree: in the
                         # supernet it maps between the widest candidates of two blocks.
                         residual=position > 0,
-                        activation=traits.activation(number),
+                        traits=traits.operations(number),
                     )
                     for position, op in enumerate(block.ops)
                 ]
@@ -195,7 +233,7 @@ class Architecture:
             for b in content["blocks"]
         )
         if any(not block.ops or SKIP in block.ops for block in blocks):
-            raise AdaptError("every block needs at least one MBConv and lists no 'skip'")
+            raise AdaptError("every block needs at least one operation and lists no 'skip'")
         architecture = cls(
             source=typed(str, content["source"]),
             stem_width=check_whole("stem_width", content["stem_width"]),
@@ -203,7 +241,15 @@ class Architecture:
             taps=typed(tuple[int, ...], content["taps"]),
             blocks=blocks,
         )
-        check_taps(architecture.taps, [block.stride for block in blocks])
+        source = architecture.source
+        check_first_width(source, architecture.stem_width, architecture.first_width)
+        check_taps(source, architecture.taps, [block.stride for block in blocks])
+        squeezed = [op for block in blocks for op in block.ops if op.se]
+        if squeezed and traits_of(source).form == "bottleneck":
+            raise AdaptError(
+                f"operation {squeezed[0]} has squeeze-excitation, which the bottlenecks of "
+                f"{source} do not have"
+            )
         return architecture
 
     def save(self, path: Path, **provenance: Any) -> None:
@@ -271,9 +317,14 @@ class Choices:
         )
 
 
-def first_shape(network: Architecture | SearchSpace) -> MBConvShape:
-    """Return the shape of the fixed first block: kernel 3, expansion 1, stride 1."""
+def first_shape(network: Architecture | SearchSpace) -> MBConvShape | None:
+    """Return the shape of the fixed first block: kernel 3, expansion 1, stride 1.
+
+    None where pooling stands in its place.
+    """
     traits = traits_of(network.source)
+    if traits.pooled:
+        return None
     return MBConvShape(
         network.stem_width,
         network.first_width,

@@ -68,11 +68,19 @@ def mobilenet_v3_large() -> Architecture:
     return Architecture("mobilenet_v3_large", 16, 16, (2, 4, 5), blocks)
 
 
+def resnet50() -> Architecture:
+    """Return ResNet-50 (He et al., Table 1) as torchvision has it, without its classifier."""
+    rows = ((1, 256, 3), (2, 512, 4), (2, 1024, 6), (2, 2048, 3))
+    blocks = tuple(Block(stride, width, (Operation(3, 0.25),) * n) for stride, width, n in rows)
+    return Architecture("resnet50", 64, 64, (2, 3, 4), blocks)
+
+
 SOURCES = {
     "mobilenet_v2": mobilenet_v2,
     "efficientnet_lite0": efficientnet_lite0,
     "mnasnet1_0": mnasnet1_0,
     "mobilenet_v3_large": mobilenet_v3_large,
+    "resnet50": resnet50,
 }
 
 

@@ -157,7 +157,7 @@ def blocks_with(**fields: Any) -> dict[str, Any]:
         (content_with(blocks=3), "is not valid"),
         (content_with(taps=[1, 9]), "taps"),
         (content_with(stem_width="wide"), "stem_width"),
-        (blocks_with(ops=[]), "every block needs at least one MBConv"),
+        (blocks_with(ops=[]), "every block needs at least one operation"),
         (blocks_with(ops=["k3_e6", "skip"]), "lists no 'skip'"),
         (blocks_with(ops=["k3"]), "operation 'k3'"),
         (blocks_with(ops=[3]), "is not valid"),

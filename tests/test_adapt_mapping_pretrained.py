@@ -249,7 +249,7 @@ def test_identity_keeps_the_function_in_any_superset(seed: int) -> None:
     assert output_difference(source, target) <= 1e-5
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "resnet50"])
 @pytest.mark.parametrize("seed", range(3))
 def test_identity_keeps_the_function_of_a_source(seed: int, name: str) -> None:
     source = trained(source_named(name), seed)
