@@ -282,8 +282,7 @@ EXPORTS = [
     ("mnasnet1_0", "fp32", "tensor-nms"),
     ("mobilenet_v3_large", "fp32", "tensor-nms"),
     ("mobilenet_v3_large", "fp16", "onnx-nms"),
-    ("resnet50", "fp32", "tensor-nms"),
-    ("resnet50", "fp16", "onnx-nms"),
+    ("resnet50", "fp32", "onnx-nms"),
 ]
 
 

@@ -22,6 +22,7 @@ from adapt.network.weights import PUBLISHED
 from adapt.progress import silent_stage
 from adapt.sources import SOURCES
 from adapt.space import SearchSpace
+from bench.costs.report import write_heat_map
 from bench.pipeline.run import Run
 from search.recipe.recipe import DataRecipe, Recipe
 from search.train.session import Session
@@ -83,6 +84,7 @@ def test_bottlenecks_are_profiled_chosen_derived_mapped_deployed_and_benchmarked
     assert [entry.name for entry in result.bench.entries] == ["derived", "source"]
     with CostTable.open(out / "costs.sqlite") as table:
         assert table.certificate is not None
+        write_heat_map(table, out / "costs.png")
         units = {unit for unit in map(parse_key, table.rows()) if isinstance(unit, BottleneckUnit)}
     detectors = recipe.detectors(3)
     assert isinstance(detectors, DetectorSpace)

@@ -92,7 +92,7 @@ class MBConv(nn.Module):
             return nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats)
 
         layers: list[nn.Module] = []
-        if shape.expansion != 1:
+        if shape.expands:
             layers.append(
                 Conv2dNormActivation(
                     shape.c_in, hidden, kernel_size=1, norm_layer=norm, activation_layer=activation
