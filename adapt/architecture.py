@@ -1,7 +1,7 @@
 """What defines one network? (its layers, or what it picks from a search space)"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,16 @@ from adapt.artifacts import (
     write_json,
 )
 from adapt.errors import AdaptError
-from adapt.space import SKIP, BlockSpace, Operation, SearchSpace, check_taps, check_whole
-from adapt.traits import Activation, traits_of
+from adapt.space import (
+    SKIP,
+    BlockSpace,
+    Operation,
+    SearchSpace,
+    check_first_width,
+    check_taps,
+    check_whole,
+)
+from adapt.traits import Activation, OperationTraits, traits_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Block:
     Attributes:
         stride: Stride of the first operation.
         width: Output channels of every operation.
-        ops: The MBConv operations in order; skipped ones are left out.
+        ops: The operations in order; skipped ones are left out.
     """
 
     stride: int
@@ -58,16 +66,45 @@ class MBConvShape:
         """Channels between the two layers of squeeze-excitation."""
         return squeezed_width(self.hidden)
 
+    @property
+    def expands(self) -> bool:
+        """Whether a 1x1 convolution comes before the depthwise one."""
+        return self.expansion != 1
 
-def hidden_width(c_in: int, expansion: float) -> int:
-    """Return the channels that a number of channels is expanded to.
+
+@dataclass(frozen=True)
+class BottleneckShape:
+    """Channels and geometry of one bottleneck, without its resolution.
+
+    One without a residual projects its input in the residual's place.
+    """
+
+    c_in: int
+    c_out: int
+    kernel: int
+    expansion: float
+    stride: int
+    residual: bool
+    activation: Activation = field(default="relu", kw_only=True, metadata=LATER)
+
+    @property
+    def hidden(self) -> int:
+        """Channels that the k x k convolution reads and writes."""
+        return hidden_width(self.c_out, self.expansion)
+
+
+Shape = MBConvShape | BottleneckShape
+
+
+def hidden_width(channels: int, expansion: float) -> int:
+    """Return the channels that a number of channels is expanded to, or reduced.
 
     An expansion that is no whole number gives the nearest multiple of 8, as MobileNetV3 rounds:
     other widths are slow on runtimes that compute in blocks of channels.
     """
     if expansion == int(expansion):
-        return c_in * int(expansion)
-    return max(8, int(c_in * expansion / 8 + 0.5) * 8)
+        return channels * int(expansion)
+    return max(8, int(channels * expansion / 8 + 0.5) * 8)
 
 
 def squeezed_width(hidden: int) -> int:
@@ -78,12 +115,13 @@ def squeezed_width(hidden: int) -> int:
 
 
 def shape_of(
-    op: Operation, c_in: int, c_out: int, *, stride: int, residual: bool, activation: Activation
-) -> MBConvShape:
+    op: Operation, c_in: int, c_out: int, *, stride: int, residual: bool, traits: OperationTraits
+) -> Shape:
     """Return the shape that an operation has between two widths."""
-    return MBConvShape(
-        c_in, c_out, op.kernel, op.expansion, stride, residual, activation=activation, se=op.se
-    )
+    geometry = c_in, c_out, op.kernel, op.expansion, stride, residual
+    if traits.form == "bottleneck":
+        return BottleneckShape(*geometry, activation=traits.activation)
+    return MBConvShape(*geometry, activation=traits.activation, se=op.se)
 
 
 @dataclass(frozen=True)
@@ -93,7 +131,7 @@ class Architecture:
     Attributes:
         source: Backbone whose pretrained parameters fit it.
         stem_width: Channels of the stem convolution (stride 2).
-        first_width: Channels of the fixed first block.
+        first_width: Channels of the fixed first block, or of the pooling in its place.
         taps: Blocks, counted from 1, that feed the feature pyramid.
         blocks: The blocks in order.
     """
@@ -107,8 +145,8 @@ class Architecture:
     def __str__(self) -> str:
         return " | ".join(f"{b.width}: {' '.join(map(str, b.ops))}" for b in self.blocks)
 
-    def layers(self) -> list[list[MBConvShape]]:
-        """Return the MBConv shapes of every block, in order."""
+    def layers(self) -> list[list[Shape]]:
+        """Return the shapes of the operations of every block, in order."""
         shapes = []
         c_in, traits = self.first_width, traits_of(self.source)
         for number, block in enumerate(self.blocks):
@@ -122,7 +160,7 @@ class Architecture:
                         # A block's first operation has none, also where its widths agree: in the
                         # supernet it maps between the widest candidates of two blocks.
                         residual=position > 0,
-                        activation=traits.activation(number),
+                        traits=traits.operations(number),
                     )
                     for position, op in enumerate(block.ops)
                 ]
@@ -195,7 +233,7 @@ class Architecture:
             for b in content["blocks"]
         )
         if any(not block.ops or SKIP in block.ops for block in blocks):
-            raise AdaptError("every block needs at least one MBConv and lists no 'skip'")
+            raise AdaptError("every block needs at least one operation and lists no 'skip'")
         architecture = cls(
             source=typed(str, content["source"]),
             stem_width=check_whole("stem_width", content["stem_width"]),
@@ -203,7 +241,15 @@ class Architecture:
             taps=typed(tuple[int, ...], content["taps"]),
             blocks=blocks,
         )
-        check_taps(architecture.taps, [block.stride for block in blocks])
+        source = architecture.source
+        check_first_width(source, architecture.stem_width, architecture.first_width)
+        check_taps(source, architecture.taps, [block.stride for block in blocks])
+        squeezed = [op for block in blocks for op in block.ops if op.se]
+        if squeezed and traits_of(source).form == "bottleneck":
+            raise AdaptError(
+                f"operation {squeezed[0]} has squeeze-excitation, which the bottlenecks of "
+                f"{source} do not have"
+            )
         return architecture
 
     def save(self, path: Path, **provenance: Any) -> None:
@@ -271,9 +317,14 @@ class Choices:
         )
 
 
-def first_shape(network: Architecture | SearchSpace) -> MBConvShape:
-    """Return the shape of the fixed first block: kernel 3, expansion 1, stride 1."""
+def first_shape(network: Architecture | SearchSpace) -> MBConvShape | None:
+    """Return the shape of the fixed first block: kernel 3, expansion 1, stride 1.
+
+    None where pooling stands in its place.
+    """
     traits = traits_of(network.source)
+    if traits.pooled:
+        return None
     return MBConvShape(
         network.stem_width,
         network.first_width,
@@ -294,117 +345,3 @@ def _misfit(block: Block, allowed: BlockSpace) -> str | None:
         return f"{len(block.ops)} operations, more than {allowed.num_ops}"
     unknown = [op for op in block.ops if op not in allowed.candidates(0)]
     return f"operation {unknown[0]}, which is no candidate" if unknown else None
-
-
-def mobilenet_v2() -> Architecture:
-    """Return MobileNetV2 (Sandler et al., Table 2) up to its last bottleneck.
-
-    A detector's backbone has neither the 1x1 convolution to 1280 channels nor the classifier.
-    """
-    rows = ((2, 24, 2), (2, 32, 3), (2, 64, 4), (1, 96, 3), (2, 160, 3), (1, 320, 1))
-    blocks = tuple(Block(stride, width, (Operation(3, 6),) * n) for stride, width, n in rows)
-    return Architecture("mobilenet_v2", 32, 16, (2, 4, 6), blocks)
-
-
-def efficientnet_lite0() -> Architecture:
-    """Return EfficientNet-Lite0 up to its last bottleneck.
-
-    That is EfficientNet-B0 (Tan and Le, Table 1) without squeeze-excitation and with ReLU6.
-    """
-    rows = (
-        (2, 24, 3, 2),
-        (2, 40, 5, 2),
-        (2, 80, 3, 3),
-        (1, 112, 5, 3),
-        (2, 192, 5, 4),
-        (1, 320, 3, 1),
-    )
-    blocks = tuple(
-        Block(stride, width, (Operation(kernel, 6),) * n) for stride, width, kernel, n in rows
-    )
-    return Architecture("efficientnet_lite0", 32, 16, (2, 4, 6), blocks)
-
-
-def mnasnet1_0() -> Architecture:
-    """Return MnasNet-B1 (Tan et al.) as torchvision has it, up to its last bottleneck."""
-    rows = (
-        (2, 24, "k3_e3", 3),
-        (2, 40, "k5_e3", 3),
-        (2, 80, "k5_e6", 3),
-        (1, 96, "k3_e6", 2),
-        (2, 192, "k5_e6", 4),
-        (1, 320, "k3_e6", 1),
-    )
-    blocks = tuple(
-        Block(stride, width, (Operation.parse(op),) * n) for stride, width, op, n in rows
-    )
-    return Architecture("mnasnet1_0", 32, 16, (2, 4, 6), blocks)
-
-
-def mobilenet_v3_large() -> Architecture:
-    """Return MobileNetV3-Large (Howard et al., Table 1) up to its last bottleneck."""
-    rows = (
-        (2, 24, "k3_e4 k3_e3"),
-        (2, 40, "k5_e3_se k5_e3_se k5_e3_se"),
-        (2, 80, "k3_e6 k3_e2.5 k3_e2.3 k3_e2.3"),
-        (1, 112, "k3_e6_se k3_e6_se"),
-        (2, 160, "k5_e6_se k5_e6_se k5_e6_se"),
-    )
-    blocks = tuple(
-        Block(stride, width, tuple(map(Operation.parse, ops.split())))
-        for stride, width, ops in rows
-    )
-    return Architecture("mobilenet_v3_large", 16, 16, (2, 4, 5), blocks)
-
-
-SOURCES = {
-    "mobilenet_v2": mobilenet_v2,
-    "efficientnet_lite0": efficientnet_lite0,
-    "mnasnet1_0": mnasnet1_0,
-    "mobilenet_v3_large": mobilenet_v3_large,
-}
-
-
-def source_named(name: str) -> Architecture:
-    """Return a pretrained backbone that can be adapted.
-
-    Raises:
-        AdaptError: If there is none of that name.
-    """
-    if name not in SOURCES:
-        raise AdaptError(f"unknown source backbone {name!r}; known: {', '.join(SOURCES)}")
-    return SOURCES[name]()
-
-
-def source_of(space: SearchSpace) -> Architecture | None:
-    """Return the network that the candidates of a space adapt, block by block.
-
-    Returns:
-        The source, whether or not its widths and operations are candidates; None if the space has
-        another stem, first block or number of blocks, so that no parameters can be mapped, or if
-        its source is unknown.
-    """
-    if space.source not in SOURCES:
-        return None
-    source = source_named(space.source)
-    fixed = ("source", "stem_width", "first_width")
-    same = all(getattr(space, name) == getattr(source, name) for name in fixed)
-    return source if same and len(space.blocks) == len(source.blocks) else None
-
-
-def with_source_widths(space: SearchSpace) -> SearchSpace:
-    """Return a space in which every block may keep the width that its source has there.
-
-    A block whose candidates are all narrower or all wider than that stays as it is: whoever wrote
-    it wants another width.
-    """
-    source = source_of(space)
-    if source is None:
-        return space
-    blocks = tuple(
-        replace(block, widths=tuple(sorted({*block.widths, of.width})))
-        if block.widths[0] < of.width < block.widths[-1]
-        else block
-        for block, of in zip(space.blocks, source.blocks, strict=True)
-    )
-    return replace(space, blocks=blocks)

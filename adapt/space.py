@@ -12,6 +12,7 @@ from typing import Any
 
 from adapt.artifacts import LATER, content_hash, identity, named_toml, parsing, read_text, typed
 from adapt.errors import AdaptError
+from adapt.traits import Traits, traits_of
 
 PRESETS = Path(__file__).parent / "spaces"
 Numbers = tuple[int, ...]
@@ -20,7 +21,8 @@ Expansions = tuple[int | float, ...]  # whole ones stay whole numbers, so that h
 MOST_OPS, MOST_WIDTHS = 100, 10_000
 MOST_CHANNELS = 2**16
 MOST_TIMES = 99  # a kernel, and an expansion
-FORM = re.compile(r"k([0-9]+)_e([0-9]+(?:\.[0-9]{1,2})?)(_se)?")
+DECIMALS = 3  # of an expansion: an eighth is 0.125
+FORM = re.compile(rf"k([0-9]+)_e([0-9]+(?:\.[0-9]{{1,{DECIMALS}}})?)(_se)?")
 
 
 def plain(number: float) -> int | float:
@@ -30,12 +32,13 @@ def plain(number: float) -> int | float:
 
 @dataclass(frozen=True, order=True)
 class Operation:
-    """A candidate operation: an MBConv, or :data:`SKIP`.
+    """A candidate operation: an MBConv or a bottleneck, as its source has, or :data:`SKIP`.
 
     Attributes:
-        kernel: Size of the depthwise convolution.
-        expansion: Hidden channels per input channel; a whole number, or one of two decimals.
-        se: Whether squeeze-excitation weighs the hidden channels.
+        kernel: Size of the kernel: of an MBConv's depthwise, of a bottleneck's dense convolution.
+        expansion: Hidden channels per input channel of an MBConv, per output channel of a
+            bottleneck; a whole number, or one of up to three decimals.
+        se: Whether squeeze-excitation weighs the hidden channels; of MBConvs only.
     """
 
     kernel: int
@@ -76,8 +79,8 @@ class BlockSpace:
     Attributes:
         num_ops: Largest number of operations in sequence (``n`` in Table I).
         stride: Stride of the first operation; the others have stride 1.
-        kernels: Depthwise kernel sizes.
-        expansions: Expansion ratios.
+        kernels: Kernel sizes.
+        expansions: Expansion ratios; those of bottlenecks may be less than 1.
         widths: Output channel candidates, strictly increasing.
         squeeze: Whether operations have squeeze-excitation; both makes it a choice.
     """
@@ -104,7 +107,8 @@ class SearchSpace:
         name: Name of the preset or file.
         source: Backbone whose pretrained parameters are mapped.
         stem_width: Channels of the stem convolution (stride 2).
-        first_width: Channels of the fixed first block (kernel 3, expansion 1, stride 1).
+        first_width: Channels of the fixed first block (kernel 3, expansion 1, stride 1), or those
+            of the stem where pooling stands in its place (:class:`adapt.traits.Traits`).
         taps: Blocks, counted from 1, whose outputs feed the feature pyramid.
         blocks: The searchable blocks in order.
     """
@@ -139,7 +143,7 @@ class SearchSpace:
             for number, block in enumerate(content["blocks"], start=1)
         ]
         space = cls.restore({**content, "blocks": blocks})
-        check_taps(space.taps, [block.stride for block in space.blocks])
+        check_taps(space.source, space.taps, [block.stride for block in space.blocks])
         return space
 
     @classmethod
@@ -183,9 +187,10 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for number, block in enumerate(self.blocks, start=1):
-            _check_block(number, block)
+            _check_block(number, block, traits_of(self.source))
         for name in ("stem_width", "first_width"):
             check_whole(name, getattr(self, name))
+        check_first_width(self.source, self.stem_width, self.first_width)
 
     def on_grid(self, grid: int) -> "SearchSpace":
         """Keep only widths that are multiples of ``grid``, and each block's smallest and largest.
@@ -213,17 +218,31 @@ class SearchSpace:
         return (self.first_width,) if block == 0 else self.blocks[block - 1].widths
 
 
-def check_taps(taps: Sequence[int], strides: Sequence[int]) -> None:
+def check_first_width(source: str, stem_width: int, first_width: int) -> None:
+    """Check that pooling in the place of the first block keeps the channels of the stem.
+
+    Raises:
+        AdaptError: If it would not.
+    """
+    if traits_of(source).pooled and first_width != stem_width:
+        raise AdaptError(
+            f"the stem of {source} ends with pooling, which keeps its channels: first_width must "
+            f"be the {stem_width} of stem_width, got {first_width}"
+        )
+
+
+def check_taps(source: str, taps: Sequence[int], strides: Sequence[int]) -> None:
     """Check that the tapped blocks feed P3, P4 and P5.
 
     Args:
+        source: Name of the source, whose stem all networks have.
         taps: Block numbers from 1.
         strides: Stride of every block.
 
     Raises:
         AdaptError: If they are not three blocks at strides 8, 16 and 32 of the input.
     """
-    stride_after = dict(enumerate(accumulate(strides, mul, initial=2)))  # the stem has stride 2
+    stride_after = dict(enumerate(accumulate(strides, mul, initial=traits_of(source).stride)))
     tap_strides = [stride_after.get(tap) for tap in taps]
     if tap_strides != [8, 16, 32] or 0 in taps:
         raise AdaptError(
@@ -278,7 +297,7 @@ def check_whole(name: str, value: object, most: int = MOST_CHANNELS) -> int:
     return value
 
 
-def _check_block(number: int, block: BlockSpace) -> None:
+def _check_block(number: int, block: BlockSpace, traits: Traits) -> None:
     where = f"block {number}"
     if block.num_ops < 1:
         raise AdaptError(f"{where}: num_ops must be at least 1, got {block.num_ops}")
@@ -288,16 +307,21 @@ def _check_block(number: int, block: BlockSpace) -> None:
         raise AdaptError(f"{where}: stride must be 1 or 2, got {block.stride}")
     if not block.kernels or any(k < 1 or k % 2 == 0 for k in block.kernels):
         raise AdaptError(f"{where}: kernels must be odd sizes, got {list(block.kernels)}")
-    if not block.expansions or any(e < 1 for e in block.expansions):
-        raise AdaptError(f"{where}: expansions must be positive, got {list(block.expansions)}")
-    if any(round(e, 2) != e for e in block.expansions):
+    least = 1 if traits.form == "mbconv" else 10**-DECIMALS
+    if not block.expansions or any(e < least for e in block.expansions):
         raise AdaptError(
-            f"{where}: expansions have at most two decimals, got {list(block.expansions)}"
+            f"{where}: expansions must be at least {least}, got {list(block.expansions)}"
+        )
+    if any(round(e, DECIMALS) != e for e in block.expansions):
+        raise AdaptError(
+            f"{where}: expansions have at most three decimals, got {list(block.expansions)}"
         )
     if not 0 < len(block.squeeze) == len(set(block.squeeze)):
         raise AdaptError(
             f"{where}: squeeze must be [false], [true] or both, got {list(block.squeeze)}"
         )
+    if traits.form == "bottleneck" and any(block.squeeze):
+        raise AdaptError(f"{where}: bottlenecks have no squeeze-excitation; leave squeeze out")
     for name, numbers in (("kernels", block.kernels), ("expansions", block.expansions)):
         if max(numbers) > MOST_TIMES:
             raise AdaptError(f"{where}: {name} must be at most {MOST_TIMES}, got {max(numbers)}")

@@ -16,7 +16,7 @@ from torchvision.models.detection import RetinaNet
 from adapt.detector.retinanet import build_detector
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import Paths, Recompute, Sampled
-from adapt.network.operations import MBConv
+from adapt.network.operations import ConvOperation
 from adapt.network.supernet import Supernet
 from search.recipe.optimisation import Optimisation, PathCount
 from search.recipe.recipe import Recipe
@@ -265,7 +265,7 @@ def _recomputed_parts(model: RetinaNet) -> list[tuple[nn.Module, str]]:
         case "block":
             return [(block, "forward") for block in body.blocks]
         case "operation":
-            ops = (module for module in body.blocks.modules() if isinstance(module, MBConv))
+            ops = (module for module in body.blocks.modules() if isinstance(module, ConvOperation))
             return [(op, "branch") for op in ops]
         case _:
             return []

@@ -57,8 +57,25 @@ Indices = tuple[list[list[int]], list[int]]  # operation per block and position,
 
 
 def tiny(source: str = "mobilenet_v2") -> SearchSpace:
-    space = replace(SearchSpace.from_dict(tomllib.loads(TINY_SPACE)), source=source)
+    space = SearchSpace.from_dict(tomllib.loads(TINY_SPACE))
+    if source == "resnet50":
+        return with_bottlenecks(space)
+    space = replace(space, source=source)
     return with_excitation(space) if source == "mobilenet_v3_large" else space
+
+
+def with_bottlenecks(space: SearchSpace) -> SearchSpace:
+    """The space behind a stem with pooling, wide enough for hidden channels of several widths."""
+    blocks = tuple(
+        replace(
+            block,
+            stride=1 if number == 0 else 2,
+            expansions=(0.25, 0.5),
+            widths=tuple(4 * width for width in block.widths),
+        )
+        for number, block in enumerate(space.blocks)
+    )
+    return replace(space, source="resnet50", first_width=space.stem_width, blocks=blocks)
 
 
 def with_excitation(space: SearchSpace) -> SearchSpace:

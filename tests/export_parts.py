@@ -10,13 +10,13 @@ from core_parts import once
 from torch import nn
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import mobilenet_v2
 from adapt.data.images import InputSize
 from adapt.detector.faster_rcnn import FasterRCNN
 from adapt.detector.file import DetectorInfo, save_detector
 from adapt.detector.retinanet import DetectorConfig, tower_std
 from adapt.detector.ssdlite import SeparableHead
 from adapt.runtime import Tail
+from adapt.sources import mobilenet_v2
 from export.graph.detector import DeployedDetector, export_detector
 from export.graph.options import GraphOptions
 from export.graph.rest import export_rest

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from adapt.architecture import Architecture, mobilenet_v2
+from adapt.architecture import Architecture
 from adapt.artifacts import header, write_json, write_text
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.evaluate import Detections, coco_results, evaluate
 from adapt.data.synthetic import generate
+from adapt.sources import mobilenet_v2
 from bench.latency.timing import Latency, Protocol
 from bench.networks.measure import BenchResult, Entry
 from bench.networks.report import write_report

@@ -10,20 +10,17 @@ import torch
 from core_parts import random_architecture, shake, tiny
 from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
 
-from adapt.architecture import (
+from adapt.architecture import Architecture, Block, Choices, MBConvShape
+from adapt.errors import AdaptError
+from adapt.network.backbone import Backbone
+from adapt.sources import (
     SOURCES,
-    Architecture,
-    Block,
-    Choices,
-    MBConvShape,
     mobilenet_v2,
     mobilenet_v3_large,
     source_named,
     source_of,
     with_source_widths,
 )
-from adapt.errors import AdaptError
-from adapt.network.backbone import Backbone
 from adapt.space import Operation, SearchSpace
 
 K3, K5 = Operation(3, 2), Operation(5, 3)
@@ -160,7 +157,7 @@ def blocks_with(**fields: Any) -> dict[str, Any]:
         (content_with(blocks=3), "is not valid"),
         (content_with(taps=[1, 9]), "taps"),
         (content_with(stem_width="wide"), "stem_width"),
-        (blocks_with(ops=[]), "every block needs at least one MBConv"),
+        (blocks_with(ops=[]), "every block needs at least one operation"),
         (blocks_with(ops=["k3_e6", "skip"]), "lists no 'skip'"),
         (blocks_with(ops=["k3"]), "operation 'k3'"),
         (blocks_with(ops=[3]), "is not valid"),

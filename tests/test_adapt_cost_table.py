@@ -7,12 +7,12 @@ from dataclasses import astuple, replace
 
 import pytest
 
-from adapt.architecture import mobilenet_v2
 from adapt.cost.table import Conditions, CostTable, UnitCost, predict_latency
 from adapt.cost.units import Boundary, Lateral, boundaries, detector_units, unit_key
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
+from adapt.sources import mobilenet_v2
 
 CONDITIONS = Conditions("ort-cpu", "fp32", 1, 1, "a CPU", 64, 96, "1.0", 1)
 COST = UnitCost(1.5, 1.6, 1.7, 1.9, 30, 3, clock_mhz=1410.0, temperature_c=60.0, throttled="cap")

@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import SOURCES, Architecture, MBConvShape, mobilenet_v2, source_named
+from adapt.architecture import Architecture, MBConvShape
 from adapt.cost.units import (
     P6,
+    BottleneckUnit,
     Boundary,
     Lateral,
     MBConvUnit,
@@ -29,6 +30,7 @@ from adapt.cost.units import (
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, HeadKind, build_detector, count_parameters
 from adapt.network.backbone import Backbone
+from adapt.sources import SOURCES, mobilenet_v2, source_named
 from adapt.space import SearchSpace
 
 PAPER_SIZE = InputSize(800, 1088)
@@ -130,6 +132,15 @@ def conv(kernel: int, c_in: int, c_out: int, cells: int, bias: int = 0) -> int:
             + conv(1, 16, 40, 1, bias=1)
             + conv(1, 40, 6, 15),
         ),
+        (Stem(8, 63, 96, kernel=7, pooled=True), conv(7, 3, 8, 32 * 48)),
+        (
+            BottleneckUnit(4, 64, 5, 0.25, 2, False, 3, 5),  # 16 hidden channels
+            conv(1, 4, 16, 15) + conv(5, 16, 16, 6) + conv(1, 16, 64, 6) + conv(1, 4, 64, 6),
+        ),
+        (
+            BottleneckUnit(64, 64, 3, 0.5, 1, True, 3, 5),
+            conv(1, 64, 32, 15) + conv(3, 32, 32, 15) + conv(1, 32, 64, 15),
+        ),
         (Lateral(7, 16, 3, 5), conv(1, 7, 16, 15, bias=1)),
         (P6(7, 16, 3, 5), conv(3, 7, 16, 6, bias=1)),
     ],
@@ -177,6 +188,13 @@ EVERY_KIND = {
         "mbconv c_in=80 c_out=80 kernel=3 expansion=2.5 stride=1 residual=1 activation=hardswish "
         "se=1 height=20 width=27"
     ),
+    Stem(16, 64, 96, activation="relu", kernel=7, pooled=True): (
+        "stem c_out=16 height=64 width=96 activation=relu kernel=7 pooled=1"
+    ),
+    BottleneckUnit(256, 512, 3, 0.125, 2, False, 40, 54): (
+        "bottleneck c_in=256 c_out=512 kernel=3 expansion=0.125 stride=2 residual=0 height=40 "
+        "width=54"
+    ),
     Lateral(96, 64, 4, 6): "lateral c_in=96 c_out=64 height=4 width=6",
     P6(320, 64, 2, 3): "p6 c_in=320 c_out=64 height=2 width=3",
     Boundary(24, 16, 24): "boundary channels=24 height=16 width=24",
@@ -217,12 +235,13 @@ def test_a_foreign_key_is_no_unit() -> None:
         parse_key("dense c=1")
 
 
+@pytest.mark.parametrize("source", ["mobilenet_v2", "resnet50"])
 @pytest.mark.parametrize("size", [InputSize(320, 320), InputSize(72, 104, "shortest-edge")])
-def test_in_a_detector_every_boundary_has_one_writer(size: InputSize) -> None:
+def test_in_a_detector_every_boundary_has_one_writer(size: InputSize, source: str) -> None:
     """What one unit writes is a boundary that others read; laterals branch off."""
     config = DetectorConfig(3, fpn_width=24)
     backbone, pyramid = [], []
-    for unit in detector_units(mobilenet_v2(), config, size):
+    for unit in detector_units(source_named(source), config, size):
         (pyramid if isinstance(unit, Lateral | P6 | Rest) else backbone).append(unit)
     ends = [boundaries(unit) for unit in backbone]
     assert [e[-1] for e in ends[:-1]] == [e[0] for e in ends[1:]]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionsFasterRCNN
 from torchvision.ops import MultiScaleRoIAlign
 
-from adapt.architecture import mobilenet_v2
 from adapt.artifacts import identity
 from adapt.cost.counted import counted_madds
 from adapt.cost.units import detector_units, madds, parse_key, rest_unit, unit_key
@@ -29,6 +28,7 @@ from adapt.errors import AdaptError
 from adapt.mapping.pretrained import Mapper
 from adapt.mapping.trained import map_pyramid_and_heads
 from adapt.network.backbone import Backbone
+from adapt.sources import mobilenet_v2
 from bench.latency.onnx_units import random_inputs, unit_model
 from bench.latency.subject import WholeDetector
 from bench.latency.torch_units import torch_call

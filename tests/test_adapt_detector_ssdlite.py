@@ -17,7 +17,6 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import box_iou
 
-from adapt.architecture import mobilenet_v2
 from adapt.cost.units import detector_units, madds, parse_key, rest_unit, unit_key
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
@@ -29,6 +28,7 @@ from adapt.mapping.pretrained import Mapper
 from adapt.mapping.trained import map_pyramid_and_heads
 from adapt.network.backbone import Backbone
 from adapt.runtime import Precision
+from adapt.sources import mobilenet_v2
 from bench.latency.subject import WholeDetector
 from bench.latency.torch_units import torch_call
 from export.deploy import Deployment, deploy

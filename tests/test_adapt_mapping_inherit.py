@@ -8,12 +8,13 @@ import torch
 from core_parts import decide, random_choices, shake, tiny
 from torch import nn
 
-from adapt.architecture import SOURCES, Choices, hidden_width
+from adapt.architecture import Choices, hidden_width
 from adapt.detector.retinanet import DetectorConfig, HeadKind, build_detector
 from adapt.mapping.inherit import inherit_detector
 from adapt.network.mixed import IndividualBlocks
 from adapt.network.operations import MBConv
 from adapt.network.supernet import Supernet
+from adapt.sources import SOURCES
 from adapt.space import SKIP
 
 CONFIG = DetectorConfig(num_classes=3, fpn_width=8, head_depth=1)

@@ -8,7 +8,7 @@ from core_parts import mostly_slow, shake
 from torch import Tensor
 from torchvision.ops import SqueezeExcitation
 
-from adapt.architecture import SOURCES, Architecture, Block, source_named
+from adapt.architecture import Architecture, Block
 from adapt.errors import AdaptError
 from adapt.mapping.pretrained import MappingMode, map_backbone, map_supernet
 from adapt.network.backbone import Backbone
@@ -16,6 +16,7 @@ from adapt.network.masks import MaskKind
 from adapt.network.mixed import IndividualBlocks
 from adapt.network.operations import MBConv
 from adapt.network.supernet import Supernet
+from adapt.sources import SOURCES, source_named
 from adapt.space import Operation, SearchSpace
 
 K3, K5, K7 = Operation(3, 2), Operation(5, 2), Operation(7, 2)
@@ -248,7 +249,7 @@ def test_identity_keeps_the_function_in_any_superset(seed: int) -> None:
     assert output_difference(source, target) <= 1e-5
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "resnet50"])
 @pytest.mark.parametrize("seed", range(3))
 def test_identity_keeps_the_function_of_a_source(seed: int, name: str) -> None:
     source = trained(source_named(name), seed)

@@ -6,7 +6,7 @@ import torch
 from core_parts import mostly_slow, random_architecture, tiny
 from mapping_parts import IMAGES, UNSEEN, network, taps, trained
 
-from adapt.architecture import SOURCES, Architecture
+from adapt.architecture import Architecture
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, build_detector
@@ -22,6 +22,7 @@ from adapt.mapping.principal import (
 )
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv
+from adapt.sources import SOURCES
 from adapt.space import Operation
 
 

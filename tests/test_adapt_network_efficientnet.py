@@ -10,7 +10,6 @@ from core_parts import random_architecture
 from PIL import Image
 from torch import Tensor, nn
 
-from adapt.architecture import efficientnet_lite0
 from adapt.data.coco import CocoSplit
 from adapt.detector.file import load_detector
 from adapt.errors import AdaptError
@@ -19,6 +18,7 @@ from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD, Backbone
 from adapt.network.efficientnet import from_efficientnet
 from adapt.network.supernet import Supernet
 from adapt.network.weights import find_local_weights, source_backbone
+from adapt.sources import efficientnet_lite0
 from adapt.space import SearchSpace
 from export.deploy import Deployment, deploy
 from search.recipe.recipe import SpaceRecipe

@@ -36,7 +36,7 @@ def gradients(net: Supernet, trained: Sequence[nn.Parameter], recompute: Recompu
     return [parameter.grad for parameter in trained if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("source", ["mobilenet_v2", "mobilenet_v3_large"])
+@pytest.mark.parametrize("source", ["mobilenet_v2", "mobilenet_v3_large", "resnet50"])
 @pytest.mark.parametrize("mask", ["non-overlapping", "overlapping", "individual"])
 @pytest.mark.parametrize("recompute", ["norms", "operation", "block"])
 def test_architecture_gradients_do_not_depend_on_what_is_kept(

@@ -14,14 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import (
     MNASNet1_0_Weights,
     MobileNet_V3_Large_Weights,
+    ResNet50_Weights,
     WeightsEnum,
     mnasnet1_0,
     mobilenet_v3_large,
+    resnet50,
 )
 from typer.testing import CliRunner
 
-from adapt.architecture import source_named
-from adapt.cost.units import MBConvUnit, Stem, detector_units, madds
+from adapt.cost.units import OperationUnit, Stem, detector_units, madds
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
 from adapt.detector.file import load_detector
@@ -29,6 +30,7 @@ from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.weights import PUBLISHED, source_backbone
+from adapt.sources import source_named
 from adapt.traits import traits_of
 from cli import app
 from export.deploy import Deployment, deploy
@@ -47,35 +49,58 @@ class Known:
 
     Attributes:
         build: Its network.
-        layers: The attribute that holds its layers in order.
+        layers: Returns its layers in order.
         tapped: Places of the layers that end at strides 8, 16 and 32.
         weights: Its published parameters.
         missing: A tensor that a backbone needs.
     """
 
     build: Callable[[], nn.Module]
-    layers: str
+    layers: Callable[[nn.Module], nn.Sequential]
     tapped: tuple[int, ...]
     weights: WeightsEnum
     missing: str
+    classifier: str = "classifier"
+
+
+def resnet_layers(model: nn.Module) -> nn.Sequential:
+    names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    return nn.Sequential(*(model.get_submodule(name) for name in names))
 
 
 KNOWN = {
     "mnasnet1_0": Known(
         mnasnet1_0,
-        "layers",
+        lambda model: model.layers,
         (9, 11, 13),
         MNASNet1_0_Weights.IMAGENET1K_V1,
         "layers.10.2.layers.3.weight",
     ),
     "mobilenet_v3_large": Known(
         mobilenet_v3_large,
-        "features",
+        lambda model: model.features,
         (6, 12, 15),
         MobileNet_V3_Large_Weights.IMAGENET1K_V1,
         "features.4.block.2.fc1.bias",
     ),
+    "resnet50": Known(
+        resnet50,
+        resnet_layers,
+        (5, 6, 7),
+        ResNet50_Weights.IMAGENET1K_V1,
+        "layer2.0.downsample.0.weight",
+        "fc",
+    ),
 }
+
+
+# The supernet around ResNet-50 has 219 million parameters; a small one is in
+# test_bench_pipeline_bottlenecks.py.
+SLOW_WHERE_LARGE = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "resnet50" else []) for name in KNOWN],
+    indirect=True,
+)
 
 
 @pytest.fixture(scope="module", params=KNOWN)
@@ -107,7 +132,7 @@ def test_every_tap_and_the_logits_are_torchvisions(name: str, reference: nn.Modu
     needed = backbone.state_dict().keys()
     backbone.load_state_dict({key: t for key, t in state.items() if key in needed}, strict=True)
     found = list(backbone(IMAGE).values())
-    layers, tapped = getattr(reference, KNOWN[name].layers), KNOWN[name].tapped
+    layers, tapped = KNOWN[name].layers(reference), KNOWN[name].tapped
     x, expected = IMAGE, []
     for number, layer in enumerate(layers):
         x = layer(x)
@@ -116,19 +141,20 @@ def test_every_tap_and_the_logits_are_torchvisions(name: str, reference: nn.Modu
     for tap, wanted in zip(found, expected, strict=True):
         assert float(wanted.std()) > 1e-3
         torch.testing.assert_close(tap, wanted, rtol=0, atol=1e-12 * float(wanted.abs().max()))
-    logits = reference.classifier(layers[tapped[-1] + 1 :](found[-1]).mean((2, 3)))
+    classifier = reference.get_submodule(KNOWN[name].classifier)
+    logits = classifier(layers[tapped[-1] + 1 :](found[-1]).mean((2, 3)))
     torch.testing.assert_close(logits, reference(IMAGE), rtol=1e-12, atol=1e-12)
 
 
 def test_a_file_of_torchvision_is_read(name: str, reference: nn.Module, weights: Path) -> None:
     backbone = source_backbone(name, weights).eval().double()
-    x = getattr(reference, KNOWN[name].layers)[: KNOWN[name].tapped[-1] + 1](IMAGE)
+    x = KNOWN[name].layers(reference)[: KNOWN[name].tapped[-1] + 1](IMAGE)
     torch.testing.assert_close(backbone(IMAGE)["2"], x, rtol=1e-4, atol=1e-4)
 
 
 def test_multiply_adds_are_those_of_torchvisions_layers(name: str) -> None:
     """Counted by PyTorch on torchvision's network, with the biases that its counter leaves out."""
-    layers = getattr(KNOWN[name].build(), KNOWN[name].layers)[: KNOWN[name].tapped[-1] + 1].eval()
+    layers = KNOWN[name].layers(KNOWN[name].build())[: KNOWN[name].tapped[-1] + 1].eval()
     biases = 0
 
     def add(conv: nn.Module, inputs: object, out: Tensor) -> None:
@@ -141,7 +167,7 @@ def test_multiply_adds_are_those_of_torchvisions_layers(name: str) -> None:
     with FlopCounterMode(display=False) as counter:
         layers(IMAGE[:1].float())
     units = detector_units(source_named(name), DetectorConfig(3), InputSize(96, 64))
-    backbone = [unit for unit in units if isinstance(unit, Stem | MBConvUnit)]
+    backbone = [unit for unit in units if isinstance(unit, Stem | OperationUnit)]
     assert sum(map(madds, backbone)) == counter.get_total_flops() // 2 + biases
     own = sum(p.numel() for p in Backbone(source_named(name)).parameters())
     assert own == sum(p.numel() for p in layers.parameters())
@@ -168,6 +194,7 @@ def test_the_published_file_is_torchvisions(name: str) -> None:
     assert wanted.sha256 == Path(wanted.name).stem.rpartition("-")[2]
 
 
+@SLOW_WHERE_LARGE
 def test_a_network_of_its_space_is_searched_trained_and_deployed(
     name: str, weights: Path, tiny_data: CocoSplit, tiny_space_file: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +229,7 @@ finetune = {{ epochs = 1, batch_size = 4, warmup_steps = 0 }}
 """
 
 
+@SLOW_WHERE_LARGE
 def test_a_user_with_a_file_of_weights_finetunes_the_source(
     name: str, weights: Path, tiny_data: CocoSplit, tmp_path: Path
 ) -> None:

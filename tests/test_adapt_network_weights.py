@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from adapt.architecture import mobilenet_v2
 from adapt.artifacts import file_hash
 from adapt.errors import AdaptError
 from adapt.network import weights
 from adapt.network.backbone import Backbone
 from adapt.network.weights import PUBLISHED, find_weights, source_backbone
+from adapt.sources import mobilenet_v2
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from core_parts import TINY_SPACE
 
-from adapt.architecture import SOURCES, Choices, mobilenet_v2
+from adapt.architecture import Choices
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import MBConvUnit, Unit
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
+from adapt.sources import SOURCES, mobilenet_v2
 from adapt.space import SKIP, Operation, SearchSpace
 
 TABLE_ONE = SearchSpace.load("mobilenet_v2")
@@ -161,8 +162,12 @@ def test_a_space_is_restored_from_what_was_stored(name: str) -> None:
         ("num_ops = 2", "num_ops = 0", "block 1: num_ops must be at least 1, got 0"),
         ("kernels = [3]", "kernels = [4]", "block 1: kernels must be odd sizes, got [4]"),
         ("kernels = [3]", "kernels = []", "block 1: kernels must be odd sizes, got []"),
-        ("expansions = [2]", "expansions = [0]", "block 1: expansions must be positive, got [0]"),
-        ("expansions = [2]", "expansions = [2.125]", "expansions have at most two decimals, got"),
+        ("expansions = [2]", "expansions = [0]", "block 1: expansions must be at least 1, got [0]"),
+        (
+            "expansions = [2]",
+            "expansions = [2.0625]",
+            "expansions have at most three decimals, got",
+        ),
         ("expansions = [2]", "expansions = [inf]", "is not valid"),
         ("expansions = [2]", "expansions = [2]\nsqueeze = []", "block 1: squeeze must be [false]"),
         ("expansions = [2]", "expansions = [2]\nsqueeze = [true, true]", "[true] or both, got"),
@@ -201,7 +206,7 @@ def test_bad_space_file_is_refused(tmp_path: Path, before: str, after: str, frag
         (
             "mobilenet_v9",
             "use a preset (efficientnet_lite0, mnasnet1_0, mobilenet_v2, mobilenet_v2_slim, "
-            "mobilenet_v3_large)",
+            "mobilenet_v3_large, resnet50)",
         ),
         ("none.toml", "none.toml does not exist"),
     ],
@@ -214,7 +219,14 @@ def test_space_that_does_not_exist_is_refused(name: str, fragment: str) -> None:
 
 @pytest.mark.parametrize(
     "operation",
-    [SKIP, Operation(3, 6), Operation(11, 12), Operation(3, 2.3), Operation(5, 2.25, se=True)],
+    [
+        SKIP,
+        Operation(3, 6),
+        Operation(11, 12),
+        Operation(3, 2.3),
+        Operation(3, 0.125),
+        Operation(5, 2.25, se=True),
+    ],
 )
 def test_operation_is_read_as_it_is_written(operation: Operation) -> None:
     assert Operation.parse(str(operation)) == operation

@@ -4,12 +4,12 @@ import pytest
 from profile_parts import DETECTOR, DETECTORS, SIZE, WIDE_DETECTORS, profiled
 from simulated_device import Simulated
 
-from adapt.architecture import mobilenet_v2, with_source_widths
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import CostTable
 from adapt.cost.units import Boundary, boundaries, detector_units
 from adapt.data.images import InputSize
 from adapt.errors import AdaptError
+from adapt.sources import mobilenet_v2, with_source_widths
 from adapt.space import SearchSpace
 from bench.costs.interpolate import measured_units
 from bench.costs.selection import Part, Shard, select

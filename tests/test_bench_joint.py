@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import recipe_of
 
-from adapt.architecture import mobilenet_v2
 from adapt.artifacts import header, write_json
 from adapt.cost.units import detector_units, madds
 from adapt.data.coco import CocoSplit
@@ -17,6 +16,7 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.progress import silent
+from adapt.sources import mobilenet_v2
 from bench.acceptance.meet import BudgetMeter
 from bench.acceptance.scaling import Sized, scaled
 from bench.joint.finalists import drawn_jointly, finalists, load_finalists, save_finalists

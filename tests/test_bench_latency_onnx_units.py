@@ -10,14 +10,24 @@ from onnx import numpy_helper
 from processor import skip_where_int8_saturates
 from torch import nn
 
-from adapt.architecture import mobilenet_v2
-from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Rest, Stem, boundaries, rest_unit
+from adapt.cost.units import (
+    P6,
+    BottleneckUnit,
+    Boundary,
+    Lateral,
+    MBConvUnit,
+    Rest,
+    Stem,
+    boundaries,
+    rest_unit,
+)
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.errors import AdaptError
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD, Backbone
-from adapt.network.operations import MBConv, stem
+from adapt.network.operations import conv_operation, stem, stem_pooling
+from adapt.sources import mobilenet_v2
 from bench.latency.onnx_units import detector_model, random_inputs, unit_model
 from bench.latency.subject import WholeDetector
 from export.graph.detector import export_detector
@@ -47,9 +57,18 @@ MBCONVS = [
     MBConvUnit(8, 8, 3, 2.5, 1, True, 15, 20, activation="hardswish"),
     MBConvUnit(8, 16, 5, 3, 2, False, 15, 20, activation="hardswish", se=True),
 ]
-STEMS = [Stem(8, 33, 64), Stem(8, 33, 64, activation="hardswish")]
+BOTTLENECKS = [
+    BottleneckUnit(8, 32, 3, 0.25, 1, False, 15, 20),
+    BottleneckUnit(32, 32, 7, 0.5, 1, True, 15, 20),
+    BottleneckUnit(16, 24, 5, 0.5, 2, False, 15, 20),
+]
+STEMS = [
+    Stem(8, 33, 64),
+    Stem(8, 33, 64, activation="hardswish"),
+    Stem(8, 37, 64, activation="relu", kernel=7, pooled=True),
+]
 OTHERS = [Lateral(8, 16, 15, 20), P6(8, 16, 15, 20), Boundary(8, 15, 20)]
-CHAINS = [*MBCONVS, *STEMS, *OTHERS]
+CHAINS = [*MBCONVS, *BOTTLENECKS, *STEMS, *OTHERS]
 EVERY_UNIT = [*CHAINS, REST, rest_unit(replace(DETECTOR, head="ssdlite"), SIZE)]
 
 
@@ -87,9 +106,10 @@ def torch_layers(unit):
     """The unit as the detector builds it, behind what its graph begins with."""
     match unit:
         case Stem():
-            return [Normalise(), stem(unit.c_out, unit.activation)]
-        case MBConvUnit():
-            return [nn.Conv2d(4, unit.c_in, 1), MBConv(unit)]
+            pooling = [stem_pooling()] if unit.pooled else []
+            return [Normalise(), stem(unit.c_out, unit.activation, unit.kernel), *pooling]
+        case MBConvUnit() | BottleneckUnit():
+            return [nn.Conv2d(4, unit.c_in, 1), conv_operation(unit)]
         case Lateral():
             return [nn.Conv2d(4, unit.c_in, 1), nn.Conv2d(unit.c_in, unit.c_out, 1)]
         case P6():
@@ -266,6 +286,7 @@ EXPORTS = [
             ("mnasnet1_0", "fp32", "tensor-nms"),
             ("mobilenet_v3_large", "fp32", "tensor-nms"),
             ("mobilenet_v3_large", "fp16", "onnx-nms"),
+            ("resnet50", "fp32", "onnx-nms"),
         )
     ),
 ]

@@ -14,8 +14,8 @@ from core_parts import once
 from report_parts import IMAGES, write_network, write_run
 from typer.testing import CliRunner
 
-from adapt.architecture import mobilenet_v2
 from adapt.artifacts import file_hash
+from adapt.sources import mobilenet_v2, resnet50
 from bench.networks.report import read_report
 from bench.report.folder import Folder
 from bench.report.found import read_found
@@ -113,6 +113,12 @@ def test_a_network_is_drawn_beside_the_source(own: Path) -> None:
     )
     assert (second.width, second.skipped) == (second.source_width, 0)
     assert "The files of derived-75, source are gone." in text_of(folder.report)
+
+
+def test_a_stem_with_pooling_has_no_operation_and_bottlenecks_show_their_own() -> None:
+    start, first, *_ = block_rows(resnet50(), resnet50())
+    assert (start.width, start.ops) == (64, ())
+    assert first.ops == [(3, 0.25, False)] * 3
 
 
 def test_every_image_is_shown_once_with_its_errors(page: str) -> None:

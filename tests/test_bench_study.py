@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import recipe_of
 
-from adapt.architecture import mobilenet_v2
 from adapt.cost.units import detector_units, madds
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
@@ -16,6 +15,7 @@ from adapt.detector.file import read_detector_info
 from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
 from adapt.errors import AdaptError
 from adapt.progress import silent
+from adapt.sources import mobilenet_v2
 from bench.acceptance.meet import TOLERANCE, BudgetMeter, Met, closest_factor
 from bench.acceptance.scaling import Sized, scaled
 from bench.costs.selection import Shard

@@ -15,8 +15,9 @@ import torch
 from core_parts import TINY_SPACE
 from typer.testing import CliRunner, Result
 
-from adapt.architecture import Architecture, Block, mobilenet_v2
+from adapt.architecture import Architecture, Block
 from adapt.data.coco import CocoSplit
+from adapt.sources import mobilenet_v2
 from adapt.space import Operation
 from bench.latency.timing import Protocol
 from cli import app

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapt.architecture import mobilenet_v2
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
 from adapt.network.weights import find_local_weights
+from adapt.sources import mobilenet_v2
 from bench.networks.evaluation import evaluate_artifact
 from export.deploy import Deployment, deploy
 from export.engine.configure import BuildOptions

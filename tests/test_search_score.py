@@ -10,7 +10,7 @@ import torch
 from conftest import recipe_of
 from core_parts import tiny
 
-from adapt.architecture import Architecture, Block, Choices, mobilenet_v2
+from adapt.architecture import Architecture, Block, Choices
 from adapt.cost.units import madds
 from adapt.data.coco import CocoSplit
 from adapt.data.dataset import DetectionDataset
@@ -19,6 +19,7 @@ from adapt.detector.file import DetectorInfo, save_detector
 from adapt.detector.statistics import recalibrate_network
 from adapt.errors import AdaptError
 from adapt.mapping.activations import batched, unlabelled
+from adapt.sources import mobilenet_v2
 from adapt.space import SKIP, Operation
 from search.derive.derive import derive, derive_front
 from search.derive.finished import SearchFiles

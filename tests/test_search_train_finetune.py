@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adapt.architecture import mobilenet_v2
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo, load_detector, read_detector_info
 from adapt.errors import AdaptError
 from adapt.network.weights import PUBLISHED
+from adapt.sources import mobilenet_v2
 from search.recipe.joint import Setting
 from search.recipe.recipe import Recipe
 from search.recipe.schedule import Schedule

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapt.architecture import mobilenet_v2
 from adapt.data.coco import CocoSplit
 from adapt.detector.file import DetectorInfo, load_detector, save_detector
 from adapt.mapping.pretrained import MappingMode
@@ -14,6 +13,7 @@ from adapt.network.backbone import Backbone
 from adapt.network.mixed import SharedBlock
 from adapt.network.operations import MBConv
 from adapt.network.weights import PUBLISHED, source_backbone
+from adapt.sources import mobilenet_v2
 from search.recipe.recipe import Recipe, SpaceRecipe
 from search.supernet.bilevel import build_supernet
 from search.train.finetune import initial_detector

@@ -6,21 +6,22 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from adapt.architecture import shape_of, source_of
+from adapt.architecture import shape_of
 from adapt.cost.expectation import CostFunction, CostModel
 from adapt.cost.units import (
     P6,
     Lateral,
-    MBConvUnit,
+    OperationUnit,
     Unit,
     block_resolutions,
     detector_units,
-    first_unit,
+    fixed_units,
+    operation_unit,
     rest_unit,
-    stem_unit,
 )
 from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig
+from adapt.sources import source_of
 from adapt.space import SKIP, Operation, SearchSpace
 from adapt.traits import traits_of
 
@@ -66,11 +67,7 @@ class DetectorSpace:
             cost: Cost of a unit: :func:`adapt.cost.units.madds`, or
                 :meth:`adapt.cost.table.CostTable.lookup`.
         """
-        fixed = (
-            stem_unit(self.space, self.size),
-            first_unit(self.space, self.size),
-            rest_unit(self.detector, self.size),
-        )
+        fixed = [*fixed_units(self.space, self.size), rest_unit(self.detector, self.size)]
         blocks = range(len(self.space.blocks))
         return CostModel(
             fixed=sum(cost(unit) for unit in fixed),
@@ -81,7 +78,7 @@ class DetectorSpace:
 
     @cached_property
     def _resolutions(self) -> list[tuple[int, int]]:
-        return block_resolutions([block.stride for block in self.space.blocks], self.size)
+        return block_resolutions(self.space, self.size)
 
     def _first_costs(self, number: int, cost: CostFunction) -> Tensor:
         """Return Tensor[I, K, O], the first operation of a block."""
@@ -100,16 +97,16 @@ class DetectorSpace:
             dtype=torch.float64,
         )
 
-    def _first_operation(self, number: int, c_in: int, c_out: int, op: Operation) -> MBConvUnit:
+    def _first_operation(self, number: int, c_in: int, c_out: int, op: Operation) -> OperationUnit:
         shape = shape_of(
             op,
             c_in,
             c_out,
             stride=self.space.blocks[number].stride,
             residual=False,
-            activation=traits_of(self.space.source).activation(number),
+            traits=traits_of(self.space.source).operations(number),
         )
-        return MBConvUnit.at(shape, self._resolutions[number])
+        return operation_unit(shape, self._resolutions[number])
 
     def _later_costs(self, number: int, cost: CostFunction) -> Tensor:
         """Return Tensor[K, O], any other operation of a block: they all have the same shape."""
@@ -127,10 +124,10 @@ class DetectorSpace:
             dtype=torch.float64,
         )
 
-    def _later_operation(self, number: int, width: int, op: Operation) -> MBConvUnit:
-        activation = traits_of(self.space.source).activation(number)
-        shape = shape_of(op, width, width, stride=1, residual=True, activation=activation)
-        return MBConvUnit.at(shape, self._resolutions[number + 1])
+    def _later_operation(self, number: int, width: int, op: Operation) -> OperationUnit:
+        traits = traits_of(self.space.source).operations(number)
+        shape = shape_of(op, width, width, stride=1, residual=True, traits=traits)
+        return operation_unit(shape, self._resolutions[number + 1])
 
     def _tap_costs(self, number: int, cost: CostFunction) -> Tensor:
         """Return Tensor[K], the convolutions of the pyramid that read a block's output."""

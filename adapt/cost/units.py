@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
-from adapt.architecture import Architecture, MBConvShape, first_shape
+from adapt.architecture import Architecture, BottleneckShape, MBConvShape, Shape, first_shape
 from adapt.artifacts import LATER, identity
 from adapt.data.images import InputSize
 from adapt.detector.faster_rcnn import POOLED, most_proposals
@@ -21,12 +21,23 @@ from adapt.traits import Activation, traits_of
 
 @dataclass(frozen=True)
 class Stem:
-    """3x3 convolution with stride 2 on a ``height`` x ``width`` image, BatchNorm, activation."""
+    """Convolution with stride 2 on a ``height`` x ``width`` image, BatchNorm, activation.
+
+    3x3 max pooling with stride 2 follows if it is ``pooled``.
+    """
 
     c_out: int
     height: int
     width: int
     activation: Activation = field(default="relu6", kw_only=True, metadata=LATER)
+    kernel: int = field(default=3, kw_only=True, metadata=LATER)
+    pooled: bool = field(default=False, kw_only=True, metadata=LATER)
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """(height, width) of its output."""
+        height, width = halve(self.height), halve(self.width)
+        return (halve(height), halve(width)) if self.pooled else (height, width)
 
 
 @dataclass(frozen=True)
@@ -36,11 +47,24 @@ class MBConvUnit(MBConvShape):
     height: int
     width: int
 
-    @classmethod
-    def at(cls, shape: MBConvShape, resolution: tuple[int, int]) -> "MBConvUnit":
-        """Return the unit of a shape at an input resolution (height, width)."""
-        height, width = resolution
-        return cls(**asdict(shape), height=height, width=width)
+
+@dataclass(frozen=True)
+class BottleneckUnit(BottleneckShape):
+    """One bottleneck at an input resolution of ``height`` x ``width``."""
+
+    height: int
+    width: int
+
+
+OperationUnit = MBConvUnit | BottleneckUnit
+
+
+def operation_unit(shape: Shape, resolution: tuple[int, int]) -> OperationUnit:
+    """Return the unit of an operation's shape at an input resolution (height, width)."""
+    height, width = resolution
+    if isinstance(shape, BottleneckShape):
+        return BottleneckUnit(**asdict(shape), height=height, width=width)
+    return MBConvUnit(**asdict(shape), height=height, width=width)
 
 
 @dataclass(frozen=True)
@@ -117,7 +141,7 @@ class Boundary:
     width: int
 
 
-Unit = Stem | MBConvUnit | Lateral | P6 | Rest
+Unit = Stem | OperationUnit | Lateral | P6 | Rest
 Measurable = Unit | Boundary
 
 
@@ -143,10 +167,12 @@ def parse_key(key: str) -> Measurable:
     """
     kind, *texts = key.split()
     values = dict(text.split("=", 1) for text in texts)
-    for unit_class in (Stem, MBConvUnit, Lateral, P6, Rest, Boundary):
+    for unit_class in get_args(Measurable):
         if _kind(unit_class) == kind:
             types: dict[str, Any] = {field.name: field.type for field in fields(unit_class)}
-            return unit_class(**{name: _parsed(types[name], text) for name, text in values.items()})
+            parsed = {name: _parsed(types[name], text) for name, text in values.items()}
+            unit: Measurable = unit_class(**parsed)
+            return unit
     raise ValueError(f"no unit has the key {key!r}")
 
 
@@ -166,10 +192,10 @@ def boundaries(unit: Unit) -> list[Boundary]:
     """Return the feature maps where a unit meets others: its inputs, then its output."""
     match unit:
         case Stem():
-            return [Boundary(unit.c_out, halve(unit.height), halve(unit.width))]
-        case MBConvUnit(stride=1) | Lateral():
+            return [Boundary(unit.c_out, *unit.out)]
+        case MBConvUnit(stride=1) | BottleneckUnit(stride=1) | Lateral():
             out = unit.height, unit.width
-        case MBConvUnit() | P6():
+        case MBConvUnit() | BottleneckUnit() | P6():
             out = halve(unit.height), halve(unit.width)
         case Rest():
             return [Boundary(unit.fpn_width, *level) for level in unit.reads]
@@ -181,15 +207,18 @@ def halve(length: int) -> int:
     return (length + 1) // 2
 
 
-def stem_unit(network: Architecture | SearchSpace, size: InputSize) -> Stem:
-    """Return the stem."""
-    activation = traits_of(network.source).stem
-    return Stem(network.stem_width, size.height, size.width, activation=activation)
-
-
-def first_unit(network: Architecture | SearchSpace, size: InputSize) -> MBConvUnit:
-    """Return the fixed first block."""
-    return MBConvUnit.at(first_shape(network), (halve(size.height), halve(size.width)))
+def fixed_units(network: Architecture | SearchSpace, size: InputSize) -> list[Unit]:
+    """Return what no search changes before the blocks: the stem, and the first block if any."""
+    traits, shape = traits_of(network.source), first_shape(network)
+    stem = Stem(
+        network.stem_width,
+        size.height,
+        size.width,
+        activation=traits.stem,
+        kernel=traits.stem_kernel,
+        pooled=traits.pooled,
+    )
+    return [stem, operation_unit(shape, stem.out)] if shape else [stem]
 
 
 def rest_unit(detector: DetectorConfig, size: InputSize) -> Rest:
@@ -197,12 +226,15 @@ def rest_unit(detector: DetectorConfig, size: InputSize) -> Rest:
     return Rest(**detector.to_dict(), height=size.height, width=size.width)
 
 
-def block_resolutions(strides: list[int], size: InputSize) -> list[tuple[int, int]]:
+def block_resolutions(
+    network: Architecture | SearchSpace, size: InputSize
+) -> list[tuple[int, int]]:
     """Return (height, width) at each block's input, and last the output of the last block."""
-    height, width = halve(size.height), halve(size.width)
+    *_, before = (boundaries(unit)[-1] for unit in fixed_units(network, size))
+    height, width = before.height, before.width
     resolutions = [(height, width)]
-    for stride in strides:
-        if stride == 2:
+    for block in network.blocks:
+        if block.stride == 2:
             height, width = halve(height), halve(width)
         resolutions.append((height, width))
     return resolutions
@@ -212,12 +244,11 @@ def detector_units(
     architecture: Architecture, detector: DetectorConfig, size: InputSize
 ) -> Iterator[Unit]:
     """Yield every unit of a detector, in the order of the data flow."""
-    yield stem_unit(architecture, size)
-    yield first_unit(architecture, size)
-    resolutions = block_resolutions([b.stride for b in architecture.blocks], size)
+    yield from fixed_units(architecture, size)
+    resolutions = block_resolutions(architecture, size)
     for number, shapes in enumerate(architecture.layers()):
         for position, shape in enumerate(shapes):
-            yield MBConvUnit.at(shape, resolutions[number if position == 0 else number + 1])
+            yield operation_unit(shape, resolutions[number if position == 0 else number + 1])
     taps = zip(architecture.taps, architecture.tap_widths, strict=True)
     for tap, c_in in list(taps)[detector.unread_taps :]:
         yield Lateral(c_in, detector.fpn_width, *resolutions[tap])
@@ -234,9 +265,11 @@ def madds(unit: Unit) -> float:
     """
     match unit:
         case Stem():
-            return _conv(3, unit.c_out, 3, (halve(unit.height), halve(unit.width)))
+            return _conv(3, unit.c_out, unit.kernel, (halve(unit.height), halve(unit.width)))
         case MBConvUnit():
             return _mbconv(unit)
+        case BottleneckUnit():
+            return _bottleneck(unit)
         case Lateral():
             return _conv(unit.c_in, unit.c_out, 1, (unit.height, unit.width), bias=True)
         case P6():
@@ -251,15 +284,27 @@ def _conv(c_in: int, c_out: int, kernel: int, out: tuple[int, int], *, bias: boo
 
 
 def _mbconv(unit: MBConvUnit) -> int:
-    hidden, into = unit.hidden, (unit.height, unit.width)
-    out = (halve(into[0]), halve(into[1])) if unit.stride == 2 else into
-    expand = _conv(unit.c_in, hidden, 1, into) if unit.expansion != 1 else 0
+    hidden, into, out = unit.hidden, (unit.height, unit.width), _out(unit)
+    expand = _conv(unit.c_in, hidden, 1, into) if unit.expands else 0
     depthwise = _conv(1, hidden, unit.kernel, out)
     se = 0
     if unit.se:
         se = _conv(hidden, unit.squeezed, 1, (1, 1), bias=True)
         se += _conv(unit.squeezed, hidden, 1, (1, 1), bias=True)
     return expand + depthwise + se + _conv(hidden, unit.c_out, 1, out)
+
+
+def _bottleneck(unit: BottleneckUnit) -> int:
+    hidden, out = unit.hidden, _out(unit)
+    reduce = _conv(unit.c_in, hidden, 1, (unit.height, unit.width))
+    shortcut = 0 if unit.residual else _conv(unit.c_in, unit.c_out, 1, out)
+    middle = _conv(hidden, hidden, unit.kernel, out)
+    return reduce + middle + _conv(hidden, unit.c_out, 1, out) + shortcut
+
+
+def _out(unit: OperationUnit) -> tuple[int, int]:
+    end = boundaries(unit)[-1]
+    return end.height, end.width
 
 
 def pyramid_sizes(height: int, width: int, finest_level: int = 3) -> list[tuple[int, int]]:

@@ -110,7 +110,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Passed:
-    """What one operation passes on.
+    """What one MBConv passes on.
 
     Attributes:
         hidden: Of what its projection reads.
@@ -123,7 +123,7 @@ class Passed:
 
 @torch.no_grad()
 def passed_on(backbone: Backbone, images: Iterable[Tensor]) -> dict[MBConv, Passed]:
-    """Measure what every operation of the blocks passes on.
+    """Measure what every MBConv of the blocks passes on.
 
     Args:
         backbone: In evaluation mode.
@@ -133,6 +133,7 @@ def passed_on(backbone: Backbone, images: Iterable[Tensor]) -> dict[MBConv, Pass
         op: Passed(Spread(), Moments(op.shape.c_out))
         for block in operations_of(backbone)
         for _, op in block
+        if isinstance(op, MBConv)
     }
     dtype = next(backbone.parameters()).dtype
     for image in images:

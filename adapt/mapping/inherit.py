@@ -12,7 +12,7 @@ from adapt.architecture import Choices
 from adapt.detector.retinanet import DetectorConfig, build_detector
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import MixedBlock
-from adapt.network.operations import MBConv, hidden_reach, squeezed_reach
+from adapt.network.operations import Bottleneck, ConvOperation, hidden_reach, squeezed_reach
 from adapt.network.supernet import Supernet
 
 
@@ -56,7 +56,7 @@ def inherit_detector(source: RetinaNet, choices: Choices, config: DetectorConfig
 def _inherit_blocks(supernet: Supernet, body: Backbone, choices: Choices) -> list[Tensor]:
     """Fill all blocks; return the factors of each one's output that its readers have to fold."""
     _, probabilities = supernet.probabilities()
-    layers = iter(cast("list[MBConv]", list(body.features)[2:]))
+    layers = iter(cast("list[ConvOperation]", list(body.features)[2:]))
     factors = torch.ones(supernet.space.first_width)
     reach: Tensor | None = None
     block_factors = []
@@ -66,9 +66,10 @@ def _inherit_blocks(supernet: Supernet, body: Backbone, choices: Choices) -> lis
         assert isinstance(block, MixedBlock)
         gates, gated_reach = block.factors(p), block.reach(p)
         op_gates = gates if block.gates_operations else torch.ones_like(gates)
+        reach = block.first_reach(reach, p)
         for mixed, index in zip(block.chain(width), ops, strict=True):
             op = mixed.ops[index]
-            if isinstance(op, MBConv):
+            if isinstance(op, ConvOperation):
                 copy_operation(op, next(layers), factors, reach)
                 factors, reach = op_gates, gated_reach if block.gates_operations else None
             else:  # the output of a skip is gated as well
@@ -80,38 +81,44 @@ def _inherit_blocks(supernet: Supernet, body: Backbone, choices: Choices) -> lis
 
 @torch.no_grad()
 def copy_operation(
-    source: MBConv, target: MBConv, factors: Tensor, reach: Tensor | None = None
+    source: ConvOperation, target: ConvOperation, factors: Tensor, reach: Tensor | None = None
 ) -> None:
     """Copy the first channels of an operation that differs in its widths alone.
 
     Args:
         source: The wide operation.
         target: The narrow one.
-        factors: Tensor[c_in], gates of the input in the supernet, folded into the first weight.
-        reach: Tensor[c_in], by which the supernet multiplies hidden channels, folded into the last
-            weight, and into those of squeeze-excitation; see :meth:`MBConv.branch`.
+        factors: Tensor[c_in], gates of the input in the supernet, folded into the weights that read
+            it.
+        reach: By which the supernet multiplies hidden channels, folded into the weights that read
+            them, and into those of squeeze-excitation; see :meth:`MBConv.branch` and
+            :meth:`Bottleneck.branch`.
     """
-    from_convs, to_convs = _convs(source), _convs(target)
-    for from_conv, to_conv in zip(from_convs, to_convs, strict=True):
+    for from_conv, to_conv in zip(_convs(source), _convs(target), strict=True):
         out, into = to_conv.weight.shape[:2]
         to_conv.weight.copy_(from_conv.weight[:out, :into])
         if to_conv.bias is not None and from_conv.bias is not None:
             to_conv.bias.copy_(from_conv.bias[:out])
-    shape = target.shape
-    first, factors = to_convs[0], factors[: shape.c_in]
-    # A depthwise convolution has its input channels on the axis of its output channels.
-    first.weight.mul_(factors.view((1, -1, 1, 1) if first.groups == 1 else (-1, 1, 1, 1)))
-    if reach is not None:
-        hidden = hidden_reach(shape, reach[: shape.c_in]).view(1, -1, 1, 1)
-        to_convs[-1].weight.mul_(hidden)
+    shape, factors = target.shape, factors[: target.shape.c_in]
+    for first in target.input_readers():
+        # A depthwise convolution has its input channels on the axis of its output channels.
+        first.weight.mul_(factors.view((1, -1, 1, 1) if first.groups == 1 else (-1, 1, 1, 1)))
+    if reach is None:
+        return
+    if isinstance(target, Bottleneck):
+        hidden = hidden_reach(shape, reach[: shape.c_out])
+    else:
+        hidden = hidden_reach(shape, reach[: shape.c_in])
         for module in target.modules():
             if isinstance(module, SqueezeExcitation):
-                module.fc1.weight.mul_(hidden)
-                squeezed = squeezed_reach(shape, reach[: shape.c_in])
+                module.fc1.weight.mul_(hidden.view(1, -1, 1, 1))
+                squeezed = squeezed_reach(target.shape, reach[: shape.c_in])
                 module.fc2.weight.mul_(squeezed.view(1, -1, 1, 1))
+    for conv in target.hidden_readers():
+        conv.weight.mul_(hidden.view(1, -1, 1, 1))
 
 
-def _convs(op: MBConv) -> list[nn.Conv2d]:
+def _convs(op: ConvOperation) -> list[nn.Conv2d]:
     return [module for module in op.modules() if isinstance(module, nn.Conv2d)]
 
 

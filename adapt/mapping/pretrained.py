@@ -17,8 +17,9 @@ from adapt.architecture import Architecture
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import MixedBlock
-from adapt.network.operations import MBConv
+from adapt.network.operations import Bottleneck, ConvOperation, MBConv
 from adapt.network.supernet import Supernet
+from adapt.traits import traits_of
 
 SATURATED = 3.0  # where hardsigmoid becomes 1
 MappingMode = Literal["paper", "identity", "principal", "refit"]
@@ -90,8 +91,24 @@ class Mapper:
             if target.num_batches_tracked is not None and source.num_batches_tracked is not None:
                 target.num_batches_tracked.copy_(source.num_batches_tracked)
 
-    def mbconv(self, name: str, source: MBConv, target: MBConv) -> None:
-        """Map an MBConv: expansion (first hidden channels), kernel (centred), channels (first)."""
+    def operation(self, name: str, source: ConvOperation, target: ConvOperation) -> None:
+        """Map an operation: expansion (first hidden channels), kernel (centred), channels (first).
+
+        A bottleneck has a projected shortcut if it is the first of its block, and so has what is
+        mapped onto it.
+        """
+        self._chain(f"{name}.conv", source.conv, target.conv)
+        if isinstance(source, Bottleneck) and isinstance(target, Bottleneck):
+            if not target.shape.residual:
+                self._chain(f"{name}.shortcut", source.shortcut, target.shortcut)
+        elif isinstance(source, MBConv) and isinstance(target, MBConv):
+            if target.shape.expansion > source.shape.expansion == 1:
+                self._surplus_expansion(f"{name}.conv", target.conv)
+            for layer, to_se in _excitations(target.conv):
+                of = _excitations(source.conv)
+                self._excitation(f"{name}.conv.{layer}", of[0][1] if of else None, to_se)
+
+    def _chain(self, name: str, source: nn.Module, target: nn.Module) -> None:
         # Paired from the end: an MBConv without expansion has no first convolution.
         convs = zip(reversed(_convs(source)), reversed(_convs(target)), strict=False)
         for (_, from_conv), (layer, to_conv) in convs:
@@ -99,11 +116,6 @@ class Mapper:
         norms = zip(reversed(_norms(source)), reversed(_norms(target)), strict=False)
         for (_, from_norm), (layer, to_norm) in norms:
             self.norm(f"{name}.{layer}", from_norm, to_norm)
-        if target.shape.expansion > source.shape.expansion == 1:
-            self._surplus_expansion(name, target)
-        for layer, to_se in _excitations(target):
-            of = _excitations(source)
-            self._excitation(f"{name}.{layer}", of[0][1] if of else None, to_se)
 
     @torch.no_grad()
     def _excitation(
@@ -121,7 +133,7 @@ class Mapper:
             assert target.fc2.bias is not None
             target.fc2.bias.fill_(SATURATED)
 
-    def _surplus_expansion(self, name: str, target: MBConv) -> None:
+    def _surplus_expansion(self, name: str, target: nn.Module) -> None:
         """Fill the expansion layer of an MBConv whose source has none: all of it is surplus."""
         layer, conv = _convs(target)[0]
         self.copy(f"{name}.{layer}.weight", conv.weight[:0, :0], conv.weight)
@@ -136,7 +148,7 @@ class Mapper:
 
 
 def _convs(module: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    """Return the convolutions of an MBConv, without those of squeeze-excitation."""
+    """Return the convolutions of a module, without those of squeeze-excitation."""
     named = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
     inside = {m for _, se in _excitations(module) for m in (se.fc1, se.fc2)}
     return [(n, m) for n, m in named if m not in inside]
@@ -204,26 +216,26 @@ def map_backbone(
     for block, ops in enumerate(operations_of(target)):
         for position, (name, op) in enumerate(ops):
             _, from_op = sources[block][min(position, len(sources[block]) - 1)]
-            mapper.mbconv(name, from_op, op)
+            mapper.operation(name, from_op, op)
             if mode == "identity" and position >= len(sources[block]):
                 silence(op)
     return mapper.report
 
 
-def operations_of(backbone: Backbone) -> list[list[tuple[str, MBConv]]]:
-    """Return (name, MBConv) of every operation, by block."""
+def operations_of(backbone: Backbone) -> list[list[tuple[str, ConvOperation]]]:
+    """Return (name, module) of every operation, by block."""
     starts = [2, *(end + 1 for end in backbone.block_ends)]
     blocks = []
     for start, end in zip(starts, backbone.block_ends, strict=False):
         named = [(f"features.{i}", backbone.features[i]) for i in range(start, end + 1)]
-        blocks.append([(name, op) for name, op in named if isinstance(op, MBConv)])
+        blocks.append([(name, op) for name, op in named if isinstance(op, ConvOperation)])
     return blocks
 
 
 @torch.no_grad()
-def silence(op: MBConv) -> None:
+def silence(op: ConvOperation) -> None:
     """Make a residual operation contribute zero."""
-    _, last = _norms(op)[-1]
+    _, last = _norms(op.conv)[-1]
     last.weight.zero_()
     last.bias.zero_()
 
@@ -245,6 +257,7 @@ def _check_fixed_layers(
 
 
 def _check_contains(target: Backbone, source: Backbone) -> None:
+    always_expands = traits_of(source.architecture.source).form == "bottleneck"
     pairs = zip(target.architecture.blocks, source.architecture.blocks, strict=True)
     for number, (to, of) in enumerate(pairs, start=1):
         enough = (
@@ -254,7 +267,7 @@ def _check_contains(target: Backbone, source: Backbone) -> None:
             and all(
                 a.kernel >= b.kernel
                 and a.expansion >= b.expansion
-                and (a.expansion == 1) == (b.expansion == 1)
+                and (always_expands or (a.expansion == 1) == (b.expansion == 1))
                 and a.se >= b.se
                 for a, b in zip(to.ops, of.ops, strict=False)
             )
@@ -293,15 +306,15 @@ def map_supernet(
     for number, block in enumerate(target.blocks):
         for position, name, op in _candidates(block):
             _, from_op = sources[number][min(position, len(sources[number]) - 1)]
-            mapper.mbconv(f"blocks.{number}.{name}", from_op, op)
+            mapper.operation(f"blocks.{number}.{name}", from_op, op)
     return mapper.report
 
 
-def _candidates(block: nn.Module) -> Iterator[tuple[int, str, MBConv]]:
-    """Yield (position, name, MBConv) of every candidate of a mixed block."""
+def _candidates(block: nn.Module) -> Iterator[tuple[int, str, ConvOperation]]:
+    """Yield (position, name, module) of every candidate of a mixed block but skips."""
     assert isinstance(block, MixedBlock)
     for number, chain in enumerate(block.chains()):
         for position, mixed in enumerate(chain):
             for index, op in enumerate(mixed.ops):
-                if isinstance(op, MBConv):
+                if isinstance(op, ConvOperation):
                     yield position, f"{number}.{position}.{index}", op

@@ -6,7 +6,7 @@ axes are the principal ones of what the operations pass on, by falling variance,
 (arXiv 2401.15024) does for transformers. Hidden channels lie between activations and can only be
 sorted: by the variance that they contribute. Those inside of squeeze-excitation are sorted by their
 weights. The function stays the same, the mapping of :mod:`adapt.mapping.pretrained` then keeps much
-more of it.
+more of it. A source of bottlenecks has no axes to rotate, see :mod:`adapt.mapping.bottlenecks`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,17 +19,20 @@ from torchvision.models.detection import RetinaNet
 from torchvision.ops import SqueezeExcitation
 
 from adapt.mapping.activations import Passed, passed_on
+from adapt.mapping.bottlenecks import sort_bottlenecks
+from adapt.mapping.layers import matrix, projection, reorder, reorder_input, scale_and_shift
 from adapt.mapping.pretrained import operations_of
 from adapt.network.backbone import Backbone
 from adapt.network.operations import MBConv
+from adapt.traits import traits_of
 
 
 @torch.no_grad()
 def principal_source(source: Backbone, images: Iterable[Tensor]) -> Backbone:
     """Return a backbone of the same function whose channels are sorted by what they pass on.
 
-    The taps' channels are rotated: what reads them, such as a trained pyramid, does not fit any
-    more. Stem and first block are the same, as no search touches them.
+    The taps' channels are rotated, those of bottlenecks sorted: what reads them, such as a trained
+    pyramid, does not fit any more. Stem and first block are the same, as no search touches them.
 
     Args:
         source: Backbone with trained parameters; it is not changed.
@@ -65,9 +68,12 @@ def principal_detector(detector: RetinaNet, images: Iterable[Tensor]) -> RetinaN
 def _rotated(source: Backbone, images: Iterable[Tensor]) -> tuple[Backbone, list[Tensor]]:
     """Return the backbone in its principal axes, and Tensor[C, C] of every block, as columns."""
     rotated = deepcopy(source).eval()
+    if traits_of(source.architecture.source).form == "bottleneck":
+        orders = sort_bottlenecks(rotated, images)
+        return rotated, [_permutation(order) for order in orders]
     passed = passed_on(rotated, images)
     bases = []
-    blocks = [[op for _, op in block] for block in operations_of(rotated)]
+    blocks = [[op for _, op in block if isinstance(op, MBConv)] for block in operations_of(rotated)]
     for block, following in pairwise([*blocks, []]):
         readers = [*block[1:], *following[:1]]
         basis = _basis(sum_of_covariances(block, passed), readers)
@@ -76,7 +82,7 @@ def _rotated(source: Backbone, images: Iterable[Tensor]) -> tuple[Backbone, list
             _rotate_output(op, basis, passed[op])
         for reader in readers:
             _rotate_input(reader, basis)
-    for op in (op for block in blocks for op in block if op.shape.expansion != 1):
+    for op in (op for block in blocks for op in block if op.shape.expands):
         _sort_hidden(op, passed[op])
     return rotated, bases
 
@@ -88,14 +94,18 @@ def sum_of_covariances(block: Sequence[MBConv], passed: dict[MBConv, Passed]) ->
 
 def _basis(covariance: Tensor, readers: Sequence[MBConv]) -> Tensor:
     """Return Tensor[C, C], the new axes as columns, by falling variance."""
-    if any(reader.shape.expansion == 1 for reader in readers):
+    if not all(reader.shape.expands for reader in readers):
         # Its depthwise convolution reads the channels one by one: they can only be sorted.
-        order = covariance.diagonal().argsort(descending=True, stable=True)
-        return torch.eye(len(covariance), dtype=covariance.dtype)[:, order]
+        return _permutation(covariance.diagonal().argsort(descending=True, stable=True))
     axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     signed: Tensor = axes * largest.sign()  # of the two directions of an axis always the same
     return signed
+
+
+def _permutation(order: Tensor) -> Tensor:
+    """Return Tensor[C, C], the axes that come in another order, as columns."""
+    return torch.eye(len(order), dtype=torch.float64)[:, order]
 
 
 def _rotate_output(op: MBConv, basis: Tensor, passed: Passed) -> None:
@@ -120,10 +130,10 @@ def _rotate_output(op: MBConv, basis: Tensor, passed: Passed) -> None:
 
 def _rotate_input(op: MBConv, basis: Tensor) -> None:
     """Let the operation read rotated channels as it read those before."""
-    if op.shape.expansion == 1:
+    if not op.shape.expands:
         _reorder_hidden(op, basis.argmax(0))
         return
-    expand = next(module for module in op.modules() if isinstance(module, nn.Conv2d))
+    (expand,) = op.input_readers()
     expand.weight.copy_((matrix(expand) @ basis)[:, :, None, None])
 
 
@@ -144,44 +154,16 @@ def _reorder_hidden(op: MBConv, order: Tensor) -> None:
             continue
         for module in layer.modules():
             if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-                _reorder(module, order)
+                reorder(module, order)
     assert isinstance(project, nn.Conv2d)
-    project.weight.copy_(project.weight[:, order])
-
-
-def _reorder(module: nn.Module, order: Tensor) -> None:
-    """Reorder what a layer writes."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.dim():  # all but the number of batches
-            tensor.copy_(tensor[order])
+    reorder_input(project, order)
 
 
 def _reorder_excitation(layer: SqueezeExcitation, order: Tensor) -> None:
     """Reorder the channels that are weighed; those inside come by falling weight."""
-    layer.fc1.weight.copy_(layer.fc1.weight[:, order])
-    _reorder(layer.fc2, order)
+    reorder_input(layer.fc1, order)
+    reorder(layer.fc2, order)
     strength = layer.fc1.weight.flatten(1).norm(dim=1) * layer.fc2.weight.flatten(1).norm(dim=0)
     inside = strength.argsort(descending=True, stable=True)
-    _reorder(layer.fc1, inside)
-    layer.fc2.weight.copy_(layer.fc2.weight[:, inside])
-
-
-def projection(op: MBConv) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """Return the last convolution of an operation, and the BatchNorm after it."""
-    project, norm = op.conv[-2], op.conv[-1]
-    assert isinstance(project, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    return project, norm
-
-
-def matrix(conv: nn.Conv2d) -> Tensor:
-    """Return the weight of a 1x1 convolution, Tensor[out, in] in double precision."""
-    return conv.weight.double().flatten(1)
-
-
-def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return what a BatchNorm multiplies by and then adds in evaluation mode, Tensor[C] each."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    return scale, norm.bias.double() - scale * norm.running_mean.double()
+    reorder(layer.fc1, inside)
+    reorder_input(layer.fc2, inside)

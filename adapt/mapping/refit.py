@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
 from adapt.mapping.activations import Moments, Spread
+from adapt.mapping.layers import matrix, projection, scale_and_shift
 from adapt.mapping.pretrained import operations_of
-from adapt.mapping.principal import matrix, projection, scale_and_shift
 from adapt.network.backbone import Backbone
-from adapt.network.operations import MBConv
+from adapt.network.operations import Bottleneck, ConvOperation
 
 RIDGE = 0.1  # of the mean variance of hidden channels; 0.01 loses as little, 1 somewhat more
 CHECKED = 4  # every fourth image decides which fit is taken, and takes no part in it
@@ -28,7 +28,8 @@ def refit(source: Backbone, target: Backbone, images: Iterable[Tensor]) -> None:
     """Fit the projections of a mapped backbone to the source, in place.
 
     The output of an operation should bring its block's channels to what the source has there after
-    as many operations; that of the last one to what the source's block ends with. Three fits are
+    as many operations; that of the last one to what the source's block ends with. Where an
+    activation follows, both are what comes before it. Three fits are
     tried, each more daring: the copied weight with BatchNorm statistics of the images, a factor per
     output channel, and all weights by ridge regression around that. From the first operation that
     was not copied whole, BatchNorms get the statistics of the images.
@@ -45,36 +46,36 @@ def refit(source: Backbone, target: Backbone, images: Iterable[Tensor]) -> None:
         for position, (_, op) in enumerate(of_target):
             last = position == len(of_target) - 1
             for _, passed in of_source[position : len(of_source) if last else position + 1]:
-                wanted = [passed(x) for x in wanted]
+                goals = [passed.summed(x, passed.branch(x)) for x in wanted]
+                wanted = [passed.finished(goal.clone()) for goal in goals]
             # As long as everything was copied, there is nothing to make up for.
             whole &= len(of_source) == len(of_target) and op.shape == of_source[position][1].shape
             if not whole:
-                _fit(op, inputs, wanted)
+                _fit(op, inputs, goals)
             inputs = [op(x) for x in inputs]
 
 
-def _fit(op: MBConv, inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+def _fit(op: ConvOperation, inputs: Sequence[Tensor], goals: Sequence[Tensor]) -> None:
     layers = list(op.conv)[:-2]
     for number, layer in enumerate(layers):
         if isinstance(layer, SqueezeExcitation):  # has no BatchNorm
             continue
         assert isinstance(layer, nn.Sequential)
-        convolved = nn.Sequential(*layers[:number], layer[0])
-        spread = Spread()
-        for x in inputs:
-            spread.add(convolved(x))
-        _normalise(layer[1], spread.mean, spread.variance)
+        _measure(layer[1], nn.Sequential(*layers[:number], layer[0]), inputs)
+    if isinstance(op, Bottleneck) and isinstance(op.shortcut, nn.Sequential):
+        _measure(op.shortcut[1], op.shortcut[0], inputs)
     hidden = nn.Sequential(*layers)
-    width, channels = op.shape.hidden, min(op.shape.c_out, wanted[0].shape[1])
+    width, channels = op.shape.hidden, min(op.shape.c_out, goals[0].shape[1])
     fitted, checked = Moments(width + channels), Moments(width + channels)
-    for number, (x, goal) in enumerate(zip(inputs, wanted, strict=True)):
-        missing = goal[:, :channels] - x[:, :channels] if op.shape.residual else goal[:, :channels]
+    for number, (x, goal) in enumerate(zip(inputs, goals, strict=True)):
+        beside = op.summed(x, torch.zeros_like(goal[:, :1]))  # what the projection is added to
+        missing = goal[:, :channels] - beside[:, :channels]
         moments = checked if number % CHECKED == CHECKED - 1 else fitted
         moments.add(torch.cat([hidden(x), missing], dim=1))
     _write(op, fitted, checked if len(inputs) >= CHECKED else fitted, width, channels)
 
 
-def _write(op: MBConv, fitted: Moments, checked: Moments, width: int, channels: int) -> None:
+def _write(op: ConvOperation, fitted: Moments, checked: Moments, width: int, channels: int) -> None:
     """Give the projection the best weight, and its BatchNorm the statistics that go with it."""
     project, norm = projection(op)
     gram, mean = fitted.covariance[:width, :width], fitted.mean
@@ -123,6 +124,14 @@ def _error(weight: Tensor, moments: Moments) -> float:
 def _variance(weight: Tensor, gram: Tensor) -> Tensor:
     """Return Tensor[C], the variance of every output of a weight, Tensor[C, hidden]."""
     return ((weight @ gram) * weight).sum(1).clamp_min(0)
+
+
+def _measure(norm: nn.Module, convolved: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Give a BatchNorm the statistics of what it reads."""
+    spread = Spread()
+    for x in inputs:
+        spread.add(convolved(x))
+    _normalise(norm, spread.mean, spread.variance)
 
 
 def _normalise(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:

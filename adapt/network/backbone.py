@@ -4,9 +4,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from adapt.architecture import Architecture, first_shape
-from adapt.network.operations import MBConv, set_norm_eps, stem
-from adapt.traits import traits_of
+from adapt.architecture import Architecture
+from adapt.network.operations import conv_operation, fixed_layers, set_norm_eps
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of red, green and blue from 0 to 1
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -15,20 +14,17 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class Backbone(nn.Module):
     """The network of an :class:`Architecture`.
 
-    ``features`` is one flat sequence (stem, first block, then every MBConv), as in torchvision's
-    MobileNetV2, so that its state dict fits without renaming.
+    ``features`` is one flat sequence (stem, first block or pooling, then every operation), as in
+    torchvision's MobileNetV2, so that its state dict fits without renaming.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        layers: list[nn.Module] = [
-            stem(architecture.stem_width, traits_of(architecture.source).stem),
-            MBConv(first_shape(architecture)),
-        ]
+        layers = fixed_layers(architecture)
         self.block_ends: list[int] = []
         for shapes in architecture.layers():
-            layers += [MBConv(shape) for shape in shapes]
+            layers += [conv_operation(shape) for shape in shapes]
             self.block_ends.append(len(layers) - 1)
         self.features = nn.Sequential(*layers)
         self.tap_layers = [self.block_ends[tap - 1] for tap in architecture.taps]

@@ -18,11 +18,12 @@ from adapt.network.masks import (
     non_overlapping_masks,
     overlapping_masks,
 )
-from adapt.network.operations import MBConv
+from adapt.network.operations import Bottleneck, ConvOperation, MBConv, conv_operation
 from adapt.network.recompute import can_recompute, frozen_forward
 from adapt.space import SKIP, BlockSpace, Operation
-from adapt.traits import Activation
+from adapt.traits import Form, OperationTraits
 
+MOBILE = OperationTraits()  # MBConvs of MobileNetV2
 # N images, C widest candidate, K width candidates, O operation candidates, L operations of a block.
 Sampled = int | tuple[int, ...]  # one candidate, or several that are weighted among themselves
 Paths = list[list[Sampled]]  # per block and position
@@ -40,8 +41,8 @@ class MixedOperation(nn.Module):
         c_in: Input channels.
         c_out: Output channels.
         stride: Stride of every candidate.
-        residual: Whether the MBConvs add their input.
-        activation: Of the MBConvs.
+        residual: Whether the others add their input.
+        traits: What the others are.
     """
 
     def __init__(
@@ -52,15 +53,15 @@ class MixedOperation(nn.Module):
         *,
         stride: int,
         residual: bool,
-        activation: Activation = "relu6",
+        traits: OperationTraits = MOBILE,
     ) -> None:
         super().__init__()
         self.candidates = tuple(candidates)
         self.ops = nn.ModuleList(
             nn.Identity()
             if op == SKIP
-            else MBConv(
-                shape_of(op, c_in, c_out, stride=stride, residual=residual, activation=activation),
+            else conv_operation(
+                shape_of(op, c_in, c_out, stride=stride, residual=residual, traits=traits),
                 # Inherited from FNA: while candidates mix, statistics and scale mean nothing.
                 affine=False,
                 track_running_stats=False,
@@ -85,15 +86,15 @@ class MixedOperation(nn.Module):
             x: Tensor[N, c_in, H, W].
             probabilities: Tensor[O], softmax of alpha.
             chosen: What was sampled, or None for all.
-            reach: Tensor[c_in], the probability that each input channel exists; see
-                :meth:`MBConv.branch`.
+            reach: The probability that each input channel exists, of bottlenecks each output
+                channel; see :meth:`MBConv.branch` and :meth:`Bottleneck.branch`.
             recompute: What is computed again in the backward pass.
         """
         if isinstance(chosen, int):
             op = self.ops[chosen]
-            out: Tensor = self._branch(op, x, reach, recompute) if isinstance(op, MBConv) else x
-            if isinstance(op, MBConv) and op.shape.residual:
-                out = x + out
+            out = x
+            if isinstance(op, ConvOperation):
+                out = op.finished(op.summed(x, self._branch(op, x, reach, recompute)))
             p = probabilities[chosen]
             # Straight-through estimator of GDAS: 1 + p - p is a weight of 1 with p's gradient.
             return out * (1 + p - p.detach()) if p.requires_grad else out
@@ -111,12 +112,15 @@ class MixedOperation(nn.Module):
         total: Tensor | None = None
         input_weights: list[Tensor] = []  # of residuals and of the skip, which add x itself
         for index, weight in weights.items():
-            op = self.ops[index]
+            op, out = self.ops[index], None
             if isinstance(op, MBConv):
                 out = self._branch(op, x, reach, recompute, weight)
+            elif isinstance(op, Bottleneck):  # not linear: its input cannot be added once for all
+                out = weight * op.finished(op.summed(x, self._branch(op, x, reach, recompute)))
+            if out is not None:
                 # A running sum: stacking would hold all candidates twice.
                 total = out if total is None else total + out
-            if not isinstance(op, MBConv) or op.shape.residual:
+            if isinstance(op, nn.Identity) or (isinstance(op, MBConv) and op.shape.residual):
                 input_weights.append(weight)
         if input_weights:
             passed_on = torch.stack(input_weights).sum() * x
@@ -126,7 +130,7 @@ class MixedOperation(nn.Module):
 
     def _branch(
         self,
-        op: MBConv,
+        op: ConvOperation,
         x: Tensor,
         reach: Tensor | None,
         recompute: Recompute,
@@ -151,7 +155,7 @@ def _operations(chain: nn.Module) -> list[MixedOperation]:
 
 
 def _mixed_operations(
-    block: BlockSpace, c_in: int, c_out: int, activation: Activation
+    block: BlockSpace, c_in: int, c_out: int, traits: OperationTraits
 ) -> nn.ModuleList:
     return nn.ModuleList(
         MixedOperation(
@@ -160,7 +164,7 @@ def _mixed_operations(
             c_out,
             stride=block.stride if position == 0 else 1,
             residual=position > 0,
-            activation=activation,
+            traits=traits,
         )
         for position in range(block.num_ops)
     )
@@ -175,12 +179,14 @@ class MixedBlock(nn.Module, ABC):
 
     Attributes:
         gates_operations: Whether the output of every operation is gated, or only the block's.
+        form: What the operations are.
     """
 
     reach_masks: Tensor
 
-    def __init__(self, widths: Sequence[int], *, gates_operations: bool = False) -> None:
+    def __init__(self, widths: Sequence[int], form: Form, *, gates_operations: bool) -> None:
         super().__init__()
+        self.form: Form = form
         self.gates_operations = gates_operations
         self.register_buffer("reach_masks", overlapping_masks(widths), persistent=False)
 
@@ -199,6 +205,19 @@ class MixedBlock(nn.Module, ABC):
     def reach(self, width_probabilities: Tensor) -> Tensor | None:
         """Return Tensor[C], the probability that each output channel exists; None to use all."""
         return width_probabilities @ self.reach_masks
+
+    def first_reach(self, before: Tensor | None, width_probabilities: Tensor) -> Tensor | None:
+        """Return the reach that decides which hidden channels the first operation has.
+
+        Those of an MBConv are counted by its input, those of a bottleneck by its output.
+
+        Args:
+            before: That of the block before.
+            width_probabilities: Softmax of beta.
+        """
+        if self.form == "mbconv":
+            return before
+        return self.reach(width_probabilities) if self.gates_operations else None
 
 
 class SharedBlock(MixedBlock):
@@ -219,11 +238,12 @@ class SharedBlock(MixedBlock):
         mask: MaskKind,
         gate_norm: GateNorm,
         gates: Gates = "operation",
-        activation: Activation = "relu6",
+        traits: OperationTraits = MOBILE,
     ) -> None:
         overlapping = mask == "overlapping"
-        super().__init__(block.widths, gates_operations=overlapping and gates == "operation")
-        self.operations = _mixed_operations(block, c_in, block.widths[-1], activation)
+        gates_operations = overlapping and gates == "operation"
+        super().__init__(block.widths, traits.form, gates_operations=gates_operations)
+        self.operations = _mixed_operations(block, c_in, block.widths[-1], traits)
         masks = (overlapping_masks if overlapping else non_overlapping_masks)(block.widths)
         self.register_buffer("masks", masks, persistent=False)
         self.gate_norm: GateNorm = gate_norm
@@ -239,6 +259,7 @@ class SharedBlock(MixedBlock):
     ) -> Tensor:
         """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
         factors = self.factors(width_probabilities)[:, None, None]
+        reach = self.first_reach(reach, width_probabilities)
         for operation, probabilities, choice in zip(
             self.operations, op_probabilities, chosen, strict=True
         ):
@@ -267,11 +288,11 @@ class SharedBlock(MixedBlock):
 class IndividualBlocks(MixedBlock):
     """Mixed block of separate blocks, one per width, zero-padded and summed (Table III)."""
 
-    def __init__(self, block: BlockSpace, c_in: int, activation: Activation = "relu6") -> None:
-        super().__init__(block.widths)
+    def __init__(self, block: BlockSpace, c_in: int, traits: OperationTraits = MOBILE) -> None:
+        super().__init__(block.widths, traits.form, gates_operations=False)
         self.widest = block.widths[-1]
         self.blocks = nn.ModuleList(
-            _mixed_operations(block, c_in, width, activation) for width in block.widths
+            _mixed_operations(block, c_in, width, traits) for width in block.widths
         )
 
     def forward(
@@ -286,7 +307,7 @@ class IndividualBlocks(MixedBlock):
         """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, C, H', W']``."""
         padded = []
         for weight, chain in zip(width_probabilities, self.chains(), strict=True):
-            out, in_reach = x, reach
+            out, in_reach = x, self.first_reach(reach, width_probabilities)
             for operation, probabilities, choice in zip(
                 chain, op_probabilities, chosen, strict=True
             ):

@@ -11,7 +11,16 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
-from adapt.architecture import MBConvShape, hidden_width, squeezed_width
+from adapt.architecture import (
+    Architecture,
+    BottleneckShape,
+    MBConvShape,
+    Shape,
+    first_shape,
+    hidden_width,
+    squeezed_width,
+)
+from adapt.space import SearchSpace
 from adapt.traits import Activation, traits_of
 
 
@@ -83,7 +92,7 @@ class MBConv(nn.Module):
             return nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats)
 
         layers: list[nn.Module] = []
-        if shape.expansion != 1:
+        if shape.expands:
             layers.append(
                 Conv2dNormActivation(
                     shape.c_in, hidden, kernel_size=1, norm_layer=norm, activation_layer=activation
@@ -107,8 +116,7 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, c_out, H', W']``, H' = ceil(H / stride)."""
-        out = self.branch(x)
-        return x + out if self.shape.residual else out
+        return self.summed(x, self.branch(x))
 
     def branch(self, x: Tensor, reach: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Return the output of the convolutions, without the residual.
@@ -134,6 +142,124 @@ class MBConv(nn.Module):
             x = x * hidden_reach(self.shape, reach)[:, None, None]
         return scaled_norm(norm, project(x), scale)
 
+    def summed(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return the output of ``conv`` for an input ``x``, with the residual if there is one."""
+        return x + out if self.shape.residual else out
+
+    def finished(self, total: Tensor) -> Tensor:
+        """Return a sum as it is: no activation follows."""
+        return total
+
+    def input_readers(self) -> list[nn.Conv2d]:
+        """Return the convolution that reads the input."""
+        return _convs(self.conv[0])
+
+    def hidden_readers(self) -> list[nn.Conv2d]:
+        """Return the projection, which reads the hidden channels."""
+        return _convs(self.conv[-2])
+
+
+class Bottleneck(nn.Module):
+    """Bottleneck of ResNet (He et al., Fig. 5) with any kernel size; that convolution is dense.
+
+    ``conv`` is reduce, k x k (with the stride, as in torchvision), expand, BatchNorm. The input is
+    added, projected by ``shortcut`` where there is no residual, and an activation follows: the
+    output is not linear in what the convolutions give.
+
+    Args:
+        shape: Channels, geometry and activation.
+        affine: Whether BatchNorm has a scale and a shift.
+        track_running_stats: Whether BatchNorm keeps running statistics.
+    """
+
+    def __init__(
+        self, shape: BottleneckShape, *, affine: bool = True, track_running_stats: bool = True
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        activation = ACTIVATIONS[shape.activation]
+
+        def norm(channels: int) -> nn.Module:
+            return nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats)
+
+        def layer(
+            c_in: int, c_out: int, kernel: int, stride: int, after: type[nn.Module] | None
+        ) -> Conv2dNormActivation:
+            return Conv2dNormActivation(
+                c_in, c_out, kernel, stride, norm_layer=norm, activation_layer=after
+            )
+
+        hidden = shape.hidden
+        self.conv = nn.Sequential(
+            layer(shape.c_in, hidden, 1, 1, activation),
+            layer(hidden, hidden, shape.kernel, shape.stride, activation),
+            nn.Conv2d(hidden, shape.c_out, kernel_size=1, bias=False),
+            norm(shape.c_out),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if not shape.residual:
+            self.shortcut = layer(shape.c_in, shape.c_out, 1, shape.stride, None)
+        self.activation = activation(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``Tensor[N, c_in, H, W]`` to ``Tensor[N, c_out, H', W']``, H' = ceil(H / stride)."""
+        return self.finished(self.summed(x, self.branch(x)))
+
+    def branch(self, x: Tensor, reach: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """Return the output of the convolutions of ``conv``.
+
+        Args:
+            x: The input.
+            reach: Tensor[c_out], the probability that each output channel exists; the hidden
+                channels of each are multiplied by it wherever they are read. None for 1.
+            scale: Tensor[], a factor of the output; None for 1.
+        """
+        if reach is None and scale is None:
+            plain: Tensor = self.conv(x)
+            return plain
+        *layers, expand, norm = self.conv
+        for layer in layers:
+            x = layer(x)
+            if reach is not None:
+                x = x * hidden_reach(self.shape, reach)[:, None, None]
+        return scaled_norm(norm, expand(x), scale)
+
+    def summed(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return the output of ``conv`` for an input ``x``, with what is added to it."""
+        total: Tensor = self.shortcut(x) + out
+        return total
+
+    def finished(self, total: Tensor) -> Tensor:
+        """Return the activation of a sum, in place."""
+        out: Tensor = self.activation(total)
+        return out
+
+    def input_readers(self) -> list[nn.Conv2d]:
+        """Return the convolutions that read the input."""
+        return _convs(self.conv[0], self.shortcut)
+
+    def hidden_readers(self) -> list[nn.Conv2d]:
+        """Return the convolutions that read hidden channels, in order."""
+        return _convs(self.conv[1], self.conv[2])
+
+
+def _convs(*parts: nn.Module) -> list[nn.Conv2d]:
+    modules = (module for part in parts for module in part.modules())
+    return [module for module in modules if isinstance(module, nn.Conv2d)]
+
+
+ConvOperation = MBConv | Bottleneck
+
+
+def conv_operation(
+    shape: Shape, *, affine: bool = True, track_running_stats: bool = True
+) -> ConvOperation:
+    """Return the operation of a shape; see :class:`MBConv` for the arguments."""
+    norms = {"affine": affine, "track_running_stats": track_running_stats}
+    return (
+        Bottleneck(shape, **norms) if isinstance(shape, BottleneckShape) else MBConv(shape, **norms)
+    )
+
 
 def squeeze_excitation(shape: MBConvShape) -> SqueezeExcitation:
     """Return MobileNetV3's squeeze-excitation of the hidden channels of an MBConv."""
@@ -153,29 +279,34 @@ def excitation(layer: SqueezeExcitation, x: Tensor, squeezed: Tensor) -> Tensor:
     return factors
 
 
-def hidden_reach(shape: MBConvShape, reach: Tensor) -> Tensor:
+def hidden_reach(shape: Shape, reach: Tensor) -> Tensor:
     """Return Tensor[hidden], the probability that each hidden channel exists.
 
-    A hidden channel belongs to the last input channel without which an operation of fewer input
-    channels would not have it: at a whole expansion ``e``, channel ``h`` to input ``h // e``.
+    A hidden channel belongs to the last input channel (of a bottleneck output channel) without
+    which an operation of fewer ones would not have it: at a whole expansion ``e``, channel ``h`` to
+    ``h // e``.
 
     Args:
         shape: The operation.
-        reach: Tensor[c_in], that of each input channel.
+        reach: Tensor[c_in], that of each input channel; of a bottleneck Tensor[c_out].
     """
     if shape.expansion == int(shape.expansion):
         return reach.repeat_interleave(int(shape.expansion))
-    return reach[_owners(shape, partial(hidden_width, expansion=shape.expansion))]
+    return reach[_owners(len(reach), partial(hidden_width, expansion=shape.expansion))]
 
 
 def squeezed_reach(shape: MBConvShape, reach: Tensor) -> Tensor:
     """Return Tensor[squeezed], the same for the channels inside of squeeze-excitation."""
-    return reach[_owners(shape, lambda c_in: squeezed_width(hidden_width(c_in, shape.expansion)))]
+
+    def width_of(c_in: int) -> int:
+        return squeezed_width(hidden_width(c_in, shape.expansion))
+
+    return reach[_owners(len(reach), width_of)]
 
 
-def _owners(shape: MBConvShape, width_of: Callable[[int], int]) -> list[int]:
-    """Return the input channel to which each of ``width_of(c_in)`` channels belongs."""
-    widths = [width_of(c_in) for c_in in range(1, shape.c_in + 1)]
+def _owners(channels: int, width_of: Callable[[int], int]) -> list[int]:
+    """Return the one of ``channels`` to which each of ``width_of(channels)`` belongs."""
+    widths = [width_of(number) for number in range(1, channels + 1)]
     return [bisect_right(widths, channel) for channel in range(widths[-1])]
 
 
@@ -200,8 +331,20 @@ def set_norm_eps(network: nn.Module, source: str) -> None:
             module.eps = traits_of(source).norm_eps
 
 
-def stem(width: int, activation: Activation) -> Conv2dNormActivation:
-    """Return the stem: 3x3 convolution with stride 2, BatchNorm, activation."""
-    return Conv2dNormActivation(
-        3, width, kernel_size=3, stride=2, activation_layer=ACTIVATIONS[activation]
-    )
+def stem(width: int, activation: Activation, kernel: int = 3) -> Conv2dNormActivation:
+    """Return the stem: a convolution with stride 2, BatchNorm, activation."""
+    return Conv2dNormActivation(3, width, kernel, 2, activation_layer=ACTIVATIONS[activation])
+
+
+def stem_pooling() -> nn.MaxPool2d:
+    """Return what follows some stems in the place of a first block: 3x3 max pooling, stride 2."""
+    return nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+
+def fixed_layers(network: Architecture | SearchSpace) -> list[nn.Module]:
+    """Return the two layers that no search changes: the stem, then first block or pooling."""
+    traits, shape = traits_of(network.source), first_shape(network)
+    return [
+        stem(network.stem_width, traits.stem, traits.stem_kernel),
+        MBConv(shape) if shape else stem_pooling(),
+    ]

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet50
 
-from adapt.architecture import SOURCES, Architecture, Block
+from adapt.architecture import Architecture, Block
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
+from adapt.sources import SOURCES
 from adapt.space import Operation
 
 
@@ -108,14 +108,6 @@ class Stages(nn.Module):
         return found
 
 
-def resnet_50() -> Stages:
-    """Return ResNet-50 (He et al.; stride on the 3x3 convolution, as torchvision's)."""
-    net = resnet50(weights=None)
-    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-    stages = [net.layer1, net.layer2, net.layer3, net.layer4]
-    return Stages(stem, stages, (1, 2, 3), (512, 1024, 2048))
-
-
 class ShuffleBlock(nn.Module):
     """A block of ShuffleNetV2, with one depthwise convolution or, as "Xception", three.
 
@@ -187,7 +179,7 @@ def detnas() -> Stages:
     return Stages(stem, stages, (1, 2, 3), widths[1:])
 
 
-OTHERS: dict[str, Callable[[], Stages]] = {"resnet50": resnet_50, "detnas": detnas}
+OTHERS: dict[str, Callable[[], Stages]] = {"detnas": detnas}
 
 
 def published_backbone(name: str) -> nn.Module:

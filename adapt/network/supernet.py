@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adapt.architecture import Architecture, Choices, first_shape
+from adapt.architecture import Architecture, Choices
 from adapt.network.masks import (
     GateNorm,
     Gates,
@@ -20,7 +20,7 @@ from adapt.network.mixed import (
     Sampled,
     SharedBlock,
 )
-from adapt.network.operations import MBConv, set_norm_eps, stem
+from adapt.network.operations import fixed_layers, set_norm_eps
 from adapt.space import SearchSpace
 from adapt.traits import traits_of
 
@@ -51,13 +51,12 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         traits = traits_of(space.source)
-        self.stem = stem(space.stem_width, traits.stem)
-        self.first = MBConv(first_shape(space))
+        self.stem, self.first = fixed_layers(space)
         widest = [space.first_width, *(block.widths[-1] for block in space.blocks)]
         self.blocks = nn.ModuleList(
-            IndividualBlocks(block, c_in, traits.activation(number))
+            IndividualBlocks(block, c_in, traits.operations(number))
             if mask == "individual"
-            else SharedBlock(block, c_in, mask, gate_norm, gates, traits.activation(number))
+            else SharedBlock(block, c_in, mask, gate_norm, gates, traits.operations(number))
             for number, (block, c_in) in enumerate(zip(space.blocks, widest, strict=False))
         )
         self.tap_widths = [space.blocks[tap - 1].widths[-1] for tap in space.taps]

@@ -11,13 +11,14 @@ from textwrap import shorten
 import torch
 from torch import Tensor
 
-from adapt.architecture import source_named
 from adapt.artifacts import DAMAGE, UNREADABLE, atomic_path, file_hash
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.efficientnet import from_efficientnet
 from adapt.network.mnasnet import from_mnasnet
 from adapt.network.mobilenet_v3 import from_mobilenet_v3
+from adapt.network.resnet import from_resnet
+from adapt.sources import source_named
 
 DOWNLOAD_TIMEOUT_S = 20
 
@@ -74,6 +75,13 @@ PUBLISHED = {
         sha256="8738ca79",
         url="https://download.pytorch.org/models/mobilenet_v3_large-8738ca79.pth",
         convert=from_mobilenet_v3,
+    ),
+    # IMAGENET1K_V1, from which torchvision's own detectors start.
+    "resnet50": WeightFile(
+        name="resnet50-0676ba61.pth",
+        sha256="0676ba61",
+        url="https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        convert=from_resnet,
     ),
 }
 

@@ -21,7 +21,8 @@ one input width. Measured are
 * two reference rows, of the widest odd and the widest even multiple of the step between input
   widths, since every other width is aligned to blocks.
 
-Operations with a residual have equal input and output widths; all of them are measured.
+Operations with a residual have equal input and output widths; all of them are measured. So are all
+bottlenecks: each of their convolutions depends on the output width.
 """
 
 import math

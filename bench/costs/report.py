@@ -11,7 +11,7 @@ import numpy as np
 
 from adapt.artifacts import atomic_path, write_text
 from adapt.cost.table import CostTable, UnitCost
-from adapt.cost.units import Boundary, MBConvUnit, parse_key
+from adapt.cost.units import Boundary, OperationUnit, parse_key
 from adapt.errors import AdaptError
 from bench.latency.provenance import POWER_CAP
 
@@ -109,7 +109,7 @@ def write_heat_map(table: CostTable, path: Path) -> None:
 
     panels = _panels(table)
     if not panels:
-        raise AdaptError(f"cost table {table.path} has no MBConv to draw; measure some first")
+        raise AdaptError(f"cost table {table.path} has no operation to draw; measure some first")
     blocks = sorted({block for block, _ in panels}, reverse=True)
     kernels = sorted({kernel for _, kernel in panels})
     figure = Figure(figsize=(4 * len(kernels), 3 * len(blocks)), layout="constrained")
@@ -130,7 +130,7 @@ def _panels(table: CostTable) -> dict[tuple[tuple[int, int, int], int], Panel]:
     costs = {
         unit: row["cost_ms"]
         for row, key in zip(table_rows(table), sorted(table.rows()), strict=True)
-        if isinstance(unit := parse_key(key), MBConvUnit) and not unit.residual
+        if isinstance(unit := parse_key(key), OperationUnit) and not unit.residual
     }
     widest = max((unit.expansion for unit in costs), default=0)
     panels: dict[tuple[tuple[int, int, int], int], Panel] = defaultdict(dict)

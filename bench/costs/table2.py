@@ -84,7 +84,9 @@ def table_two(
     for name, mparams, gmadds, note in ROWS:
         counted = None if UNPUBLISHED in note else _counted(name, size)
         if runtime and counted and name not in measured:
-            note = "; ".join(filter(None, (note, "only networks of MBConvs are measured")))
+            note = "; ".join(
+                filter(None, (note, "only networks of MBConvs or bottlenecks are measured"))
+            )
         ours = counted or (None, None)
         rows.append(Comparator(name, mparams, gmadds, ours[0], ours[1], measured.get(name), note))
     return rows

@@ -24,12 +24,12 @@ import typer
 from torch import nn
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import mobilenet_v2
 from adapt.artifacts import library_versions
 from adapt.data.images import InputSize
 from adapt.detector.file import DetectorInfo
 from adapt.detector.retinanet import DetectorConfig
 from adapt.runtime import Tail
+from adapt.sources import mobilenet_v2
 from bench.latency.provenance import device_description
 from bench.latency.timing import Call, Latency, Protocol, measure, wall_timer
 from export.engine.build import build_engine

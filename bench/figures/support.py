@@ -3,7 +3,9 @@
     python -m bench.figures.support --out FILE [--source NAME ...] [--head NAME ...]
 
 Every combination takes the whole way on a few generated images, two steps of every training: what
-fails is told, not left out. It says that a step works, nothing of how good a detector gets.
+fails is told, not left out. It says that a step works, nothing of how good a detector gets. Where
+the published weights of a source of torchvision cannot be had, random ones in their form stand for
+them, and the row says so.
 """
 
 import json
@@ -14,15 +16,20 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import torch
 import typer
+from torch import nn
+from torchvision.models import get_model, list_models
 
-from adapt.architecture import SOURCES, Architecture
+from adapt.architecture import Architecture
 from adapt.artifacts import library_versions
 from adapt.data.coco import CocoSplit
 from adapt.data.synthetic import generate
 from adapt.detector.retinanet import HeadKind
 from adapt.errors import AdaptError
+from adapt.network.weights import find_weights
 from adapt.runtime import Precision
+from adapt.sources import SOURCES
 from bench.latency.provenance import device_description
 from export.deploy import Deployment, deploy
 from export.engine.configure import BuildOptions
@@ -50,10 +57,14 @@ class Way:
         head: Kind of the heads.
         data: Data set of generated images.
         folder: Empty folder for its files.
+        weights: File of the source's parameters.
     """
 
-    def __init__(self, source: str, head: HeadKind, data: Path, folder: Path) -> None:
+    def __init__(
+        self, source: str, head: HeadKind, data: Path, folder: Path, weights: Path
+    ) -> None:
         changes = {
+            "weights": str(weights),
             "data": {"root": str(data), "workers": 0},
             "space": {"preset": source, "width_grid": 64},
             "input": {"height": SIDE, "width": SIDE},
@@ -66,7 +77,8 @@ class Way:
                 "score_threshold": 0.001,
             },
             "search": {"weights": {"epochs": 2, "batch_size": 2}, "warmup_epochs": 1},
-            "finetune": {"mapping": "principal", "batch_size": 4, "epochs": 1},
+            # Two steps at the usual rate can make a detector whose values float32 rounds coarsely.
+            "finetune": {"mapping": "principal", "batch_size": 4, "epochs": 1, "lr": 0.001},
         }
         self.recipe = Recipe().changed(changes, "this program")
         self.train: CocoSplit = self.recipe.split(self.recipe.data.train)
@@ -132,6 +144,28 @@ def walked(way: Way) -> dict[str, str]:
     return results
 
 
+def weights_of(source: str, folder: Path) -> tuple[str, Path]:
+    """Return whether a source's weights are the ``published`` ones or ``random``, and their file.
+
+    Raises:
+        AdaptError: If there are none, and torchvision does not know the source's form.
+    """
+    try:
+        return "published", find_weights(source)
+    except AdaptError:
+        if source not in list_models():
+            raise
+    torch.manual_seed(0)
+    model, path = get_model(source).train(), folder / f"{source}.pth"
+    for norm in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
+        norm.momentum = 1.0
+    # Statistics of data, as published ones are: without, maps grow from block to block.
+    with torch.no_grad():
+        model(torch.randn(8, 3, SIDE, SIDE))
+    torch.save(model.state_dict(), path)
+    return "random", path
+
+
 def main(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     sources: Annotated[
@@ -148,8 +182,9 @@ def main(
         for source, head in product(sources or SOURCES, heads or get_args(HeadKind)):
             folder = Path(temporary, f"{source}-{head}")
             folder.mkdir()
-            results = walked(Way(source, head, data, folder))
-            rows.append({"source": source, "head": head, "steps": results})
+            kind, weights = weights_of(source, folder)
+            results = walked(Way(source, head, data, folder, weights))
+            rows.append({"source": source, "head": head, "weights": kind, "steps": results})
             typer.echo(json.dumps(rows[-1]), err=True)
     content = {"rows": rows, "device": device_description(), "versions": library_versions()}
     text = json.dumps(content, indent=2)

@@ -31,6 +31,7 @@ from onnx import helper, numpy_helper
 
 from adapt.cost.units import (
     P6,
+    BottleneckUnit,
     Boundary,
     Lateral,
     MBConvUnit,
@@ -38,6 +39,7 @@ from adapt.cost.units import (
     Rest,
     Stem,
     detector_units,
+    fixed_units,
     halve,
     rest_unit,
 )
@@ -159,7 +161,7 @@ def detector_model(
     graph = _Graph(batch, rest if precision == "int8" else precision, seed)
     graph.image_input(size.height, size.width)
     units = list(detector_units(network, detector, size))
-    depths = [2]  # units up to the end of each block, stem and first block included
+    depths = [len(fixed_units(network, size))]  # units up to the end of each block
     for shapes in network.layers():
         depths.append(depths[-1] + len(shapes))
     backbone, pyramid = units[: depths[-1]], units[depths[-1] : -1]
@@ -244,6 +246,18 @@ class _Graph:
         zero = self._constant("unit.zero", np.zeros((), self._dtype))
         self._append("Clip", zero, self._constant("unit.six", np.full((), 6.0, self._dtype)))
 
+    def max_pooling(self) -> None:
+        """Append 3x3 max pooling with stride 2."""
+        channels, *size = self._shapes[self.last]
+        height, width = map(halve, size)
+        self._append(
+            "MaxPool",
+            shape=(channels, height, width),
+            kernel_shape=[3, 3],
+            strides=[2, 2],
+            pads=[1] * 4,
+        )
+
     def squeeze_excitation(self, squeezed: int) -> None:
         """Append the weighting of channels by their means."""
         start, (channels, *_) = self.last, self._shapes[self.last]
@@ -308,10 +322,14 @@ def _append(graph: _Graph, unit: Measurable, output: str = "") -> None:
     """Append the layers of a unit."""
     match unit:
         case Stem():
-            graph.conv(unit.c_out, 3, stride=2)
+            graph.conv(unit.c_out, unit.kernel, stride=2)
             graph.activation(unit.activation)
+            if unit.pooled:
+                graph.max_pooling()
         case MBConvUnit():
             _mbconv(graph, unit)
+        case BottleneckUnit():
+            _bottleneck(graph, unit)
         case Lateral():
             graph.conv(unit.c_out, 1, output=output)
         case P6():
@@ -324,7 +342,7 @@ def _append(graph: _Graph, unit: Measurable, output: str = "") -> None:
 
 def _mbconv(graph: _Graph, unit: MBConvUnit) -> None:
     start, hidden = graph.last, unit.hidden
-    if unit.expansion != 1:
+    if unit.expands:
         graph.conv(hidden, 1)
         graph.activation(unit.activation)
     graph.conv(hidden, unit.kernel, stride=unit.stride, groups=hidden)
@@ -334,6 +352,21 @@ def _mbconv(graph: _Graph, unit: MBConvUnit) -> None:
     graph.conv(unit.c_out, 1)
     if unit.residual:
         graph.add_to(start)
+
+
+def _bottleneck(graph: _Graph, unit: BottleneckUnit) -> None:
+    start = graph.last
+    graph.conv(unit.hidden, 1)
+    graph.activation(unit.activation)
+    graph.conv(unit.hidden, unit.kernel, stride=unit.stride)
+    graph.activation(unit.activation)
+    graph.conv(unit.c_out, 1)
+    branch, graph.last = graph.last, start
+    if not unit.residual:
+        graph.conv(unit.c_out, 1, stride=unit.stride)
+    beside, graph.last = graph.last, branch
+    graph.add_to(beside)
+    graph.activation(unit.activation)
 
 
 def _with_rest(graph: _Graph, unit: Rest, tail: Tail) -> onnx.ModelProto:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import mobilenet_v2
 from adapt.cost.units import (
     P6,
+    BottleneckUnit,
     Boundary,
     Lateral,
     MBConvUnit,
@@ -24,7 +24,8 @@ from adapt.cost.units import (
 )
 from adapt.detector.retinanet import DetectorConfig, build_detector, levels_after
 from adapt.network.backbone import Backbone
-from adapt.network.operations import MBConv, stem
+from adapt.network.operations import conv_operation, stem, stem_pooling
+from adapt.sources import mobilenet_v2
 from bench.latency.onnx_units import LIGHT
 from bench.latency.subject import Subject, WholeDetector
 from bench.latency.timing import Call
@@ -54,9 +55,11 @@ def torch_call(subject: Subject, batch: int, device: torch.device, dtype: torch.
 def _layers(unit: Measurable) -> list[nn.Module]:
     match unit:
         case Stem():
-            return [stem(unit.c_out, unit.activation), _light(unit.c_out, LIGHT)]
-        case MBConvUnit():
-            middle: nn.Module = MBConv(unit)
+            pooling = [stem_pooling()] if unit.pooled else []
+            layers = [stem(unit.c_out, unit.activation, unit.kernel), *pooling]
+            return [*layers, _light(unit.c_out, LIGHT)]
+        case MBConvUnit() | BottleneckUnit():
+            middle: nn.Module = conv_operation(unit)
         case Lateral():
             middle = nn.Conv2d(unit.c_in, unit.c_out, 1)
         case P6():

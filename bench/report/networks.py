@@ -5,6 +5,7 @@ from typing import Any
 
 from adapt.architecture import Architecture
 from adapt.detector.file import DetectorInfo
+from adapt.traits import traits_of
 from bench.networks.measure import Entry
 from bench.report.drawing import COLOURS, SIZE, SOURCE, legend, new_figure, svg
 from bench.report.folder import Folder
@@ -64,10 +65,9 @@ def about(info: DetectorInfo) -> str:
 
 def block_rows(network: Architecture, source: Architecture | None) -> list[BlockRow]:
     """Return the blocks of a network beside the source's, after the fixed first one."""
+    first = () if traits_of(network.source).pooled else ((3, 1, False),)
     rows = [
-        BlockRow(
-            0, network.first_width, source.first_width if source else 0, ((3, 1, False),), 0, 2
-        )
+        BlockRow(0, network.first_width, source.first_width if source else 0, first, 0, stride=2)
     ]
     for place, block in enumerate(network.blocks):
         had = source.blocks[place] if source and place < len(source.blocks) else None

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
-from adapt.architecture import mobilenet_v2
 from adapt.artifacts import header
 from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
@@ -16,6 +15,7 @@ from adapt.detector.retinanet import DetectorConfig, build_detector, levels_afte
 from adapt.detector.ssdlite import SeparableHead
 from adapt.network.backbone import Backbone
 from adapt.runtime import Tail
+from adapt.sources import mobilenet_v2
 from export.graph.detector import in_precision
 from export.graph.onnx_file import GraphSignature, write_onnx
 from export.graph.options import DETECTIONS, rest_inputs

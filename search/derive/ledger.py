@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.architecture import Architecture, Choices, source_of
+from adapt.architecture import Architecture, Choices
 from adapt.artifacts import atomic_path, parsing, typed
 from adapt.cost.expectation import CostModel
 from adapt.errors import FORBID_UNKNOWN
+from adapt.sources import source_of
 from adapt.space import SearchSpace
 from search.derive.scores import Scores
 from search.recipe.budget import Unit

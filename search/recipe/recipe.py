@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from adapt.architecture import Architecture, source_named, with_source_widths
+from adapt.architecture import Architecture
 from adapt.artifacts import LATER, content_hash, file_hash, identity, named_toml, read_text
 from adapt.cost.detector_space import DetectorSpace
 from adapt.data.augmentation import NONE, Augmentation
@@ -22,6 +22,7 @@ from adapt.data.images import InputSize
 from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.runtime import Precision, Runtime
+from adapt.sources import source_named, with_source_widths
 from adapt.space import SearchSpace
 from search.recipe.content import changed, merged, validated
 from search.recipe.joint import JointRecipe, Setting

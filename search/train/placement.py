@@ -12,7 +12,7 @@ from adapt.detector.faster_rcnn import FasterRCNN
 from adapt.detector.file import DetectorInfo
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import MixedOperation
-from adapt.network.operations import MBConv
+from adapt.network.operations import ConvOperation
 from adapt.network.supernet import Supernet
 from adapt.network.sync_norm import synchronise
 from search.recipe.optimisation import ComputeRecipe
@@ -79,7 +79,7 @@ def _compile(model: RetinaNet) -> None:
     else:
         # The whole supernet has another graph for every sampled path, a candidate always the same.
         mixed = (m for m in body.modules() if isinstance(m, MixedOperation))
-        for op in (op for m in mixed for op in m.ops if isinstance(op, MBConv)):
+        for op in (op for m in mixed for op in m.ops if isinstance(op, ConvOperation)):
             op.branch = torch.compile(op.branch)  # type: ignore[method-assign]
     model.backbone.fpn.compile()
     for part in _head_layers(model):
