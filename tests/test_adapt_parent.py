@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,13 @@ def eventually(happens) -> bool:
 
 def processes(group: int) -> list[int]:
     """The living processes of a group."""
-    listed = subprocess.run(
-        ["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = (line.split() for line in listed.splitlines())
-    return [int(pid) for pid, of, state in rows if int(of) == group and "Z" not in state]
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            state, _, of = file.read_text().rpartition(")")[2].split()[:3]
+            if int(of) == group and state != "Z":
+                found.append(int(file.parent.name))
+    return found
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are listed in Linux's way")
