@@ -44,8 +44,8 @@ class Block:
 
 
 @dataclass(frozen=True)
-class MBConvShape:
-    """Channels and geometry of one MBConv, without its resolution."""
+class OperationShape:
+    """Channels and geometry of one operation, without its resolution."""
 
     c_in: int
     c_out: int
@@ -53,6 +53,12 @@ class MBConvShape:
     expansion: float
     stride: int
     residual: bool
+
+
+@dataclass(frozen=True)
+class MBConvShape(OperationShape):
+    """Channels and geometry of one MBConv, without its resolution."""
+
     activation: Activation = field(default="relu6", kw_only=True, metadata=LATER)
     se: bool = field(default=False, kw_only=True, metadata=LATER)
 
@@ -73,18 +79,12 @@ class MBConvShape:
 
 
 @dataclass(frozen=True)
-class BottleneckShape:
+class BottleneckShape(OperationShape):
     """Channels and geometry of one bottleneck, without its resolution.
 
     One without a residual projects its input in the residual's place.
     """
 
-    c_in: int
-    c_out: int
-    kernel: int
-    expansion: float
-    stride: int
-    residual: bool
     activation: Activation = field(default="relu", kw_only=True, metadata=LATER)
 
     @property

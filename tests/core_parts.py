@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from adapt.architecture import Architecture, Choices
 from adapt.network.supernet import Supernet
-from adapt.space import BlockSpace, SearchSpace
+from adapt.space import BlockSpace, Operation, SearchSpace
+from search.recipe.optimisation import ComputeRecipe
 
 # Strides 8, 16 and 32 are tapped, as in Table I; everything else is as small as it can be.
 TINY_SPACE = """
@@ -153,6 +154,48 @@ def shake(module: nn.Module, seed: int) -> None:
 def mostly_slow(number: int, usual: int) -> list[Any]:
     """Seeds that promise the same, of which a few are in the usual suite."""
     return [pytest.param(n, marks=[] if n < usual else [pytest.mark.slow]) for n in range(number)]
+
+
+def superset(
+    source: Architecture,
+    seed: int,
+    more: Sequence[float] = (0, 1, 3),
+    new: Sequence[float] = (1, 2, 6),
+) -> Architecture:
+    """Grow every block by chance: wider, deeper, larger kernels and expansions.
+
+    Args:
+        source: What is grown.
+        seed: Which way.
+        more: By what an expansion may grow.
+        new: Expansions that an added operation may have.
+    """
+    chance = random.Random(seed)
+    blocks = []
+    for block in source.blocks:
+        grown = [
+            replace(
+                op,
+                kernel=op.kernel + chance.choice((0, 2, 4)),
+                expansion=op.expansion + chance.choice(more),
+            )
+            for op in block.ops
+        ]
+        extra = [Operation(chance.choice((3, 5, 7)), chance.choice(new))] * chance.choice((0, 1, 2))
+        width = block.width + chance.choice((0, 1, 8))
+        blocks.append(replace(block, width=width, ops=(*grown, *extra)))
+    return replace(source, blocks=tuple(blocks))
+
+
+# A training in another way than plainly.
+half_precision_and_compiled = pytest.mark.parametrize(
+    "compute",
+    [
+        ComputeRecipe(amp="bf16"),
+        pytest.param(ComputeRecipe(compile=True), marks=pytest.mark.slow),
+    ],
+    ids=["half precision", "compiled"],
+)
 
 
 def only_usually(usual: str, every: Iterable[str]) -> list[Any]:

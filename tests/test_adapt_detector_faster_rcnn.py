@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from conftest import recipe_of
-from core_parts import random_architecture, shake, tiny
+from core_parts import half_precision_and_compiled, random_architecture, shake, tiny
 from export_parts import assert_detects_as_torchvision, awake, images
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionsFasterRCNN
@@ -255,14 +255,7 @@ def test_between_one_and_two_stages_the_pyramid_alone_is_mapped() -> None:
                 assert torch.equal(tensor, before[name])
 
 
-@pytest.mark.parametrize(
-    "compute",
-    [
-        ComputeRecipe(amp="bf16"),
-        pytest.param(ComputeRecipe(compile=True), marks=pytest.mark.slow),
-    ],
-    ids=["half precision", "compiled"],
-)
+@half_precision_and_compiled
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_it_trains_in_half_precision_and_compiled(compute: ComputeRecipe) -> None:
     plain = detector().train()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import recipe_of
-from core_parts import random_architecture, shake, tiny
+from core_parts import half_precision_and_compiled, random_architecture, shake, tiny
 from export_parts import awake, images
 from PIL import Image
 from torch import Tensor, nn
@@ -257,14 +257,7 @@ def test_its_rest_is_measured_in_pytorch_too() -> None:
         torch_call(subject, 2, torch.device("cpu"), torch.float32)()
 
 
-@pytest.mark.parametrize(
-    "compute",
-    [
-        ComputeRecipe(amp="bf16"),
-        pytest.param(ComputeRecipe(compile=True), marks=pytest.mark.slow),
-    ],
-    ids=["half precision", "compiled"],
-)
+@half_precision_and_compiled
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_it_trains_in_half_precision_and_compiled(compute: ComputeRecipe) -> None:
     plain = detector().train()

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from core_parts import mostly_slow, shake
+from core_parts import mostly_slow, shake, superset
 from torch import Tensor
 from torchvision.ops import SqueezeExcitation
 
@@ -206,27 +206,6 @@ def test_noise_repeats_with_its_generator() -> None:
         map_backbone(source, target, generator=torch.Generator().manual_seed(4))
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-
-
-def superset(source: Architecture, seed: int) -> Architecture:
-    """Grow every block by chance: wider, deeper, larger kernels and expansions."""
-    chance = random.Random(seed)
-    blocks = []
-    for block in source.blocks:
-        grown = [
-            replace(
-                op,
-                kernel=op.kernel + chance.choice((0, 2, 4)),
-                expansion=op.expansion + chance.choice((0, 1, 3)),
-            )
-            for op in block.ops
-        ]
-        extra = [Operation(chance.choice((3, 5, 7)), chance.choice((1, 2, 6)))] * chance.choice(
-            (0, 1, 2)
-        )
-        width = block.width + chance.choice((0, 1, 8))
-        blocks.append(replace(block, width=width, ops=(*grown, *extra)))
-    return replace(source, blocks=tuple(blocks))
 
 
 @torch.no_grad()

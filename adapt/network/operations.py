@@ -87,9 +87,7 @@ class MBConv(nn.Module):
         self.shape = shape
         hidden = shape.hidden
         activation = ACTIVATIONS[shape.activation]
-
-        def norm(channels: int) -> nn.Module:
-            return nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats)
+        norm = partial(nn.BatchNorm2d, affine=affine, track_running_stats=track_running_stats)
 
         layers: list[nn.Module] = []
         if shape.expands:
@@ -178,9 +176,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.shape = shape
         activation = ACTIVATIONS[shape.activation]
-
-        def norm(channels: int) -> nn.Module:
-            return nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats)
+        norm = partial(nn.BatchNorm2d, affine=affine, track_running_stats=track_running_stats)
 
         def layer(
             c_in: int, c_out: int, kernel: int, stride: int, after: type[nn.Module] | None
