@@ -33,6 +33,7 @@ from search.recipe.optimisation import (
     check_not_negative,
     check_positive,
 )
+from search.recipe.two_stages import check_two_stages
 
 PRESETS = Path(__file__).parent / "presets"
 Init = Literal["imagenet", "scratch"]
@@ -176,30 +177,7 @@ class Recipe:
             )
         self.data.augment.check(self.input)
         if self.detector.head == "faster-rcnn":
-            self._check_two_stages()
-
-    def _check_two_stages(self) -> None:
-        """Check that everything else of the recipe is there for a two-stage detector too.
-
-        Raises:
-            AdaptError: With the field and its value.
-        """
-        runtime, precision = self.device.runtime, self.device.precision
-        if runtime.startswith("tensorrt"):
-            raise AdaptError(
-                "detector.head 'faster-rcnn' is deployed in ONNX Runtime only, and device.runtime "
-                f"is {runtime!r}; set it to 'ort-cpu' or 'ort-cuda', or detector.head to another"
-            )
-        if precision == "int8":
-            raise AdaptError(
-                "detector.head 'faster-rcnn' is deployed in fp32 or fp16, and device.precision is "
-                "'int8'; set it to 'fp32', or detector.head to another"
-            )
-        if self.joint.head:
-            raise AdaptError(
-                "joint.head chooses among one-stage detectors, and detector.head is 'faster-rcnn'; "
-                f"leave joint.head out, which is {list(self.joint.head)}"
-            )
+            check_two_stages(self.device.runtime, self.device.precision, self.joint.head)
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":
