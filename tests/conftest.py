@@ -22,7 +22,7 @@ from traced_once import traced_once
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
 from adapt.data.synthetic import generate
-from adapt.detector.retinanet import RetinaNetConfig
+from adapt.detector.config import RetinaNetConfig
 from adapt.space import SearchSpace
 from bench.costs.profiler import profile
 from search.recipe.optimisation import FinetuneRecipe, SearchOptimisation, SearchRecipe

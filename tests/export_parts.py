@@ -11,9 +11,10 @@ from torch import nn
 from torchvision.models.detection import RetinaNet
 
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.faster_rcnn import FasterRCNN
 from adapt.detector.file import DetectorInfo, save_detector
-from adapt.detector.retinanet import DetectorConfig, tower_std
+from adapt.detector.retinanet import tower_std
 from adapt.detector.ssdlite import SeparableHead
 from adapt.runtime import Tail
 from adapt.sources import mobilenet_v2

@@ -8,7 +8,7 @@ from core_parts import once
 from adapt.architecture import Architecture, Block
 from adapt.cost.detector_space import DetectorSpace
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.progress import silent
 from adapt.space import BlockSpace, Operation, SearchSpace
 from bench.costs.profiler import profile, unit_protocol

@@ -5,7 +5,7 @@ from adapt.architecture import Architecture, Block
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import MBConvUnit, detector_units
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.space import BlockSpace, SearchSpace
 
 DETECTOR = DetectorConfig(num_classes=3, fpn_width=16, head_depth=1)

@@ -12,7 +12,7 @@ from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.expectation import CostForm, CostModel, detector_cost
 from adapt.cost.units import P6, Lateral, MBConvUnit, Unit, detector_units, madds, unit_key
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.space import BlockSpace, SearchSpace
 
 TABLE_ONE = SearchSpace.load("mobilenet_v2")

@@ -10,7 +10,7 @@ import pytest
 from adapt.cost.table import Conditions, CostTable, UnitCost, predict_latency
 from adapt.cost.units import Boundary, Lateral, boundaries, detector_units, unit_key
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.sources import mobilenet_v2
 

@@ -28,7 +28,8 @@ from adapt.cost.units import (
     unit_key,
 )
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, HeadKind, build_detector, count_parameters
+from adapt.detector.config import DetectorConfig, HeadKind
+from adapt.detector.retinanet import build_detector, count_parameters
 from adapt.network.backbone import Backbone
 from adapt.sources import SOURCES, mobilenet_v2, source_named
 from adapt.space import SearchSpace

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from adapt.data.check import DETECTIONS, check_data, check_split, inspected
 from adapt.data.coco import load_split
-from adapt.detector.retinanet import RetinaNetConfig
+from adapt.detector.config import RetinaNetConfig
 from cli import app
 
 

@@ -21,9 +21,10 @@ from adapt.cost.counted import counted_madds
 from adapt.cost.units import detector_units, madds, parse_key, rest_unit, unit_key
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.faster_rcnn import FasterRCNN
 from adapt.detector.file import DetectorInfo, load_detector, save_detector
-from adapt.detector.retinanet import DetectorConfig, build_detector, count_parameters
+from adapt.detector.retinanet import build_detector, count_parameters
 from adapt.errors import AdaptError
 from adapt.mapping.pretrained import Mapper
 from adapt.mapping.trained import map_pyramid_and_heads

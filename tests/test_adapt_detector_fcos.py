@@ -12,9 +12,10 @@ from torchvision.models.detection.fcos import FCOSHead as TorchvisionHead
 from adapt.cost.units import detector_units, madds, parse_key, rest_unit, unit_key
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.fcos import DistanceCoder, centerness_of, matched_cells, mean_logit
 from adapt.detector.file import load_detector
-from adapt.detector.retinanet import DetectorConfig, anchor_generator, build_detector
+from adapt.detector.retinanet import anchor_generator, build_detector
 from adapt.errors import AdaptError
 from adapt.mapping.pretrained import Mapper
 from adapt.mapping.trained import map_pyramid_and_heads

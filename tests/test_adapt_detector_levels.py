@@ -14,8 +14,9 @@ from adapt.architecture import Choices
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import Lateral, boundaries, detector_units, madds, rest_unit
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig, HeadKind
 from adapt.detector.fcos import DistanceCoder, matched_cells
-from adapt.detector.retinanet import DetectorConfig, HeadKind, anchor_generator, build_detector
+from adapt.detector.retinanet import anchor_generator, build_detector
 from adapt.errors import AdaptError
 from adapt.mapping.pretrained import Mapper
 from adapt.mapping.principal import principal_detector

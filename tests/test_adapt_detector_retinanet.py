@@ -14,14 +14,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from adapt.data.images import PADDING, InputSize, fit
+from adapt.detector.config import DetectorConfig
 from adapt.detector.file import DetectorInfo, load_detector, read_detector_info, save_detector
-from adapt.detector.retinanet import (
-    DetectorConfig,
-    anchor_generator,
-    build_detector,
-    build_head,
-    build_head_tower,
-)
+from adapt.detector.retinanet import anchor_generator, build_detector, build_head, build_head_tower
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.space import SearchSpace
@@ -123,6 +118,28 @@ def test_nothing_is_learned_from_anchors_on_a_crowd(info: DetectorInfo) -> None:
     assert some["classification"].item() < plain["classification"].item()
 
 
+@pytest.mark.parametrize(
+    ("box_loss", "expected"),
+    [
+        ("l1", 0.5),
+        ("giou", 1 - 1 / 3),  # half a side apart: a third is common, and the hull is the union
+        ("diou", 1 - 1 / 3 + 0.25 / 3.25),  # squares of the distance and of the hull's diagonal
+        ("ciou", 1 - 1 / 3 + 0.25 / 3.25),  # the same shape
+    ],
+)
+def test_a_box_learns_by_the_chosen_loss(
+    info: DetectorInfo, box_loss: Any, expected: float
+) -> None:
+    config = DetectorConfig(2, fpn_width=8, head_depth=0, box_loss=box_loss, box_loss_weight=3.0)
+    model = build_detector(Backbone(info.architecture), config)
+    anchors = torch.tensor([[0.0, 0.0, 32.0, 32.0], [200.0, 200.0, 232.0, 232.0]])
+    target = {"boxes": torch.tensor([[16.0, 0.0, 48.0, 32.0]]), "labels": torch.tensor([1])}
+    model._matched = lambda target, anchors: torch.tensor([0, -1])
+    outputs = {"cls_logits": torch.zeros(1, 2, 2), "bbox_regression": torch.zeros(1, 2, 4)}
+    losses = model.compute_loss([target], outputs, [anchors])
+    assert losses["bbox_regression"].item() == pytest.approx(3 * expected, rel=1e-5)
+
+
 def test_head_of_depth_four_is_torchvisions(info: DetectorInfo) -> None:
     ours = build_detector(Backbone(info.architecture), DetectorConfig(80, fpn_width=16)).head
     theirs = RetinaNetHead(16, 9, 80)
@@ -154,9 +171,12 @@ def test_anchors_are_three_octave_fractions_by_three_ratios() -> None:
         ("nms_threshold", -0.1),
         ("candidates", 0),
         ("detections", 0),
+        ("box_loss", "iou"),
+        ("box_loss_weight", 0),
+        ("box_loss_weight", float("inf")),
     ],
 )
-def test_impossible_detector_is_refused(field: str, value: float) -> None:
+def test_impossible_detector_is_refused(field: str, value: Any) -> None:
     with pytest.raises(AdaptError, match=rf"detector\.{field} must .*{value}"):
         DetectorConfig(**{"num_classes": 3, field: value})
 

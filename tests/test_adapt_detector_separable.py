@@ -13,7 +13,8 @@ from torchvision.models.detection import RetinaNet
 
 from adapt.cost.units import madds, parse_key, rest_unit, unit_key
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_detector, count_parameters
+from adapt.detector.config import DetectorConfig
+from adapt.detector.retinanet import build_detector, count_parameters
 from adapt.mapping.pretrained import Mapper
 from adapt.mapping.principal import principal_detector
 from adapt.mapping.trained import map_pyramid_and_heads

@@ -11,7 +11,8 @@ from mapping_parts import IMAGES, UNSEEN, trained
 from torch import Tensor, nn
 
 from adapt.architecture import Architecture, Block
-from adapt.detector.retinanet import DetectorConfig, build_detector
+from adapt.detector.config import DetectorConfig
+from adapt.detector.retinanet import build_detector
 from adapt.detector.statistics import recalibrate_network
 from adapt.errors import AdaptError
 from adapt.mapping.lost import lost_variance

@@ -9,7 +9,8 @@ from core_parts import decide, random_choices, shake, tiny
 from torch import nn
 
 from adapt.architecture import Choices, hidden_width
-from adapt.detector.retinanet import DetectorConfig, HeadKind, build_detector
+from adapt.detector.config import DetectorConfig, HeadKind
+from adapt.detector.retinanet import build_detector
 from adapt.mapping.inherit import inherit_detector
 from adapt.network.mixed import IndividualBlocks
 from adapt.network.operations import MBConv

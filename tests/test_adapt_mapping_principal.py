@@ -9,7 +9,8 @@ from mapping_parts import IMAGES, UNSEEN, network, taps, trained
 from adapt.architecture import Architecture
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_detector
+from adapt.detector.config import DetectorConfig
+from adapt.detector.retinanet import build_detector
 from adapt.mapping.activations import Spread, passed_on, unlabelled
 from adapt.mapping.pretrained import map_backbone, operations_of
 from adapt.mapping.principal import (

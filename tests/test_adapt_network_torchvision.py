@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 from adapt.cost.units import OperationUnit, Stem, detector_units, madds
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.file import load_detector
-from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 from adapt.network.weights import PUBLISHED, source_backbone

@@ -11,7 +11,7 @@ from adapt.architecture import Choices
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import MBConvUnit, Unit
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.sources import SOURCES, mobilenet_v2
 from adapt.space import SKIP, Operation, SearchSpace

@@ -7,7 +7,7 @@ from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.table import UnitCost
 from adapt.cost.units import Lateral, MBConvUnit
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.space import SearchSpace
 from bench.costs.interpolate import interpolate, measured_units

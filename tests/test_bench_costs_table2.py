@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from adapt.cost.counted import counted_madds
 from adapt.cost.units import detector_units, madds
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_detector
+from adapt.detector.config import DetectorConfig
+from adapt.detector.retinanet import build_detector
 from adapt.errors import AdaptError
 from adapt.network.published import NETWORKS, OTHERS, published_backbone
 from adapt.sources import SOURCES

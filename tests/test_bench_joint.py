@@ -13,7 +13,7 @@ from adapt.artifacts import header, write_json
 from adapt.cost.units import detector_units, madds
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.progress import silent
 from adapt.sources import mobilenet_v2

@@ -22,8 +22,9 @@ from adapt.cost.units import (
     rest_unit,
 )
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import DetectorConfig, build_detector
+from adapt.detector.retinanet import build_detector
 from adapt.errors import AdaptError
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD, Backbone
 from adapt.network.operations import conv_operation, stem, stem_pooling

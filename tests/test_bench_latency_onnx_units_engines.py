@@ -11,7 +11,7 @@ from core_parts import only_usually, random_architecture
 from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.units import P6, Boundary, Lateral, MBConvUnit, Stem, rest_unit
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.space import SearchSpace
 from bench.latency.onnx_units import detector_model, unit_model
 from bench.latency.subject import WholeDetector

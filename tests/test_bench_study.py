@@ -11,8 +11,8 @@ from conftest import recipe_of
 from adapt.cost.units import detector_units, madds
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig, RetinaNetConfig
 from adapt.detector.file import read_detector_info
-from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
 from adapt.errors import AdaptError
 from adapt.progress import silent
 from adapt.sources import mobilenet_v2

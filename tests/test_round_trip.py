@@ -9,8 +9,9 @@ from export_parts import awake
 from published import TABLE_TWO, mbconv_rows, published_backbone, row_architecture
 
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import DetectorConfig, build_detector
+from adapt.detector.retinanet import build_detector
 from adapt.space import SearchSpace
 from export.engine.build import build_engine
 from export.engine.configure import BuildOptions

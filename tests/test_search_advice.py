@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
 from adapt.data.pooled import pooled
+from adapt.detector.config import DetectorConfig, RetinaNetConfig
 from adapt.detector.objects import ANCHOR_SIZES, Objects, anchor_recall, best_anchor
-from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig, anchor_generator
+from adapt.detector.retinanet import anchor_generator
 from adapt.errors import AdaptError
 from adapt.runtime import Runtime
 from cli import app

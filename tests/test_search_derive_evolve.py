@@ -10,7 +10,7 @@ from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.expectation import detector_cost
 from adapt.cost.units import madds
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from search.derive.evolve import Individual, cost_of, crossed, evolve
 
 SPACE = tiny()

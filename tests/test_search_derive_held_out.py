@@ -11,8 +11,9 @@ from adapt.architecture import Choices
 from adapt.data.coco import load_split
 from adapt.data.dataset import DetectionDataset, collate
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.detect import detect
-from adapt.detector.retinanet import DetectorConfig, build_detector
+from adapt.detector.retinanet import build_detector
 from adapt.detector.statistics import batch_norms, recalibrate
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone

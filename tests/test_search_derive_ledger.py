@@ -10,7 +10,7 @@ from adapt.architecture import Architecture, Choices
 from adapt.cost.expectation import CostModel, detector_cost
 from adapt.cost.units import madds
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import RetinaNetConfig
+from adapt.detector.config import RetinaNetConfig
 from adapt.sources import mobilenet_v2
 from adapt.space import SearchSpace
 from search.derive.derive import draw_ledger

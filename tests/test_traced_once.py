@@ -12,8 +12,8 @@ from export_parts import INFO
 from torch import nn
 
 from adapt.data.images import InputSize
+from adapt.detector.config import HeadKind
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import HeadKind
 from export.graph import onnx_file
 from export.graph.detector import export_detector
 

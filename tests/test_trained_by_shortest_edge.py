@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from adapt.data.coco import load_split
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import RetinaNetConfig
+from adapt.detector.config import RetinaNetConfig
 from adapt.errors import AdaptError
 from bench.acceptance.ap_gate import GateOptions, deploy_within
 from bench.latency.timing import Protocol

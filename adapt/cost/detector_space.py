@@ -20,7 +20,7 @@ from adapt.cost.units import (
     rest_unit,
 )
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.sources import source_of
 from adapt.space import SKIP, Operation, SearchSpace
 from adapt.traits import traits_of

@@ -10,7 +10,7 @@ from torch import Tensor
 from adapt.architecture import Architecture
 from adapt.cost.units import Unit, detector_units
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 
 # I input widths, K output widths, O operation candidates.
 CostForm = Literal["exact", "literal"]

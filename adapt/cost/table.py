@@ -15,7 +15,7 @@ from adapt.architecture import Architecture
 from adapt.artifacts import atomic_path, check_header, content_hash, header, parsing, typed
 from adapt.cost.units import Measurable, Unit, boundaries, detector_units, unit_key
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 KIND = "cost-table"

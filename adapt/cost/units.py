@@ -12,8 +12,8 @@ from typing import Any, get_args
 from adapt.architecture import Architecture, BottleneckShape, MBConvShape, Shape, first_shape
 from adapt.artifacts import LATER, identity
 from adapt.data.images import InputSize
+from adapt.detector.config import COARSEST, RATIOS, DetectorConfig, HeadKind
 from adapt.detector.faster_rcnn import POOLED, most_proposals
-from adapt.detector.retinanet import COARSEST, RATIOS, DetectorConfig, HeadKind
 from adapt.detector.separable import separable_madds
 from adapt.space import SearchSpace
 from adapt.traits import Activation, traits_of

@@ -13,7 +13,8 @@ from torchvision.models.detection import RetinaNet
 from adapt.architecture import Architecture
 from adapt.artifacts import atomic_path, check_header, header, parsing, typed
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_detector
+from adapt.detector.config import DetectorConfig
+from adapt.detector.retinanet import build_detector
 from adapt.errors import AdaptError
 from adapt.network.backbone import Backbone
 

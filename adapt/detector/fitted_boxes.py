@@ -7,6 +7,7 @@ import numpy as np
 
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
+from adapt.detector.config import RATIOS
 from adapt.detector.objects import (
     MATCH,
     Floats,
@@ -15,7 +16,6 @@ from adapt.detector.objects import (
     anchor_shapes,
     best_anchor,
 )
-from adapt.detector.retinanet import RATIOS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

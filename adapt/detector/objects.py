@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from adapt.data.coco import CocoSplit
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig, anchor_generator
+from adapt.detector.config import DetectorConfig, RetinaNetConfig
+from adapt.detector.retinanet import anchor_generator
 
 MATCH = 0.5  # IoU at which RetinaNet trains an anchor to find a box
 ANCHOR_SIZES = (6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)

@@ -9,7 +9,8 @@ from torchvision.models.detection import RetinaNet
 from torchvision.ops import SqueezeExcitation
 
 from adapt.architecture import Choices
-from adapt.detector.retinanet import DetectorConfig, build_detector
+from adapt.detector.config import DetectorConfig
+from adapt.detector.retinanet import build_detector
 from adapt.network.backbone import Backbone
 from adapt.network.mixed import MixedBlock
 from adapt.network.operations import Bottleneck, ConvOperation, hidden_reach, squeezed_reach

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
+from adapt.detector.config import RATIOS
 from adapt.detector.faster_rcnn import FasterRCNN, Stages
-from adapt.detector.retinanet import RATIOS, scale_octaves
+from adapt.detector.retinanet import scale_octaves
 from adapt.detector.separable import POINTWISE, is_separable
 from adapt.detector.ssdlite import SeparableHead
 from adapt.mapping.pretrained import Mapper

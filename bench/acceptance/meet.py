@@ -11,7 +11,7 @@ import numpy as np
 
 from adapt.architecture import Block
 from adapt.cost.expectation import CostModel
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace

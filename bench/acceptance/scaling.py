@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adapt.architecture import Architecture
-from adapt.detector.retinanet import RetinaNetConfig
+from adapt.detector.config import RetinaNetConfig
 from search.recipe.joint import Setting
 
 Held = Mapping[int, int]  # widths of blocks, by their places from 0

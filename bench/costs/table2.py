@@ -8,7 +8,8 @@ import torch
 
 from adapt.cost.counted import counted_madds
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, build_detector, count_parameters
+from adapt.detector.config import DetectorConfig
+from adapt.detector.retinanet import build_detector, count_parameters
 from adapt.network.published import NETWORKS, published_backbone
 from adapt.progress import Progress, silent
 from adapt.runtime import Runtime

@@ -10,7 +10,7 @@ from adapt.cost.detector_space import DetectorSpace
 from adapt.cost.resolution import TOLERATED, free_units
 from adapt.cost.table import CostTable
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.machine import load_per_core
 from adapt.runtime import Precision
 from adapt.space import BlockSpace, SearchSpace

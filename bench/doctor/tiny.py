@@ -13,8 +13,8 @@ from torchvision.models.detection import RetinaNet
 
 from adapt.architecture import Architecture, Block
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.file import DetectorInfo, save_detector
-from adapt.detector.retinanet import DetectorConfig
 from adapt.runtime import Precision
 from adapt.space import Operation
 from export.deploy import Deployment

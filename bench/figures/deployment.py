@@ -26,8 +26,8 @@ from torchvision.models.detection import RetinaNet
 
 from adapt.artifacts import library_versions
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.file import DetectorInfo
-from adapt.detector.retinanet import DetectorConfig
 from adapt.runtime import Tail
 from adapt.sources import mobilenet_v2
 from bench.latency.provenance import device_description

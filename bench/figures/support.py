@@ -25,7 +25,7 @@ from adapt.architecture import Architecture
 from adapt.artifacts import library_versions
 from adapt.data.coco import CocoSplit
 from adapt.data.synthetic import generate
-from adapt.detector.retinanet import HeadKind
+from adapt.detector.config import HeadKind
 from adapt.errors import AdaptError
 from adapt.network.weights import find_weights
 from adapt.runtime import Precision

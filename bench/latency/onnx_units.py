@@ -44,7 +44,7 @@ from adapt.cost.units import (
     rest_unit,
 )
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
 from adapt.runtime import Precision, Tail
 from adapt.traits import Activation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from adapt.architecture import Architecture
 from adapt.cost.units import MBConvUnit, Measurable
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 
 # Timed beside every sample to notice a slow machine. Its feature maps are larger than a core's
 # caches: a smaller unit would not notice that other programs use up the memory bandwidth.

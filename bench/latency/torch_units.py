@@ -22,7 +22,8 @@ from adapt.cost.units import (
     Rest,
     Stem,
 )
-from adapt.detector.retinanet import DetectorConfig, build_detector, levels_after
+from adapt.detector.config import DetectorConfig
+from adapt.detector.retinanet import build_detector, levels_after
 from adapt.network.backbone import Backbone
 from adapt.network.operations import conv_operation, stem, stem_pooling
 from adapt.sources import mobilenet_v2

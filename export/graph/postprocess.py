@@ -13,7 +13,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.runtime import Tail
 from export.graph.nms import greedy_nms_keep, nms_keep
 from export.graph.ranking import best_pairs, best_pairs_above, lowest_logit, rows_of

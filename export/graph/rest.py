@@ -10,8 +10,9 @@ from torchvision.models.detection import RetinaNet
 from adapt.artifacts import header
 from adapt.cost.units import pyramid_sizes
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.faster_rcnn import FasterRCNN
-from adapt.detector.retinanet import DetectorConfig, build_detector, levels_after
+from adapt.detector.retinanet import build_detector, levels_after
 from adapt.detector.ssdlite import SeparableHead
 from adapt.network.backbone import Backbone
 from adapt.runtime import Tail

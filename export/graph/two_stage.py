@@ -9,9 +9,9 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
 from adapt.data.images import InputSize
+from adapt.detector.config import DetectorConfig
 from adapt.detector.faster_rcnn import BoxHeads, FasterRCNN, first_stage
 from adapt.detector.logits import object_logits
-from adapt.detector.retinanet import DetectorConfig
 from adapt.errors import AdaptError
 from adapt.runtime import Precision, Tail
 from export.graph.nms import greedy_nms_keep

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.detector.retinanet import DetectorConfig
+from adapt.detector.config import DetectorConfig
 from adapt.runtime import Precision
 from export.run.inference import Array, ImageDetections
 

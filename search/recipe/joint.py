@@ -9,7 +9,7 @@ from typing import Any
 
 from adapt.artifacts import parsing, read_json, typed
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import HeadKind, RetinaNetConfig
+from adapt.detector.config import HeadKind, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 
 # Of a detector, of ``[joint]``, and of a setting.

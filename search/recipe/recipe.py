@@ -19,7 +19,7 @@ from adapt.cost.detector_space import DetectorSpace
 from adapt.data.augmentation import NONE, Augmentation
 from adapt.data.coco import CocoSplit, load_split
 from adapt.data.images import InputSize
-from adapt.detector.retinanet import DetectorConfig, RetinaNetConfig
+from adapt.detector.config import DetectorConfig, RetinaNetConfig
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from adapt.runtime import Precision, Runtime
 from adapt.sources import source_named, with_source_widths

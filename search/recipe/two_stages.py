@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from adapt.detector.retinanet import HeadKind
+from adapt.detector.config import HeadKind
 from adapt.errors import AdaptError
 from adapt.runtime import Precision, Runtime
 

@@ -16,8 +16,8 @@ from adapt.architecture import Architecture
 from adapt.artifacts import content_hash, file_hash, identity, make_place
 from adapt.data.coco import CocoSplit, check_has_boxes
 from adapt.data.dataset import Batch, training_batches
+from adapt.detector.config import HeadKind
 from adapt.detector.file import DetectorInfo, save_detector
-from adapt.detector.retinanet import HeadKind
 from adapt.mapping.pretrained import MappingReport
 from adapt.network.backbone import Backbone
 from adapt.network.published import NETWORKS
