@@ -125,17 +125,19 @@ def test_detections_are_torchvisions_with_the_same_parameters() -> None:
             assert torch.equal(found[name], expected[name])
 
 
-@pytest.mark.parametrize("finest", [3, 4, 5])
-@pytest.mark.parametrize("depth", [0, 2])
-def test_parameters_and_multiply_adds_are_those_of_its_layers(depth: int, finest: int) -> None:
-    config = replace(CONFIG, head_depth=depth, finest_level=finest)
+@pytest.mark.parametrize(("depth", "finest", "side"), [(0, 3, 7), (2, 3, 5), (2, 4, 7), (0, 5, 7)])
+def test_parameters_and_multiply_adds_are_those_of_its_layers(
+    depth: int, finest: int, side: int
+) -> None:
+    config = replace(CONFIG, head_depth=depth, finest_level=finest, pooled_side=side)
     model, width, hidden = detector(config).eval(), 16, 32
     taps = model.backbone.body.tap_widths
     conv = (9 * width + 1) * width
     pyramid = sum((c_in + 1) * width for c_in in taps[finest - 3 :]) + (6 - finest) * conv
     extra = (9 * taps[-1] + 1) * width + conv
     first = depth * conv + (width + 1) * 9 * (1 + 4)
-    second = (49 * width + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * 4 * (1 + 4)
+    pooled = side**2 * width
+    second = (pooled + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * 4 * (1 + 4)
     expected = pyramid + extra + first + second
     assert count_parameters(model) - count_parameters(model.backbone.body) == expected
     cells = [16 * 20, 8 * 10, 4 * 5, 2 * 3, 1 * 2][finest - 3 :]
@@ -161,7 +163,7 @@ def test_its_rest_has_a_key_of_its_own_and_no_others_key_changes() -> None:
     assert parse_key(unit_key(rest)) == rest
     for head in ("retinanet", "fcos", "ssdlite"):
         names = identity(DetectorConfig(3, head=head)).keys()
-        assert not names & {"proposals", "box_width"}
+        assert not names & {"proposals", "box_width", "pooled_side", "pooled_samples"}
 
 
 @pytest.mark.parametrize(
@@ -240,6 +242,24 @@ def test_a_trained_one_maps_onto_one_of_other_classes_and_widths() -> None:
     assert torch.equal(
         same.roi_heads.box_head.fc6.weight, source.roi_heads.box_head.fc6.weight[:24]
     )
+
+
+@pytest.mark.parametrize("side", [5, 9])
+def test_what_reads_pooled_features_says_the_same_of_other_cells(side: int) -> None:
+    source = detector(seed=1)
+    target = detector(replace(CONFIG, pooled_side=side), seed=2)
+    layers = [model.roi_heads.box_head.fc6 for model in (source, target)]
+    with torch.no_grad():  # smooth weights, or cells between others know nothing of them
+        layers[0].weight.copy_(
+            torch.randn(len(layers[0].weight), 16, 1, 1).expand(-1, -1, 7, 7).flatten(1)
+        )
+    map_pyramid_and_heads(source, target, Mapper(0.0, torch.Generator()))
+    features = torch.randn(6, 16, 1, 1)  # of boxes that are alike everywhere
+    said = [
+        layer(features.expand(-1, -1, cells, cells).flatten(1))
+        for layer, cells in zip(layers, (7, side), strict=True)
+    ]
+    torch.testing.assert_close(*said, rtol=1e-3, atol=1e-3)
 
 
 def test_between_one_and_two_stages_the_pyramid_alone_is_mapped() -> None:
@@ -348,6 +368,7 @@ def test_it_trains_and_its_deployed_file_detects_the_same(
     tiny_data: CocoSplit, tiny_space_file: Path, tmp_path: Path
 ) -> None:
     few = {"head": "faster-rcnn", "anchor_size": 16, "proposals": 40, "box_width": 16}
+    few |= {"pooled_side": 5, "pooled_samples": 1}
     changes = {"detector": few, "finetune": {"epochs": 2}}
     recipe = recipe_of(tiny_space_file).changed(changes, "the test")
     path = tmp_path / "two-stage.safetensors"
@@ -401,6 +422,11 @@ FASTER = {"detector": {"head": "faster-rcnn"}}
     ("changes", "message"),
     [
         ({"detector": {"proposals": 0}}, r"detector\.proposals must be at least 1, got 0"),
+        (
+            {"detector": {"pooled_samples": 0}},
+            r"detector\.pooled_samples must be at least 1, got 0",
+        ),
+        ({"detector": {"pooled_side": 65}}, r"detector\.pooled_side must be at most 64, got 65"),
         ({"detector": {"box_width": 2**17}}, r"detector\.box_width must be at most 65536"),
         (
             {"detector": {"head": "faster-rcnn", "separable": True}},
@@ -411,8 +437,10 @@ FASTER = {"detector": {"head": "faster-rcnn"}}
             r"device\.runtime is 'tensorrt'; set it to 'ort-cpu' or 'ort-cuda'",
         ),
         ({**FASTER, "device": {"precision": "int8"}}, r"device\.precision is 'int8'; set it to"),
-        ({**FASTER, "joint": {"head": ["fcos"]}}, r"leave joint\.head out, which is \['fcos'\]"),
-        ({"joint": {"head": ["faster-rcnn", "fcos"]}}, r"joint\.head chooses among one-stage"),
+        (
+            {"joint": {"head": ["faster-rcnn", "fcos"]}, "device": {"runtime": "tensorrt"}},
+            r"joint\.head 'faster-rcnn' is deployed in ONNX Runtime only",
+        ),
     ],
 )
 def test_a_recipe_that_asks_for_more_is_refused(changes: dict[str, Any], message: str) -> None:

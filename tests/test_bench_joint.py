@@ -66,6 +66,12 @@ def test_settings_are_all_combinations_and_anchors_keep_their_size_on_the_object
     levels = JointRecipe(finest_level=(3, 4)).settings(own)
     assert [s.detector.finest_level for s in levels] == [3, 4]
     assert ["finest_level 4" in str(one) for one in levels] == [False, True]
+    kinds = JointRecipe(separable=(False, True), head=("retinanet", "faster-rcnn")).settings(own)
+    assert [(one.detector.head, one.detector.separable) for one in kinds] == [
+        ("retinanet", False),
+        ("faster-rcnn", False),
+        ("retinanet", True),
+    ]
     both = JointRecipe(separable=(False, True)).settings(own)
     assert ["separable" in str(one) for one in both] == [False, True]
     assert own.changed(both[1].changes()) == both[1]

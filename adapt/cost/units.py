@@ -13,7 +13,7 @@ from adapt.architecture import Architecture, BottleneckShape, MBConvShape, Shape
 from adapt.artifacts import LATER, identity
 from adapt.data.images import InputSize
 from adapt.detector.config import COARSEST, RATIOS, DetectorConfig, HeadKind
-from adapt.detector.faster_rcnn import POOLED, most_proposals
+from adapt.detector.faster_rcnn import most_proposals
 from adapt.detector.separable import separable_madds
 from adapt.space import SearchSpace
 from adapt.traits import Activation, traits_of
@@ -115,6 +115,8 @@ class Rest:
     separable: bool = field(default=False, metadata=LATER)
     proposals: int = field(default=1000, metadata=LATER)
     box_width: int = field(default=1024, metadata=LATER)
+    pooled_side: int = field(default=7, metadata=LATER)
+    pooled_samples: int = field(default=2, metadata=LATER)
 
     @property
     def levels(self) -> list[tuple[int, int]]:
@@ -223,7 +225,9 @@ def fixed_units(network: Architecture | SearchSpace, size: InputSize) -> list[Un
 
 def rest_unit(detector: DetectorConfig, size: InputSize) -> Rest:
     """Return the part of the detector that no choice of the search changes."""
-    return Rest(**detector.to_dict(), height=size.height, width=size.width)
+    values: dict[str, Any] = {"height": size.height, "width": size.width}
+    names = {one.name for one in fields(Rest)} - values.keys()  # a loss costs nothing
+    return Rest(**values, **{name: getattr(detector, name) for name in names})
 
 
 def block_resolutions(
@@ -344,7 +348,7 @@ def _two_stages(unit: Rest) -> int:
     anchors, width, hidden = len(RATIOS) * unit.anchor_scales, unit.fpn_width, unit.box_width
     cells = [height * width for height, width in unit.levels]
     proposing = sum((width + 1) * anchors * (1 + 4) * number for number in cells)
-    layers = (POOLED**2 * width + 1) * hidden + (hidden + 1) * hidden
+    layers = (unit.pooled_side**2 * width + 1) * hidden + (hidden + 1) * hidden
     outputs = (hidden + 1) * (1 + 4) * (1 + unit.num_classes)  # 1 for the background
     boxes = most_proposals(cells, anchors, unit.candidates, unit.proposals)
     return proposing + boxes * (layers + outputs)

@@ -18,6 +18,8 @@ MOST = {
     "anchor_size": 2**16,
     "proposals": 2**16,
     "box_width": 2**16,
+    "pooled_side": 64,
+    "pooled_samples": 16,
 }
 HeadKind = Literal["retinanet", "fcos", "ssdlite", "faster-rcnn"]
 BoxLoss = Literal["l1", "smooth_l1", "giou", "diou", "ciou"]
@@ -56,6 +58,9 @@ class RetinaNetConfig:
         proposals: Boxes of the first stage that reach the second one of Faster R-CNN; torchvision's
             1000 cost most of a small detector's time.
         box_width: Outputs of each of the two fully connected layers of Faster R-CNN.
+        pooled_side: Cells per side of the features that Faster R-CNN pools of a proposal.
+        pooled_samples: Samples per side of each of these cells. On a CPU, with torchvision's 7
+            cells and 2 samples, pooling takes most of the second stage's time.
         box_loss: What RetinaNet's anchors on an object learn their boxes by: the deltas' distance
             (``l1``, ``smooth_l1``), or one minus a kind of IoU of the boxes.
             Other heads have the loss of their papers.
@@ -77,6 +82,8 @@ class RetinaNetConfig:
     separable: bool = field(default=False, metadata=LATER)
     proposals: int = field(default=1000, metadata=LATER)
     box_width: int = field(default=1024, metadata=LATER)
+    pooled_side: int = field(default=7, metadata=LATER)
+    pooled_samples: int = field(default=2, metadata=LATER)
     box_loss: BoxLoss = field(default="l1", metadata=LATER)
     box_loss_weight: float = field(default=1.0, metadata=LATER)
 

@@ -17,10 +17,9 @@ from torchvision.models.detection.rpn import (
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
+from adapt.detector.config import DetectorConfig
 from adapt.detector.crowds import on_crowd
 
-POOLED = 7  # side of a box's features
-SAMPLES = 2  # per side of each of their cells
 LAST_POOLED = 5  # P5: the pyramid's levels of the taps are pooled from
 TRAINED_MORE = 2  # times as many candidates and proposals in training, as torchvision has
 SAMPLED = 512  # proposals per image that learn, at most
@@ -154,11 +153,14 @@ class Stages(nn.Module):
             self.rpn._pre_nms_top_n["testing"],
             self.proposals,
         )
-        last = levels[len(self.roi_heads.box_roi_pool.featmap_names) - 1]
+        pool = self.roi_heads.box_roi_pool
+        last = levels[len(pool.featmap_names) - 1]
         boxes = last.new_zeros(len(last) * number, 5)  # image, and the corners of its feature map
         boxes[:, 0] = torch.arange(len(last), device=last.device).repeat_interleave(number)
         boxes[:, 3], boxes[:, 4] = last.shape[-1], last.shape[-2]
-        features = self.roi_heads.box_head(roi_align(last, boxes, POOLED, 1.0, SAMPLES))
+        features = self.roi_heads.box_head(
+            roi_align(last, boxes, pool.output_size, 1.0, pool.sampling_ratio)
+        )
         classes, regression = self.roi_heads.box_predictor(features)
         return {
             "cls_logits": logits,
@@ -269,32 +271,27 @@ def proposal_network(
     )
 
 
-def box_heads(
-    width: int, hidden: int, num_classes: int, finest_level: int, proposals: int, **after: Any
-) -> BoxHeads:
-    """Return the second stage with torchvision's settings.
+def box_heads(config: DetectorConfig) -> BoxHeads:
+    """Return the second stage of a detector; what its configuration leaves open is torchvision's.
 
     Args:
-        width: Channels of the pyramid.
-        hidden: Of each of its two layers.
-        num_classes: Object classes.
-        finest_level: First level of the pyramid.
-        proposals: Boxes per image that it gets.
-        **after: Thresholds and number of detections.
+        config: The detector.
     """
-    levels = range(finest_level, LAST_POOLED + 1)
-    pool = MultiScaleRoIAlign([str(level) for level in levels], POOLED, SAMPLES)
+    levels, side = range(config.finest_level, LAST_POOLED + 1), config.pooled_side
+    pool = MultiScaleRoIAlign([str(level) for level in levels], side, config.pooled_samples)
     # Left to itself it guesses them from the first images that it sees, and wrongly of small ones.
     pool.scales = [2.0**-level for level in levels]
     pool.map_levels = initLevelMapper(levels[0], levels[-1])
     return BoxHeads(
         pool,
-        TwoMLPHead(width * POOLED**2, hidden),
-        FastRCNNPredictor(hidden, num_classes + 1),
+        TwoMLPHead(config.fpn_width * side**2, config.box_width),
+        FastRCNNPredictor(config.box_width, config.num_classes + 1),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
-        batch_size_per_image=min(SAMPLED, proposals),
+        batch_size_per_image=min(SAMPLED, config.proposals),
         positive_fraction=0.25,
         bbox_reg_weights=None,
-        **after,
+        score_thresh=config.score_threshold,
+        nms_thresh=config.nms_threshold,
+        detections_per_img=config.detections,
     )

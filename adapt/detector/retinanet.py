@@ -191,17 +191,7 @@ def _faster_rcnn(body: nn.Module, config: DetectorConfig) -> FasterRCNN:
     head = RPNHead(width, config.anchors_per_cell)
     head.conv = build_head_tower(width, config.head_depth)
     rpn = proposal_network(head, anchor_generator(config), config.candidates, proposals)
-    roi_heads = box_heads(
-        width,
-        config.box_width,
-        config.num_classes,
-        config.finest_level,
-        proposals,
-        score_thresh=config.score_threshold,
-        nms_thresh=config.nms_threshold,
-        detections_per_img=config.detections,
-    )
-    return FasterRCNN(BackboneWithFPN(body, config), rpn, roi_heads, proposals)
+    return FasterRCNN(BackboneWithFPN(body, config), rpn, box_heads(config), proposals)
 
 
 def build_head(config: DetectorConfig) -> RetinaNetHead | FCOSHead | SeparableHead:

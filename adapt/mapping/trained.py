@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet
 
 from adapt.detector.config import RATIOS
@@ -24,6 +25,7 @@ REGRESSION = re.compile(
     r"|rpn\.head\.bbox_pred"
 )
 OBJECTNESS, CLASS_BOXES = "rpn.head.cls_logits", "roi_heads.box_predictor.bbox_pred"
+READS_POOLED = "roi_heads.box_head.fc6.weight"
 HEADS = ("head.", "rpn.", "roi_heads.")
 SMOOTH_AND_HEADS = (*HEADS, "backbone.fpn.layer_blocks.")
 LEVEL = re.compile(
@@ -42,7 +44,8 @@ def map_pyramid_and_heads(
     convolutions; those that only the target has start as in a new detector. Of other anchors per
     cell, each starts as the one of its shape whose scale is nearest. Between kinds of heads output
     layers are not copied: they say other things. Levels of the pyramid that only the target has are
-    new; so are all 3x3 convolutions if only one detector's are separable.
+    new; so are all 3x3 convolutions if only one detector's are separable. What reads the pooled
+    features of boxes is resized to their cells.
 
     Args:
         source: Trained detector.
@@ -70,6 +73,8 @@ def map_pyramid_and_heads(
                 before = source.get_submodule(_of_same_level(layer, shift))
                 assert isinstance(before, nn.BatchNorm2d)
                 mapper.norm(layer, before, norms[layer])
+        elif name == READS_POOLED and isinstance(source, FasterRCNN):
+            mapper.copy(name, _resized(trained[same], source, target), tensor)
         elif which := outputs.of(layer):
             _copy_outputs(name, trained[same], tensor, mapper, *which)
         else:
@@ -118,6 +123,21 @@ def _of_same_level(name: str, shift: int) -> str:
     """Return the name in a pyramid whose first level is ``shift`` levels finer."""
     match = LEVEL.match(name)
     return f"{match[1]}{int(match[2]) + shift}{match[3]}" if match else name
+
+
+def _resized(weight: Tensor, source: FasterRCNN, target: FasterRCNN) -> Tensor:
+    """Return weights of pooled features, channels x cells, that give about the same of other cells.
+
+    As many cells of a smooth map share the weight of one: bilinear, the sum over cells kept.
+    """
+    sides = [model.roi_heads.box_roi_pool.output_size for model in (source, target)]
+    if sides[0] == sides[1]:
+        return weight
+    before = weight.view(len(weight), -1, *sides[0])
+    after: Tensor = F.interpolate(before, sides[1], mode="bilinear", antialias=True)
+    cells = [height * width for height, width in sides]
+    kept: Tensor = after.flatten(1) * (cells[0] / cells[1])
+    return kept
 
 
 def _copy_outputs(

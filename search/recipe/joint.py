@@ -123,11 +123,6 @@ class JointRecipe:
             candidates = getattr(self, name)
             if len(set(candidates)) < len(candidates):
                 raise ValueError(f"joint.{name} has a candidate twice, got {list(candidates)}")
-        if "faster-rcnn" in self.head:
-            raise ValueError(
-                f"joint.head chooses among one-stage detectors, got {list(self.head)}; leave "
-                "'faster-rcnn' out, or set detector.head to it and leave joint.head out"
-            )
 
     @property
     def candidates(self) -> int:
@@ -176,6 +171,6 @@ def _with_anchors(own: Setting, size: InputSize, **changes: Any) -> RetinaNetCon
     anchor = max(1, round(own.detector.anchor_size * math.sqrt(pixels)))
     if changes["head"] == "fcos":
         changes["anchor_scales"] = own.detector.anchor_scales
-    if changes["head"] == "ssdlite":
-        changes["separable"] = False  # it is anyway
+    if changes["head"] in ("ssdlite", "faster-rcnn"):
+        changes["separable"] = False  # all of SSDLite is, nothing of the other
     return replace(own.detector, anchor_size=anchor, **changes)

@@ -176,8 +176,10 @@ class Recipe:
                 "use one without slashes"
             )
         self.data.augment.check(self.input)
-        if self.detector.head == "faster-rcnn":
-            check_two_stages(self.device.runtime, self.device.precision, self.joint.head)
+        asked = {"detector.head": [self.detector.head], "joint.head": self.joint.head}
+        for name, heads in asked.items():
+            if "faster-rcnn" in heads:
+                check_two_stages(name, self.device.runtime, self.device.precision)
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":
