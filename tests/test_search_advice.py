@@ -238,6 +238,17 @@ def test_the_only_split_is_trained_on_whatever_its_name_is(
     assert advised.settings["detector.anchor_size"] == again.settings["detector.anchor_size"]
 
 
+def test_a_val_that_is_named_but_not_there_is_told(tiny_data: CocoSplit, tmp_path: Path) -> None:
+    from format_parts import as_yolo
+
+    data = copied(tiny_data, tmp_path / "data")
+    yolo = as_yolo(data, tmp_path / "yolo", ["train"])
+    assert not advised_recipe(yolo, tmp_path / "a.toml", "ort-cpu").doubts
+    (yolo / "data.yaml").write_text((yolo / "data.yaml").read_text() + "val: images/vla\n")
+    (doubt,) = advised_recipe(yolo, tmp_path / "b.toml", "ort-cpu").doubts
+    assert "data.yaml says val: images/vla, which does not exist; training images are" in doubt
+
+
 def test_test_images_stay_a_split_where_others_are_held_out(
     tiny_data: CocoSplit, tmp_path: Path
 ) -> None:
@@ -311,7 +322,7 @@ def test_both_parts_of_a_division_have_boxes_if_that_can_be(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "data set nowhere is not a folder"),
+        (["nowhere"], "data set nowhere does not exist"),
         (["."], "has no split `train` (it has none)"),
         (["DATA", "--runtime", "tpu"], "--runtime must be one of"),
         (["DATA", "--target", "fast"], "fast"),

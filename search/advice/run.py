@@ -8,7 +8,7 @@ from typing import Any
 
 from adapt.artifacts import write_text
 from adapt.data.coco import check_has_boxes, load_split
-from adapt.data.layout import check_folder, has_split, split_names
+from adapt.data.layout import check_folder, dead_entry, has_split, split_names
 from adapt.detector.objects import Objects
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
@@ -89,6 +89,8 @@ def advised_recipe(
     doubts = [text for one in splits.values() for text in (one.repaired(), one.cornered()) if text]
     found: dict[str, Any] = {name: len(split) for name, split in splits.items()}
     if "val" not in splits:
+        if dead := dead_entry(root, "val"):
+            doubts.append(f"{dead}; training images are held out in its place")
         test = splits.get("test")
         test = test.matched(train.class_names, str(train.annotations)) if test else None
         root = out.with_name(f"{out.stem}-data")
