@@ -376,3 +376,13 @@ def test_minutes_that_a_busy_machine_takes_are_not_written(
     assert json.loads(result.stdout)["minutes"] == 12.5
     assert ("busy" in result.stderr) == (load > 1)
     assert ("about 12 minutes" in out.read_text()) == (load < 1)
+
+
+def test_people_read_how_long_a_run_takes_in_its_usual_unit(
+    tiny_data: CocoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.commands.init._minutes", lambda _: 607.1)
+    arguments = [str(tiny_data.annotations.parents[1]), "--out", str(tmp_path / "a.toml")]
+    shown = CliRunner().invoke(app, ["init", *arguments]).stdout
+    assert "run takes" in shown
+    assert "about 10.1 h on this machine" in shown

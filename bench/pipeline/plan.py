@@ -122,9 +122,9 @@ class Plan:
 
     def readable(self) -> dict[str, Any]:
         """Return a time per stage, as people read it."""
-        rows: dict[str, Any] = {name: _time(value) for name, value in self.seconds.items()}
+        rows: dict[str, Any] = {name: duration(value) for name, value in self.seconds.items()}
         content = self.to_dict()
-        rows |= {"all of these": _time(self.total), "memory_gb": content["memory_gb"]}
+        rows |= {"all of these": duration(self.total), "memory_gb": content["memory_gb"]}
         kinds = [name for name in ("weight", "arch", "finetune") if name in content]
         rows |= {f"{name} steps": _steps(content[name]) for name in kinds}
         return rows | {"method": content["method"]}
@@ -364,8 +364,8 @@ def _steps(kind: Mapping[str, Any]) -> str:
     return f"{text}; {validated['steps']} images validated" if validated else text
 
 
-def _time(seconds: float | str) -> str:
-    """Return a duration in its usual unit."""
+def duration(seconds: float | str) -> str:
+    """Return a duration as people read it, or why it is not known."""
     if isinstance(seconds, str):
         return seconds
     if seconds < 120:
