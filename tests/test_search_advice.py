@@ -175,6 +175,7 @@ def test_an_advised_recipe_is_read_as_it_was_meant(tiny_data: CocoSplit, tmp_pat
     assert len(recipe.split(recipe.data.train)) == len(tiny_data)
     text = (tmp_path / "mine.toml").read_text()
     assert "about 12 minutes" in text
+    assert "--budgets" not in text
     assert all(len(line) <= 110 for line in text.splitlines() if line.startswith("#"))
 
 
@@ -360,8 +361,8 @@ def test_init_says_what_it_chose(
     shown = json.loads(result.stdout)
     recipe = Recipe.load("a.toml")
     assert shown["settings"]["detector.anchor_size"] == recipe.detector.anchor_size
-    assert shown["next"] == "adapt run a.toml"
-    assert "# " in Path("a.toml").read_text()
+    assert shown["next"] == "adapt run a.toml --budgets 75%"
+    assert "# It sets no latency" in Path("a.toml").read_text()
 
 
 @pytest.mark.parametrize("load", [0.1, 3.0])

@@ -46,6 +46,10 @@ class AdvisedRecipe:
         """
         told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.found.items())
         notes = [f"Written by `adapt init`. {told}.", "Change what you know better."]
+        if "search.target" not in self.settings:
+            notes.append(
+                "It sets no latency: `adapt run` keeps that of the source, or --budgets 75%."
+            )
         if minutes:
             notes.append(f"`adapt run` of it takes about {minutes:.0f} minutes on this machine.")
         return recipe_text(self.name, self.settings, notes)
