@@ -66,7 +66,12 @@ def show(content: dict[str, Any], *, as_json: bool, title: str = "") -> None:
     if as_json:
         print(json.dumps(content, indent=2, default=str))
         return
-    print_fields({name.replace("_", " "): plain(value) for name, value in content.items()}, title)
+    print_fields({_words(name): plain(value) for name, value in content.items()}, title)
+
+
+def _words(name: str) -> str:
+    """Return the name of a field in words; what is in words already may hold other names."""
+    return name if " " in name else name.replace("_", " ")
 
 
 def plain(value: object) -> str:

@@ -47,6 +47,7 @@ def data_check_command(
 
     Example: `adapt data check datasets/bccd --page bccd.html --size 256x320`
     """
+    from adapt.artifacts import make_place
     from adapt.data.check import check_data
     from adapt.data.images import InputSize
     from adapt.detector.fitted_boxes import FittedBoxes
@@ -56,6 +57,8 @@ def data_check_command(
     if anchor and not size:
         raise AdaptError(f"--anchor {anchor} needs an input, such as --size 256x320")
     fitting = InputSize.parse(size, "--size") if size else None
+    if page:
+        make_place(page)  # before all images are opened
     found = check_data(root, split or (), stage=console_stage)
     reports, boxed = found.reports, found.boxed
     boxes = FittedBoxes.of(boxed, fitting, anchor) if fitting and boxed else None
@@ -71,7 +74,10 @@ def data_check_command(
             show(report.shown(), as_json=False, title=name)
         for name, content in anchors.items():
             show(content, as_json=False, title=name)
-    if any(report.problems for report in reports.values()):
+        print(found.verdict)  # last: a terminal shows the end of long tables
+        if page:
+            print(f"page: {page}")
+    if found.problems:
         raise typer.Exit(1)
 
 

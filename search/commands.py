@@ -163,12 +163,12 @@ class CostsOptions:
             heard: Whether this process is the one that talks.
         """
         from adapt.cost.table import CostTable
-        from search.recipe.search_cost import certificate_line, range_warning
+        from search.recipe.search_cost import certificate_line, range_warning, ranking_warning
 
         if self.costs and heard:
             with CostTable.open(self.costs) as table:
                 print(certificate_line(table), file=sys.stderr)
-                if warning := range_warning(table, budget):
+                for warning in filter(None, (ranking_warning(table), range_warning(table, budget))):
                     warn(warning)
 
 

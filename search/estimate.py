@@ -68,18 +68,19 @@ class RunEstimate:
     method: str
     validation: StepEstimate | None = None
 
-    @property
-    def memory_gb(self) -> float:
-        """The largest step's memory."""
-        return max(step.memory_gb for step in (self.weight, self.arch, self.finetune))
+    def to_dict(self, *, searches: bool = True) -> dict[str, Any]:
+        """Return plain JSON content.
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON content."""
-        steps = {"weight": self.weight, "arch": self.arch, "finetune": self.finetune}
+        Args:
+            searches: Whether the run searches; what chooses by scores trains no supernet.
+        """
+        search = {"weight": self.weight, "arch": self.arch} if searches else {}
+        steps = {**search, "finetune": self.finetune}
         described = {name: _described(step) for name, step in steps.items()}
         if self.validation:
             described["finetune"]["validation"] = _described(self.validation)
-        return {**described, "memory_gb": self.memory_gb, "method": self.method}
+        memory_gb = max(step.memory_gb for step in steps.values())
+        return {**described, "memory_gb": memory_gb, "method": self.method}
 
 
 def _described(step: StepEstimate) -> dict[str, Any]:

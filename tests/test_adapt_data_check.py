@@ -26,7 +26,7 @@ def test_report_counts_boxes_by_class_size_and_kind(tmp_path: Path) -> None:
     assert report.boxes_per_class == {"dog": 0, "cat": 4}
     assert report.boxes_per_size == {"small": 2, "medium": 1, "large": 1}
     assert (report.boxes, report.crowd_boxes, report.empty_images) == (5, 1, 1)
-    assert "no box of 1 classes (dog)" in report.warnings[-1]
+    assert report.warnings[-1].endswith("no box of 1 classes (dog); no AP can be given for them")
 
 
 def test_report_counts_copies_of_a_box_but_not_crowds_around_it(tmp_path: Path) -> None:
@@ -154,6 +154,18 @@ def test_classes_unknown_to_train_are_named(tmp_path: Path) -> None:
     assert "train.json has the classes dog, cat (in another case, Dog is dog)" in text
 
 
+def test_classes_without_a_training_box_are_told_as_what_they_are(tmp_path: Path) -> None:
+    root = two_splits(tmp_path / "set")
+    cats = content(annotations=[annotation()])
+    (root / "annotations" / "train.json").write_text(json.dumps(cats))
+    found = check_data(root)
+    (of_train,), (of_val,) = (found.reports[name].warnings for name in ("train", "val"))
+    assert of_train.endswith("train.json has no box of 1 classes (dog); nothing teaches them")
+    assert "val.json has boxes of dog, and" in of_val
+    assert "no training teaches them" in of_val
+    assert found.verdict == "Nothing stops a training or an evaluation. 2 warnings."
+
+
 def test_val_images_that_are_trained_on_are_told(tmp_path: Path) -> None:
     report = check_data(two_splits(tmp_path / "set", images=[IMAGE])).reports["val"]
     assert "1 images of" in report.warnings[-1]
@@ -229,3 +241,12 @@ def test_the_command_reports_every_problem_and_fails(tmp_path: Path, as_json: bo
             "3 boxes of negative size; correct them, or data.repair = true leaves them out"
             in result.stdout
         )
+        assert result.stdout.endswith("8 problems stop a training or an evaluation. 1 warning.\n")
+
+
+def test_the_command_ends_with_its_verdict_and_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "check.html"
+    arguments = ["data", "check", str(two_splits(tmp_path / "set")), "--page", str(page)]
+    verdict, place = CliRunner().invoke(app, arguments).stdout.splitlines()[-2:]
+    assert verdict.startswith("Nothing stops a training or an evaluation.")
+    assert place == f"page: {page}"

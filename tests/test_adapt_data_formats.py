@@ -406,6 +406,22 @@ def test_a_split_that_was_not_exported_is_no_other_folder(yolo_set: Path) -> Non
     assert split_names(yolo_set) == ["train"]
 
 
+def test_an_entry_whose_images_do_not_exist_is_named(yolo_set: Path) -> None:
+    text = (yolo_set / "data.yaml").read_text()
+    (yolo_set / "data.yaml").write_text(f"{text}val: images/vla\n")
+    gone = r"no split 'val': .*data\.yaml says val: images/vla, which does not exist; .*\(train\)"
+    with pytest.raises(AdaptError, match=gone):
+        load_split(yolo_set, "val")
+    with pytest.raises(AdaptError, match=r"no split 'test': looked for"):
+        load_split(yolo_set, "test")
+
+
+def test_images_and_labels_without_their_classes_ask_for_a_data_yaml(yolo_set: Path) -> None:
+    (yolo_set / "data.yaml").unlink()
+    with pytest.raises(AdaptError, match=r"add a data\.yaml that names the classes"):
+        load_split(yolo_set, "train")
+
+
 def test_images_of_the_data_set_come_before_those_beside_it(yolo_set: Path) -> None:
     roboflow(yolo_set)
     other = yolo_set.parent / "train" / "images"
@@ -485,5 +501,5 @@ def test_two_formats_at_once_are_refused(coco_set: Path, yolo_set: Path) -> None
 def test_a_folder_of_images_alone_has_no_splits(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert split_names(tmp_path) == []
-    with pytest.raises(AdaptError, match=r"no split 'train'.*data\.yaml; .*\(none\)"):
+    with pytest.raises(AdaptError, match=r"no split 'train'.*data\.yaml; pass another folder"):
         load_split(tmp_path, "train")

@@ -60,7 +60,7 @@ def test_two_splits_of_one_name_must_be_told_apart(tmp_path: Path) -> None:
 
 
 def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="nowhere is not a folder"):
+    with pytest.raises(AdaptError, match="nowhere does not exist"):
         load_split(tmp_path / "nowhere", "train")
     with pytest.raises(AdaptError, match=r"none\.json does not exist"):
         load_place(Place(tmp_path / "none.json", tmp_path))

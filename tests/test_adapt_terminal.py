@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adapt.artifacts import read_json, write_json
+from adapt.command_line import show
 from adapt.terminal import print_fields, print_rows, write_any_text
 from cli import app
 
@@ -124,3 +125,10 @@ def test_a_full_disk_behind_stdout_is_one_sentence(monkeypatch, capfd):
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
     assert ended.value.code == 1
     assert "error: cannot write to stdout: No space left on device" in capfd.readouterr().err
+
+
+def test_fields_are_named_in_words_and_names_in_them_stay(capsys):
+    show({"empty_images": 1, "weights mnasnet1_0": "missing"}, as_json=False)
+    shown = capsys.readouterr().out
+    assert "empty images" in shown
+    assert "weights mnasnet1_0" in shown

@@ -66,6 +66,10 @@ def test_a_joint_choice_measures_finalists_and_lets_them_race(
     assert stages.index("score") < stages.index("finalists") < stages.index("race")
     assert "derive" not in stages
     assert "search" not in stages
+    told = plan.to_dict()
+    assert not {"weight", "arch"} & told.keys()  # no supernet is trained
+    assert told["memory_gb"] == told["finetune"]["memory_gb"]
+    assert "arch steps" not in plan.readable()
     each = float(plan.seconds["finetune derived"]) / 3  # of 3 epochs
     raced = 4 * 2 + 2 * 4
     assert float(plan.seconds["race"]) == pytest.approx(raced * each, rel=0.01)
@@ -84,7 +88,8 @@ def test_a_device_elsewhere_has_unknown_times_and_says_why(recipe: Recipe, tmp_p
 
 
 def test_people_read_a_duration_per_stage(recipe: Recipe, tmp_path: Path) -> None:
-    plan = replace(planned(recipe, tmp_path), seconds={"a": 90.0, "b": 300.0, "c": 9000.0})
+    plan = replace(planned(recipe, tmp_path), seconds={"a": 90.0, "b": 300.0, "search": 9000.0})
     rows = plan.readable()
-    assert [rows[name] for name in ("a", "b", "c")] == ["90 s", "5 min", "2.5 h"]
+    assert [rows[name] for name in ("a", "b", "search")] == ["90 s", "5 min", "2.5 h"]
     assert rows["all of these"] == "2.6 h"
+    assert str(rows["arch steps"]).startswith(f"{plan.training.arch.steps} of ")

@@ -299,7 +299,7 @@ def foreign_database(folder: Path) -> Path:
 BAD: list[tuple[Callable[[Path, Path], list[object]], int, str]] = [
     (lambda r, t: ["run", "nonsense"], 1, "unknown recipe 'nonsense'"),
     (lambda r, t: ["run", t / "no.toml"], 1, "does not exist"),
-    (lambda r, t: ["run", r, "--data", t / "no"], 1, "is not a folder"),
+    (lambda r, t: ["run", r, "--data", t / "no"], 1, "does not exist"),
     (lambda r, t: ["run", "paper"], 1, "names no data set"),
     (lambda r, t: ["search", r, "--cost", "watts"], 2, "watts"),
     (lambda r, t: ["search", r, "--cost", "latency"], 1, "needs a cost table"),

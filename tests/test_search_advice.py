@@ -176,6 +176,7 @@ def test_an_advised_recipe_is_read_as_it_was_meant(tiny_data: CocoSplit, tmp_pat
     assert len(recipe.split(recipe.data.train)) == len(tiny_data)
     text = (tmp_path / "mine.toml").read_text()
     assert "about 12 minutes" in text
+    assert "--budgets" not in text
     assert all(len(line) <= 110 for line in text.splitlines() if line.startswith("#"))
 
 
@@ -237,6 +238,17 @@ def test_the_only_split_is_trained_on_whatever_its_name_is(
     for recipe in (advised.recipe, again.recipe):
         assert len(recipe.split("train")) + len(recipe.split("val")) == len(tiny_data)
     assert advised.settings["detector.anchor_size"] == again.settings["detector.anchor_size"]
+
+
+def test_a_val_that_is_named_but_not_there_is_told(tiny_data: CocoSplit, tmp_path: Path) -> None:
+    from format_parts import as_yolo
+
+    data = copied(tiny_data, tmp_path / "data")
+    yolo = as_yolo(data, tmp_path / "yolo", ["train"])
+    assert not advised_recipe(yolo, tmp_path / "a.toml", "ort-cpu").doubts
+    (yolo / "data.yaml").write_text((yolo / "data.yaml").read_text() + "val: images/vla\n")
+    (doubt,) = advised_recipe(yolo, tmp_path / "b.toml", "ort-cpu").doubts
+    assert "data.yaml says val: images/vla, which does not exist; training images are" in doubt
 
 
 def test_test_images_stay_a_split_where_others_are_held_out(
@@ -312,7 +324,7 @@ def test_both_parts_of_a_division_have_boxes_if_that_can_be(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "data set nowhere is not a folder"),
+        (["nowhere"], "data set nowhere does not exist"),
         (["."], "has no split `train` (it has none)"),
         (["DATA", "--runtime", "tpu"], "--runtime must be one of"),
         (["DATA", "--target", "fast"], "fast"),
@@ -350,8 +362,8 @@ def test_init_says_what_it_chose(
     shown = json.loads(result.stdout)
     recipe = Recipe.load("a.toml")
     assert shown["settings"]["detector.anchor_size"] == recipe.detector.anchor_size
-    assert shown["next"] == "adapt run a.toml"
-    assert "# " in Path("a.toml").read_text()
+    assert shown["next"] == "adapt run a.toml --budgets 75%"
+    assert "# It sets no latency" in Path("a.toml").read_text()
 
 
 @pytest.mark.parametrize("load", [0.1, 3.0])
@@ -366,3 +378,13 @@ def test_minutes_that_a_busy_machine_takes_are_not_written(
     assert json.loads(result.stdout)["minutes"] == 12.5
     assert ("busy" in result.stderr) == (load > 1)
     assert ("about 12 minutes" in out.read_text()) == (load < 1)
+
+
+def test_people_read_how_long_a_run_takes_in_its_usual_unit(
+    tiny_data: CocoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.commands.init._minutes", lambda _: 607.1)
+    arguments = [str(tiny_data.annotations.parents[1]), "--out", str(tmp_path / "a.toml")]
+    shown = CliRunner().invoke(app, ["init", *arguments]).stdout
+    assert "run takes" in shown
+    assert "about 10.1 h on this machine" in shown

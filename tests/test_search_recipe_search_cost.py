@@ -22,6 +22,7 @@ from search.recipe.search_cost import (
     latency_cost,
     network_costs,
     range_warning,
+    ranking_warning,
 )
 
 CERTIFICATE = {
@@ -84,6 +85,19 @@ def test_a_budget_that_no_certified_detector_was_near_is_warned_of(opened, known
         warning = range_warning(opened, Budget.parse(budget))
         assert f"{budget[:-2]} ms lies outside of the 2.7 to 4.9 ms" in warning
         assert f"adapt costs certify RECIPE {opened.path}" in warning
+
+
+def test_a_table_that_ranks_badly_is_told(opened):
+    assert ranking_warning(opened) is None  # not certified
+    opened.store("certificate", CERTIFICATE)
+    assert ranking_warning(opened) is None
+    bad = {**CERTIFICATE, "kendall_tau": 0.47, "mape_corrected": 0.61}
+    opened.store("certificate", bad)
+    warning = ranking_warning(opened)
+    assert f"{opened.path} ranks 30 measured detectors with a Kendall tau of 0.47" in warning
+    assert "off by 61% after correction" in warning
+    opened.store("certificate", {**bad, "detectors": 4})  # of four it says little
+    assert ranking_warning(opened) is None
 
 
 def test_no_budget_and_no_certificate_are_nothing_to_warn_of(opened):

@@ -95,7 +95,8 @@ class DataReport:
         """Return what people read: problems as lines of text, no numbers where nothing was read."""
         content = asdict(self) if self.annotations else {}
         lines = [str(kind) for kind in self.problems]
-        return {**content, "problems": lines, "warnings": list(self.warnings)}
+        told = {"problems": lines, "warnings": list(self.warnings)}
+        return {**content, **{name: found or "none" for name, found in told.items()}}
 
 
 Pair = tuple[Path, Path]  # an image, and a training image that looks like it
@@ -114,6 +115,25 @@ class Checked:
     reports: Mapping[str, DataReport]
     splits: Mapping[str, CocoSplit]
     pairs: Mapping[str, Sequence[Pair]]
+
+    @property
+    def problems(self) -> int:
+        """How many problems there are in all splits."""
+        return sum(kind.count for report in self.reports.values() for kind in report.problems)
+
+    @property
+    def verdict(self) -> str:
+        """What it comes to, in one line."""
+        warnings = sum(len(report.warnings) for report in self.reports.values())
+        match self.problems:
+            case 0:
+                stops = "Nothing stops"
+            case 1:
+                stops = "1 problem stops"
+            case several:
+                stops = f"{several} problems stop"
+        noted = f" {warnings} warning{'s' if warnings > 1 else ''}." if warnings else ""
+        return f"{stops} a training or an evaluation.{noted}"
 
     @property
     def boxed(self) -> CocoSplit | None:
@@ -149,7 +169,7 @@ def check_data(root: Path, splits: Sequence[str] = (), *, stage: Stage = silent_
             continue
         with stage(f"check {name}") as progress:
             findings = inspected(split, progress)
-        reports[name] = check_split(split, findings)
+        reports[name] = check_split(split, findings, teaches=name.startswith("train"))
         if sound := [finding.image.id for finding in findings if not finding.problem]:
             opened[name] = split.subset(sound)
         # Of plain images, such as of one colour, every hash is the same.
@@ -170,12 +190,15 @@ def inspected(split: CocoSplit, progress: Progress = silent) -> list[ImageFindin
     return findings
 
 
-def check_split(split: CocoSplit, findings: Sequence[ImageFinding] | None = None) -> DataReport:
+def check_split(
+    split: CocoSplit, findings: Sequence[ImageFinding] | None = None, *, teaches: bool = False
+) -> DataReport:
     """Report all that is wrong with a split.
 
     Args:
         split: The split, as :func:`read_split` reads it.
         findings: What its images are; they are opened if None.
+        teaches: Whether detectors are trained on it, and not evaluated.
     """
     findings = inspected(split) if findings is None else findings
     image_kinds = Counter(kind for finding in findings for kind in finding.kinds)
@@ -208,7 +231,7 @@ def check_split(split: CocoSplit, findings: Sequence[ImageFinding] | None = None
         warnings=(
             *orientation_warnings(findings),
             *_image_warnings(split),
-            *_box_warnings(split, per_class, duplicates),
+            *_box_warnings(split, per_class, duplicates, teaches=teaches),
         ),
     )
 
@@ -258,6 +281,8 @@ def _compared(
         message, _, fix = str(error).rpartition("; ")
         problem = Problem("splits with classes unknown to train", message, fix, "refused")
         problems = (*problems, *_by_kind([problem]))
+    else:
+        warnings = (*warnings, *filter(None, [split.untaught(train)]))
     trained = {real_path(image.path) for image in train.images}
     shared = [image.path for image in split.images if real_path(image.path) in trained]
     if shared:
@@ -319,7 +344,9 @@ def _image_warnings(split: CocoSplit) -> list[str]:
     return warnings + [text for text in (split.cornered(), split.crowded(DETECTIONS)) if text]
 
 
-def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) -> list[str]:
+def _box_warnings(
+    split: CocoSplit, per_class: dict[str, int], duplicates: int, *, teaches: bool
+) -> list[str]:
     warnings = []
     if split.root_category:
         warnings.append(
@@ -330,9 +357,10 @@ def _box_warnings(split: CocoSplit, per_class: dict[str, int], duplicates: int) 
         warnings.append(f"{split.annotations} repeats {duplicates} boxes; remove the copies")
     absent = [name for name, count in per_class.items() if not count]
     if absent:
+        lacks = "nothing teaches them" if teaches else "no AP can be given for them"
         warnings.append(
             f"{split.annotations} has no box of {len(absent)} classes ({', '.join(absent[:5])}"
-            f"{', ...' if len(absent) > 5 else ''}); no AP can be given for them"
+            f"{', ...' if len(absent) > 5 else ''}); {lacks}"
         )
     alike = Counter(name.casefold() for name in split.class_names)
     same = [name for name in split.class_names if alike[name.casefold()] > 1]

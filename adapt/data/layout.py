@@ -47,18 +47,38 @@ def find_split(root: Path, split: str) -> Place:
     """
     check_folder(root)
     splits = _find_splits(root)
-    accepted = (split, "valid") if split == "val" else (split,)
+    accepted = _names_of(split)
     matches = [name for name in splits if name in accepted]
     matches = matches or [name for name in splits if _without_year(name) in accepted]
     if len(matches) != 1:
         problem = f"{len(matches)} splits named {split!r}" if matches else f"no split {split!r}"
-        raise AdaptError(
-            f"{root} has {problem}: looked for annotations/instances_{split}*.json, "
-            f"annotations/{split}.json and {split}/_annotations.coco.json, for Pascal VOC's "
-            f"ImageSets/Main/{split}.txt and {split}/*.xml, and for YOLO's data.yaml; choose one "
-            f"of the splits it has ({', '.join(splits) or 'none'})"
+        looked = (
+            f"looked for annotations/instances_{split}*.json, annotations/{split}.json and "
+            f"{split}/_annotations.coco.json, for Pascal VOC's ImageSets/Main/{split}.txt and "
+            f"{split}/*.xml, and for YOLO's data.yaml"
         )
+        fix = f"choose one of the splits it has ({', '.join(splits)})"
+        if not splits:
+            unnamed = yolo_layout.looks_undescribed(root)
+            fix = "add a data.yaml that names the classes" if unnamed else "pass another folder"
+        dead = "" if matches else dead_entry(root, split)
+        raise AdaptError(f"{root} has {problem}: {dead or looked}; {fix}")
     return splits[matches[0]]
+
+
+def dead_entry(root: Path, split: str) -> str:
+    """Say which entry of a data.yaml names images of a split that do not exist; empty if none.
+
+    Args:
+        root: As of :func:`find_split`.
+        split: Name of the split.
+    """
+    described = any(place.format == "YOLO" for place in _find_splits(root).values())
+    return yolo_layout.dead_entry(root, _names_of(split)) if described else ""
+
+
+def _names_of(split: str) -> tuple[str, ...]:
+    return (split, "valid") if split == "val" else (split,)
 
 
 def read_place(place: Place) -> Lists:
@@ -101,8 +121,9 @@ def check_folder(root: Path) -> None:
         AdaptError: If not.
     """
     if not root.is_dir() and not (root.is_file() and root.suffix in yolo_layout.YAML):
+        problem = "is not a folder" if root.exists() else "does not exist"
         raise AdaptError(
-            f"data set {root} is not a folder; pass the one that holds annotations, or a data.yaml"
+            f"data set {root} {problem}; pass the folder that holds annotations, or a data.yaml"
         )
 
 

@@ -44,8 +44,7 @@ def write_page(
     text = found.get_template("page.html").render(
         root=root,
         reports=reports,
-        number=sum(kind.count for report in reports.values() for kind in report.problems),
-        warnings=sum(len(report.warnings) for report in reports.values()),
+        checked=checked,
         classes=classes[:COLUMNS],
         more_classes=max(0, len(classes) - COLUMNS),
         figures=[*_figures(checked, classes), *((told, _svg(figure)) for told, figure in more)],

@@ -235,7 +235,8 @@ class BudgetMeter:
         met = self.fitting_by_scores(deriver, setting, space, budget_ms)
         if met is None:
             raise AdaptError(
-                f"no network of the space was measured within {budget_ms:.4g} ms; raise the budget"
+                f"no network of the space was measured within {budget_ms:.4g} ms; raise the "
+                "budget, or run it again when the machine is quiet"
             )
         return met
 

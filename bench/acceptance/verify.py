@@ -302,8 +302,8 @@ def _none_fits(approach: Approach) -> AdaptError:
         shown = min(approach.rounds, key=lambda r: r.measured_ms)
         which = f"the fastest of {len(approach.rounds)} measured networks takes"
     return AdaptError(
-        f"no network was measured within {approach.target_ms:g} ms: {which} "
-        f"{shown.measured_ms:.4g} ms; raise the budget"
+        f"no network was measured within {approach.target_ms:.4g} ms: {which} "
+        f"{shown.measured_ms:.4g} ms; raise the budget, or run it again when the machine is quiet"
     )
 
 

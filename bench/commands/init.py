@@ -50,10 +50,23 @@ def init_command(
             advised.save(minutes)
     for doubt in advised.doubts:
         warn(doubt)
-    found = {"recipe": str(out), **advised.found, **({"minutes": minutes} if minutes else {})}
+    found: dict[str, Any] = {"recipe": str(out), **advised.found}
+    if minutes:
+        found |= {"minutes": minutes} if as_json else {"run_takes": _told(minutes)}
     settings = {name: one.value for name, one in advised.settings.items()}
     shown: Any = settings if as_json else [f"{name} = {v}" for name, v in settings.items()]
-    show({**found, "settings": shown, "next": f"adapt run {out}"}, as_json=as_json)
+    show({**found, "settings": shown, "next": _next(out, target)}, as_json=as_json)
+
+
+def _next(out: Path, target: str) -> str:
+    """Return the command that runs a recipe, for less than the source's latency."""
+    return f"adapt run {out}" if target else f"adapt run {out} --budgets 75%"
+
+
+def _told(minutes: float) -> str:
+    from bench.pipeline.plan import duration
+
+    return f"about {duration(60 * minutes)} on this machine"
 
 
 def _minutes(recipe: "Recipe") -> float | None:

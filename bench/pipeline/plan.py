@@ -6,7 +6,7 @@ point operations, at the rate at which that detector computes them.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -116,17 +116,17 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
-        training = self.training.to_dict()
+        training = self.training.to_dict(searches="search" in self.seconds)
         method = f"{self.method}; {training.pop('method')}"
         return {"seconds": self.seconds, "total_seconds": self.total, **training, "method": method}
 
     def readable(self) -> dict[str, Any]:
         """Return a time per stage, as people read it."""
-        rows: dict[str, Any] = {name: _time(value) for name, value in self.seconds.items()}
+        rows: dict[str, Any] = {name: duration(value) for name, value in self.seconds.items()}
         content = self.to_dict()
-        rows |= {"all of these": _time(self.total), "memory_gb": content["memory_gb"]}
-        for name in ("weight", "arch", "finetune"):
-            rows[f"{name} steps"] = content[name]
+        rows |= {"all of these": duration(self.total), "memory_gb": content["memory_gb"]}
+        kinds = [name for name in ("weight", "arch", "finetune") if name in content]
+        rows |= {f"{name} steps": _steps(content[name]) for name in kinds}
         return rows | {"method": content["method"]}
 
 
@@ -354,8 +354,18 @@ class _Stages:
         return self.detectors * (len(self.benchmark) * each + rounds)
 
 
-def _time(seconds: float | str) -> str:
-    """Return a duration in its usual unit."""
+def _steps(kind: Mapping[str, Any]) -> str:
+    """Return one kind of training step as people read it."""
+    text = (
+        f"{kind['steps']} of {kind['tflops']:.3g} TFLOP and {kind['memory_gb']:.2g} GB, "
+        f"{kind['a100_hours']:.2g} h on an A100"
+    )
+    validated = kind.get("validation")
+    return f"{text}; {validated['steps']} images validated" if validated else text
+
+
+def duration(seconds: float | str) -> str:
+    """Return a duration as people read it, or why it is not known."""
     if isinstance(seconds, str):
         return seconds
     if seconds < 120:

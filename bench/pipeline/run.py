@@ -32,7 +32,7 @@ from bench.report.page import write_page
 from search.derive.decision import decided
 from search.derive.finished import SearchFiles
 from search.recipe.recipe import Recipe
-from search.recipe.search_cost import search_cost
+from search.recipe.search_cost import ranking_warning, search_cost
 from search.score.run import run_score
 from search.supernet.run import run_search
 from search.train.session import Session
@@ -106,6 +106,8 @@ class Run:
 
     def _execute(self) -> RunResult:
         costs, source = self._costs(), source_network(self.recipe, self.out)
+        if costs:
+            self._doubt(costs)
         start = shared_start(self.recipe, source, self.stages, self.session)
         searched = self._score(start) if self.by_scores else self._search(costs)
         files = SearchFiles(searched, costs, self.costs.uncertified, doubtful=True)
@@ -239,6 +241,12 @@ class Run:
 
         self.stages.once(Task("profile", key, path, self.deployed_in), profile)
         return self.stages.once(Task("certify", key, path, self.deployed_in), measure_others)
+
+    def _doubt(self, costs: Path) -> None:
+        """Tell of a table that ranks badly now, before hours are spent by it."""
+        with CostTable.open(costs) as table:
+            if doubt := ranking_warning(table):
+                self.session.warn(doubt)
 
     @property
     def by_scores(self) -> bool:

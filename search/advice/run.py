@@ -8,7 +8,7 @@ from typing import Any
 
 from adapt.artifacts import write_text
 from adapt.data.coco import check_has_boxes, load_split
-from adapt.data.layout import check_folder, has_split, split_names
+from adapt.data.layout import check_folder, dead_entry, has_split, split_names
 from adapt.detector.objects import Objects
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
@@ -46,6 +46,10 @@ class AdvisedRecipe:
         """
         told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.found.items())
         notes = [f"Written by `adapt init`. {told}.", "Change what you know better."]
+        if "search.target" not in self.settings:
+            notes.append(
+                "It sets no latency: `adapt run` keeps that of the source, or --budgets 75%."
+            )
         if minutes:
             notes.append(f"`adapt run` of it takes about {minutes:.0f} minutes on this machine.")
         return recipe_text(self.name, self.settings, notes)
@@ -89,6 +93,8 @@ def advised_recipe(
     doubts = [text for one in splits.values() for text in (one.repaired(), one.cornered()) if text]
     found: dict[str, Any] = {name: len(split) for name, split in splits.items()}
     if "val" not in splits:
+        if dead := dead_entry(root, "val"):
+            doubts.append(f"{dead}; training images are held out in its place")
         test = splits.get("test")
         test = test.matched(train.class_names, str(train.annotations)) if test else None
         root = out.with_name(f"{out.stem}-data")

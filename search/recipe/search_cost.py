@@ -16,6 +16,9 @@ from adapt.runtime import usual_tail
 from search.recipe.budget import ROUNDING, Budget
 from search.recipe.recipe import Recipe
 
+RANKED = 10  # detectors of which a rank correlation says something
+LEAST_TAU = 0.8  # of a quiet machine it is above 0.9
+
 
 def madds_cost(recipe: Recipe, num_classes: int) -> CostModel:
     """Return the multiply-adds of every choice of a recipe's space."""
@@ -111,6 +114,22 @@ def range_warning(table: CostTable, budget: Budget | None) -> str | None:
         f"{budget} lies outside of the {least:.4g} to {most:.4g} ms for which the certificate of "
         f"{table.path} knows how well it predicts; measure with `adapt derive --verify`, or "
         f"certify it for this recipe with `adapt costs certify RECIPE {table.path}`"
+    )
+
+
+def ranking_warning(table: CostTable) -> str | None:
+    """Return a warning if a table ranked whole detectors badly, as one of a busy machine does."""
+    certificate = table.certificate
+    if certificate is None or certificate["detectors"] < RANKED:
+        return None
+    tau, error = certificate["kendall_tau"], certificate["mape_corrected"]
+    if tau >= LEAST_TAU:
+        return None
+    return (
+        f"{table.path} ranks {certificate['detectors']} measured detectors with a Kendall tau of "
+        f"{tau:.2f} only, its predictions off by {error:.0%} after correction: networks chosen by "
+        "it may be slower than others; if the machine was busy, delete it, and measure again when "
+        "it is quiet"
     )
 
 

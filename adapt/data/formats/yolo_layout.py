@@ -1,7 +1,7 @@
 """Where do the splits of a data set in YOLO's format lie, and which classes does it have?"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,27 @@ def find(root: Path) -> dict[str, Place]:
             f"below {base}"
         )
     return splits
+
+
+def dead_entry(root: Path, names: Sequence[str]) -> str:
+    """Say which entry of a folder's description names images that do not exist; empty if none.
+
+    Args:
+        root: The folder, or the YAML file.
+        names: The entries to look at, such as ``val`` and ``valid``.
+
+    Raises:
+        AdaptError: If the description is damaged.
+    """
+    file = root if root.is_file() else _description(root)
+    content = described(file) if file else {}
+    named = [f"{file} says {name}: {content[name]}" for name in names if content.get(name)]
+    return f"{named[0]}, which does not exist" if named else ""
+
+
+def looks_undescribed(root: Path) -> bool:
+    """Return whether a folder holds images and labels, and nothing that names the classes."""
+    return (root / "images").is_dir() and (root / "labels").is_dir()
 
 
 def find_undescribed(root: Path) -> dict[str, Place]:
