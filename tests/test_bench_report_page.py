@@ -9,6 +9,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from core_parts import once
 from report_parts import IMAGES, write_network, write_run
@@ -17,12 +18,14 @@ from typer.testing import CliRunner
 from adapt.artifacts import file_hash
 from adapt.sources import mobilenet_v2, resnet50
 from bench.networks.report import read_report
+from bench.report.evolution import last_change
 from bench.report.folder import Folder
 from bench.report.found import read_found
 from bench.report.networks import block_rows
 from bench.report.overview import pareto
 from bench.report.page import write_page
 from cli import app
+from search.supernet.history import Choice, History
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -157,6 +160,36 @@ def test_a_detector_whose_name_is_a_path_is_drawn_by_its_end(own: Path) -> None:
     assert re.search(r">…\S*long/derived-75.onnx on ort-cuda<", text)
 
 
+def test_probabilities_of_every_block_are_drawn_by_epoch(own: Path, whole_search: Path) -> None:
+    before = text_of(own)
+    assert "There is no history of a search" in before
+    (own / "search").mkdir()
+    shutil.copy(whole_search / "search.jsonl", own / "search")
+    history, page = History.read(own / "search/search.jsonl"), text_of(own)
+    assert "There is no history of a search" not in page
+    assert re.findall(r"<figcaption>(Block \d): probability", page) == [
+        f"Block {number}" for number in (1, 2, 3, 4)
+    ]
+    maps = page.count("data:image/png") - 4  # of the scales of the colours
+    assert maps == len(history.choices) == 4 + 2 + 3 + 2 + 1
+    assert last_change(history) in page
+    assert "The search did not decide (mean entropy" in page
+
+
+def test_the_last_change_of_the_most_probable_network_is_told() -> None:
+    def history(*leaders: int) -> History:
+        names = ("k3_e2", "k5_e2", "skip")
+        changing = Choice("block 2", "op 1", names, np.eye(3)[list(leaders)])
+        unchanging = Choice("block 1", "width", names, np.eye(3)[[0] * len(leaders)])
+        entries = tuple({"epoch": n + 1, "arch_loss": n or None} for n in range(len(leaders)))
+        return History(entries, (unchanging, changing))
+
+    told = "The most probable network changed last in epoch 4 of 5 (block 2 op 1 to skip)."
+    assert last_change(history(1, 1, 0, 2, 2)) == told
+    assert last_change(history(1, 2, 2)) == last_change(history(2, 2, 2))
+    assert "the same after every epoch" in last_change(history(2, 2, 2))
+
+
 def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
@@ -254,6 +287,13 @@ BAD = {
     "cut architecture": (
         lambda run: (run / "arch-75.json").write_text('{"format'),
         "architecture {run}/arch-75.json is not JSON",
+    ),
+    "a history of something else": (
+        lambda run: [
+            (run / "search").mkdir(),
+            (run / "search/search.jsonl").write_text('{"epoch": 1.0}\n'),
+        ],
+        "log {run}/search/search.jsonl is not valid: probabilities is missing; run the same",
     ),
     "a log of something else": (
         lambda run: (run / "source.training.jsonl").write_text("[1]\n"),
