@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
+from collections import Counter
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -17,17 +17,16 @@ from typer.testing import CliRunner
 
 from adapt.artifacts import file_hash
 from adapt.sources import mobilenet_v2, resnet50
+from bench.figures.report_page import Scale, browser, generate_evaluation, shown
 from bench.networks.report import read_report
 from bench.report.evolution import last_change
 from bench.report.folder import Folder
 from bench.report.found import read_found
 from bench.report.networks import block_rows
 from bench.report.overview import pareto
-from bench.report.page import write_page
+from bench.report.page import PAGE, write_page
 from cli import app
 from search.supernet.history import Choice, History
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +90,16 @@ def test_prediction_trial_and_benchmark_stand_side_by_side(page: str) -> None:
 
 def test_ap_of_classes_and_costs_of_errors_are_those_of_the_files(page: str, run: Path) -> None:
     _, source = read_report(run / "report" / "report.json").entries
+    split = read_found(Folder.open(run)).split
+    assert split is not None
+    labels = [split.class_names[label] for boxes in split.boxes for label in boxes.labels]
+    counts = Counter(labels)
     for name, ap in source.metrics.per_class.items():
         assert ap is not None
-        assert row(page, name) == [name, "100.0", f"{100 * ap:.1f}"]
+        objects, *aps = row(page, name)[1:]
+        assert int(objects) == counts[name]
+        assert aps == ["100.0", f"{100 * ap:.1f}"]
+    assert row(page, "all") == ["all", "100.0", f"{100 * source.metrics.ap:.1f}"]
     *_, missed = row(page, "source", 1)
     assert float(missed) == pytest.approx(100 * (1 - source.metrics.ap50), abs=0.06)
     assert set(row(page, "derived-75", 2)[2:]) == {"0.0"}
@@ -335,26 +341,49 @@ def test_a_run_that_was_moved_finds_its_files(own: Path) -> None:
     assert folder.artifact(folder.chosen) == beside
 
 
-SCRIPT = """
-<body style="margin:0"><iframe src="file://{page}" style="width:{width}px;height:900px;border:0">
-</iframe><pre id="told"></pre><script>
-onload = () => {{ const d = document.querySelector("iframe").contentDocument.documentElement;
-document.getElementById("told").textContent = "told " + d.scrollWidth + " of " + d.clientWidth; }};
-</script></body>
-"""
+LARGE = Scale(images=200, classes=80, boxes=1800, detections=90, models=3)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium, which shows the page, is not installed")
+@pytest.fixture(scope="module")
+def large(made: Path) -> Path:
+    """The report of three models on 80 classes, with more detections than intervals take."""
+    path = once(made / "large", lambda path: write_page(generate_evaluation(path, LARGE)))
+    return path / "run" / "report"
+
+
+def test_a_page_of_eighty_classes_has_every_figure_and_is_small(large: Path) -> None:
+    page = (large / PAGE).read_text()
+    result = read_report(large / "report.json")
+    assert len(page) < 3_000_000
+    assert page.count("<svg") == 1 + 2 + 1 + 8  # AP over latency, precision, errors, images
+    assert "Shaded: the middle half of the 80 classes, of derived-" in page
+    assert "for more than 50,000 detections" in page
+    assert "<details><summary>class, 80 rows</summary>" in page
+    best = max(result.entries[:2], key=lambda entry: entry.metrics.ap)
+    known = {name: ap for name, ap in best.metrics.per_class.items() if ap is not None}
+    weakest = sorted(known, key=lambda name: known[name])[:8]
+    *_, table = page.partition("<th>weakest 8</th>")
+    assert re.findall(r"<td>(class \d\d)</td>", table)[:8] == weakest
+    assert [name for name in known if page.count(f"<td>{name}</td>") < 1] == []
+
+
+def test_detections_of_a_large_evaluation_are_what_the_report_says(large: Path) -> None:
+    found = read_found(Folder.open(large))
+    assert (dict(found.ap), dict(found.gain)) == ({}, {})
+    for entry in Folder.open(large).detectors:
+        assert found.precision[entry.name].mean() == pytest.approx(entry.metrics.ap, abs=1e-9)
+        objects = found.matches[entry.name].objects
+        assert len(objects) == LARGE.boxes
+        assert len(found.matches[entry.name].detections) == LARGE.images * LARGE.detections
+
+
+@pytest.mark.skipif(browser() is None, reason="chromium, which shows the page, is not installed")
+@pytest.mark.parametrize("which", ["run", "large"])
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_browser_shows_the_page_without_errors_or_scrolling_sideways(
-    width: int, run: Path, tmp_path: Path
+    width: int, which: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    # A headless window is at least 500 pixels wide, a frame is not.
-    frame = tmp_path / "frame.html"
-    frame.write_text(SCRIPT.format(page=write_page(run), width=width))
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    options += ["--allow-file-access-from-files", "--hide-scrollbars", "--dump-dom"]
-    command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'user'}", f"file://{frame}"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert ":CONSOLE" not in shown.stderr
-    assert f"told {width} of {width}" in shown.stdout
+    folder = request.getfixturevalue(which)
+    told = shown(folder / PAGE if which == "large" else write_page(folder), width, tmp_path)
+    assert told["console"] == []
+    assert told["wide"] == told["window"] == width
