@@ -358,11 +358,11 @@ def test_a_page_of_eighty_classes_has_every_figure_and_is_small(large: Path) -> 
     assert page.count("<svg") == 1 + 2 + 1 + 8  # AP over latency, precision, errors, images
     assert "Shaded: the middle half of the 80 classes, of derived-" in page
     assert "for more than 50,000 detections" in page
-    assert "<details><summary>class, 80 rows</summary>" in page
+    assert "<details><summary>AP of every class, 80 rows</summary>" in page
     best = max(result.entries[:2], key=lambda entry: entry.metrics.ap)
     known = {name: ap for name, ap in best.metrics.per_class.items() if ap is not None}
     weakest = sorted(known, key=lambda name: known[name])[:8]
-    *_, table = page.partition("<th>weakest 8</th>")
+    *_, table = page.partition("<th>AP of the weakest</th>")
     assert re.findall(r"<td>(class \d\d)</td>", table)[:8] == weakest
     assert [name for name in known if page.count(f"<td>{name}</td>") < 1] == []
 

@@ -6,6 +6,7 @@ import pytest
 
 from adapt.errors import AdaptError
 from search.supernet.history import History
+from search.supernet.plot import heat_map
 
 
 def entry(epoch: float, kernel_3: float, arch_loss: float | None = 1.0) -> dict[str, Any]:
@@ -29,6 +30,19 @@ def test_history_has_probability_leader_and_entropy_of_every_choice(tmp_path: Pa
     assert op.leaders.tolist() == [0, 0, 1]
     assert width.entropies == pytest.approx([1, 1, 1])
     assert op.entropies == pytest.approx([1, 0.469, 0], abs=1e-3)
+
+
+def test_colours_of_all_maps_are_the_same_and_a_line_follows_the_leader(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    entries = [entry(1, 0.5, arch_loss=None), entry(2, 0.9), entry(3, 0.0)]
+    history = History.read(written(tmp_path / "search.jsonl", entries))
+    for choice, leaders in zip(history.choices, ([0, 0], [0, 1]), strict=True):
+        axes = Figure().add_subplot()
+        image = heat_map(axes, history, choice)
+        assert image.get_clim() == (0, 1)
+        (line,) = axes.lines  # from the first step on that changed probabilities
+        assert (list(line.get_xdata()), list(line.get_ydata())) == ([2, 3], leaders)
 
 
 def test_a_search_that_only_warmed_up_has_no_step(tmp_path: Path) -> None:

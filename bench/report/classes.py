@@ -26,14 +26,14 @@ def class_tables(folder: Folder, split: CocoSplit | None) -> list[Table]:
     tables = [_sizes(entries)]
     if many:
         weakest = sorted(classes, key=lambda name: _ap(best, name))[:SHOWN]
-        note = f"The {SHOWN} classes of the least AP of {best.name}."
-        tables.append(_classes(f"weakest {SHOWN}", weakest, entries, counts, note))
+        note = f"The {SHOWN} classes that {best.name} finds worst."
+        tables.append(_classes("AP of the weakest", weakest, entries, counts, note))
     if many and source and source is not best:
         changed = list(_most_changed(classes, best, source))
         note = f"Where AP of {best.name} and {source.name} differs most, what is lost first."
-        tables.append(_classes("most changed", changed, entries, counts, note))
+        tables.append(_classes("AP of the most changed", changed, entries, counts, note))
     note = "" if counts else "Objects of a class are not known without the annotations."
-    return [*tables, _classes("class", classes, entries, counts, note, long=many)]
+    return [*tables, _classes("AP of every class", classes, entries, counts, note, long=many)]
 
 
 def _ap(entry: Entry, name: str) -> float:
@@ -89,7 +89,7 @@ def _classes(
         ]
         for name in names
     ]
-    titles = (title, *(["objects"] if counts else []), *(f"AP of {e.name}" for e in entries))
+    titles = (title, *(["objects"] if counts else []), *(entry.name for entry in entries))
     return Table(titles, rows, note, long=long)
 
 

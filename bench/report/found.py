@@ -78,6 +78,7 @@ def read_found(folder: Folder, progress: Progress = silent) -> Found:
         detections += len(evaluation.cocoDt.anns)
         # Of 5,000 images and 80 classes it takes gigabytes: it is kept for intervals alone.
         evaluations = [*evaluations, evaluation] if detections <= MANY_DETECTIONS else []
+        del evaluation  # not while the next one is made
         part_of(progress, number, parts)(1, 1, entry.name)
     ap, gain = _intervals(folder, evaluations, part_of(progress, parts - 1, parts))
     return Found(split, held, precision, ap=ap, gain=gain)
