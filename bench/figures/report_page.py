@@ -10,7 +10,6 @@ the project's own functions, and shown in headless Chromium where that is instal
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -33,9 +32,10 @@ from adapt.data.coco import CocoSplit, ImageBoxes, load_split
 from adapt.data.evaluate import Detections, coco_results, evaluate
 from bench.latency.provenance import device_description
 from bench.latency.timing import Latency, Protocol
+from bench.networks.footprint import PeakMemory
 from bench.networks.measure import BenchResult, Entry
 from bench.networks.report import write_report
-from bench.report.page import write_page
+from bench.report.page import PAGE, write_page
 
 WIDTH, HEIGHT = 640, 480
 DIFFERENT = 8  # images; the others are links to them
@@ -216,19 +216,31 @@ def shown(page: Path, width: int, folder: Path) -> dict[str, Any]:
     return told | {"console": [line for line in done.stderr.splitlines() if ":CONSOLE" in line]}
 
 
+def measured(report: Path) -> dict[str, Any]:
+    """Return what building the page of a report takes, and how it is shown."""
+    content, page, program = built(report), report / PAGE, browser()
+    if program:
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        with tempfile.TemporaryDirectory() as folder:
+            windows = {width: shown(page, width, Path(folder)) for width in WINDOWS}
+        content |= {"browser": told.stdout.strip(), "shown": windows}
+    return content | {"device": device_description(), "versions": library_versions()}
+
+
 def built(report: Path) -> dict[str, Any]:
     """Build a page in a process of its own; return its seconds and peak memory, and the size."""
     command = [sys.executable, "-m", "bench.figures.report_page", "--build", str(report)]
     told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return {**json.loads(told), "page_mb": (report / "index.html").stat().st_size / 1e6}
+    return {**json.loads(told), "page_mb": round((report / PAGE).stat().st_size / 1e6, 2)}
 
 
-def _build(report: Path) -> dict[str, float]:
-    start = time.perf_counter()
+def _build(report: Path) -> dict[str, float | None]:
+    memory, start, processor = PeakMemory(), time.perf_counter(), time.process_time()
     write_page(report)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"build_s": round(seconds, 1), "peak_memory_gb": round(peak, 2)}
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    peak_gb = memory.peak_mb and round(memory.peak_mb / 1000, 2)
+    times = {"build_s": round(seconds, 1), "processor_s": round(processor, 1)}
+    return {**times, "peak_memory_gb": peak_gb}
 
 
 @grouped
@@ -242,11 +254,7 @@ def main(
         print(json.dumps(_build(build)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        report = generate_evaluation(Path(temporary), scale)
-        content: dict[str, Any] = {**asdict(scale), **built(report)}
-        windows = WINDOWS if browser() else ()
-        content["shown"] = {w: shown(report / "index.html", w, Path(temporary)) for w in windows}
-    content |= {"device": device_description(), "versions": library_versions()}
+        content = {**asdict(scale), **measured(generate_evaluation(Path(temporary), scale))}
     print(json.dumps(content, indent=2))
     if out:
         write_json(out, content)
