@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
-import subprocess
+from collections import Counter
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from core_parts import once
 from report_parts import IMAGES, write_network, write_run
@@ -16,15 +17,16 @@ from typer.testing import CliRunner
 
 from adapt.artifacts import file_hash
 from adapt.sources import mobilenet_v2, resnet50
+from bench.figures.report_page import Scale, browser, generate_evaluation, shown
 from bench.networks.report import read_report
+from bench.report.evolution import last_change
 from bench.report.folder import Folder
 from bench.report.found import read_found
 from bench.report.networks import block_rows
 from bench.report.overview import pareto
-from bench.report.page import write_page
+from bench.report.page import PAGE, write_page
 from cli import app
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+from search.supernet.history import Choice, History
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +90,16 @@ def test_prediction_trial_and_benchmark_stand_side_by_side(page: str) -> None:
 
 def test_ap_of_classes_and_costs_of_errors_are_those_of_the_files(page: str, run: Path) -> None:
     _, source = read_report(run / "report" / "report.json").entries
+    split = read_found(Folder.open(run)).split
+    assert split is not None
+    labels = [split.class_names[label] for boxes in split.boxes for label in boxes.labels]
+    counts = Counter(labels)
     for name, ap in source.metrics.per_class.items():
         assert ap is not None
-        assert row(page, name) == [name, "100.0", f"{100 * ap:.1f}"]
+        objects, *aps = row(page, name)[1:]
+        assert int(objects) == counts[name]
+        assert aps == ["100.0", f"{100 * ap:.1f}"]
+    assert row(page, "all") == ["all", "100.0", f"{100 * source.metrics.ap:.1f}"]
     *_, missed = row(page, "source", 1)
     assert float(missed) == pytest.approx(100 * (1 - source.metrics.ap50), abs=0.06)
     assert set(row(page, "derived-75", 2)[2:]) == {"0.0"}
@@ -155,6 +164,36 @@ def test_a_detector_whose_name_is_a_path_is_drawn_by_its_end(own: Path) -> None:
     text = text_of(own)
     assert f"<td>{name}</td>" in text
     assert re.search(r">…\S*long/derived-75.onnx on ort-cuda<", text)
+
+
+def test_probabilities_of_every_block_are_drawn_by_epoch(own: Path, whole_search: Path) -> None:
+    before = text_of(own)
+    assert "There is no history of a search" in before
+    (own / "search").mkdir()
+    shutil.copy(whole_search / "search.jsonl", own / "search")
+    history, page = History.read(own / "search/search.jsonl"), text_of(own)
+    assert "There is no history of a search" not in page
+    assert re.findall(r"<figcaption>(Block \d): probability", page) == [
+        f"Block {number}" for number in (1, 2, 3, 4)
+    ]
+    maps = page.count("data:image/png") - 4  # of the scales of the colours
+    assert maps == len(history.choices) == 4 + 2 + 3 + 2 + 1
+    assert last_change(history) in page
+    assert "The search did not decide (mean entropy" in page
+
+
+def test_the_last_change_of_the_most_probable_network_is_told() -> None:
+    def history(*leaders: int) -> History:
+        names = ("k3_e2", "k5_e2", "skip")
+        changing = Choice("block 2", "op 1", names, np.eye(3)[list(leaders)])
+        unchanging = Choice("block 1", "width", names, np.eye(3)[[0] * len(leaders)])
+        entries = tuple({"epoch": n + 1, "arch_loss": n or None} for n in range(len(leaders)))
+        return History(entries, (unchanging, changing))
+
+    told = "The most probable network changed last in epoch 4 of 5 (block 2 op 1 to skip)."
+    assert last_change(history(1, 1, 0, 2, 2)) == told
+    assert last_change(history(1, 2, 2)) == last_change(history(2, 2, 2))
+    assert "the same after every epoch" in last_change(history(2, 2, 2))
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -255,6 +294,13 @@ BAD = {
         lambda run: (run / "arch-75.json").write_text('{"format'),
         "architecture {run}/arch-75.json is not JSON",
     ),
+    "a history of something else": (
+        lambda run: [
+            (run / "search").mkdir(),
+            (run / "search/search.jsonl").write_text('{"epoch": 1.0}\n'),
+        ],
+        "log {run}/search/search.jsonl is not valid: probabilities is missing; run the same",
+    ),
     "a log of something else": (
         lambda run: (run / "source.training.jsonl").write_text("[1]\n"),
         "log {run}/source.training.jsonl holds no reports of epochs",
@@ -295,26 +341,49 @@ def test_a_run_that_was_moved_finds_its_files(own: Path) -> None:
     assert folder.artifact(folder.chosen) == beside
 
 
-SCRIPT = """
-<body style="margin:0"><iframe src="file://{page}" style="width:{width}px;height:900px;border:0">
-</iframe><pre id="told"></pre><script>
-onload = () => {{ const d = document.querySelector("iframe").contentDocument.documentElement;
-document.getElementById("told").textContent = "told " + d.scrollWidth + " of " + d.clientWidth; }};
-</script></body>
-"""
+LARGE = Scale(images=200, classes=80, boxes=1800, detections=90, models=3)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium, which shows the page, is not installed")
+@pytest.fixture(scope="module")
+def large(made: Path) -> Path:
+    """The report of three models on 80 classes, with more detections than intervals take."""
+    path = once(made / "large", lambda path: write_page(generate_evaluation(path, LARGE)))
+    return path / "run" / "report"
+
+
+def test_a_page_of_eighty_classes_has_every_figure_and_is_small(large: Path) -> None:
+    page = (large / PAGE).read_text()
+    result = read_report(large / "report.json")
+    assert len(page) < 3_000_000
+    assert page.count("<svg") == 1 + 2 + 1 + 8  # AP over latency, precision, errors, images
+    assert "Shaded: the middle half of the 80 classes, of derived-" in page
+    assert "for more than 50,000 detections" in page
+    assert "<details><summary>AP of every class, 80 rows</summary>" in page
+    best = max(result.entries[:2], key=lambda entry: entry.metrics.ap)
+    known = {name: ap for name, ap in best.metrics.per_class.items() if ap is not None}
+    weakest = sorted(known, key=lambda name: known[name])[:8]
+    *_, table = page.partition("<th>AP of the weakest</th>")
+    assert re.findall(r"<td>(class \d\d)</td>", table)[:8] == weakest
+    assert [name for name in known if page.count(f"<td>{name}</td>") < 1] == []
+
+
+def test_detections_of_a_large_evaluation_are_what_the_report_says(large: Path) -> None:
+    found = read_found(Folder.open(large))
+    assert (dict(found.ap), dict(found.gain)) == ({}, {})
+    for entry in Folder.open(large).detectors:
+        assert found.precision[entry.name].mean() == pytest.approx(entry.metrics.ap, abs=1e-9)
+        objects = found.matches[entry.name].objects
+        assert len(objects) == LARGE.boxes
+        assert len(found.matches[entry.name].detections) == LARGE.images * LARGE.detections
+
+
+@pytest.mark.skipif(browser() is None, reason="chromium, which shows the page, is not installed")
+@pytest.mark.parametrize("which", ["run", "large"])
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_browser_shows_the_page_without_errors_or_scrolling_sideways(
-    width: int, run: Path, tmp_path: Path
+    width: int, which: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    # A headless window is at least 500 pixels wide, a frame is not.
-    frame = tmp_path / "frame.html"
-    frame.write_text(SCRIPT.format(page=write_page(run), width=width))
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    options += ["--allow-file-access-from-files", "--hide-scrollbars", "--dump-dom"]
-    command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'user'}", f"file://{frame}"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert ":CONSOLE" not in shown.stderr
-    assert f"told {width} of {width}" in shown.stdout
+    folder = request.getfixturevalue(which)
+    told = shown(folder / PAGE if which == "large" else write_page(folder), width, tmp_path)
+    assert told["console"] == []
+    assert told["wide"] == told["window"] == width

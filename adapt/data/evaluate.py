@@ -95,10 +95,13 @@ def coco_evaluation(
     detections: Sequence[Detections],
     max_detections: int = COCO_DETECTIONS,
     library: Library = PYCOCOTOOLS,
+    *,
+    any_size: bool = False,
 ) -> COCOeval:
     """Return an evaluation, accumulated; arguments and errors as :func:`evaluate`.
 
-    Only pycocotools' own holds what was matched in which image (``evalImgs``).
+    Only pycocotools' own holds what was matched in which image (``evalImgs``). With ``any_size`` it
+    leaves out objects of some sizes alone, which takes a quarter of the time and memory.
     """
     check_has_boxes(split)
     # Ids are counted anew: those of files may be texts, and pycocotools takes a match with
@@ -119,6 +122,9 @@ def coco_evaluation(
         )
         evaluation = library.evaluation(truth, detected, "bbox")
         evaluation.params.maxDets = sorted({min(COCO_DETECTIONS, max_detections), max_detections})
+        if any_size:
+            params = evaluation.params
+            params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation

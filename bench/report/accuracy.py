@@ -1,20 +1,16 @@
 """What does each detector find, class by class, and which errors cost it how much AP?"""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.networks.measure import Entry
+from bench.report.classes import MANY_CLASSES, class_tables
 from bench.report.drawing import SIZE, Styles, legend, new_figure, svg
 from bench.report.error_types import TYPES, ErrorCosts, error_costs
 from bench.report.folder import Folder
 from bench.report.found import Found
-from bench.report.matches import matches
 from bench.report.parts import Figure, Part, Section, Table
 
-MANY_CLASSES = 20  # of which a table is folded up
 RECALLS = np.linspace(0, 1, 101)
 
 
@@ -22,61 +18,37 @@ def accuracy(folder: Folder, found: Found, drawn: Styles) -> Section:
     """Return precision over recall, AP per class and costs of errors."""
     parts: list[Part] = []
     if found.split:
-        curves = {name: _precision(one) for name, one in found.evaluations.items()}
-        parts += [_curves(curves, drawn, at_half=True), _curves(curves, drawn, at_half=False)]
-    parts.append(_classes(folder.detectors))
+        parts += [
+            _curves(found, folder.chosen.name, drawn, at_half=at_half) for at_half in (True, False)
+        ]
+    parts += class_tables(folder, found.split)
     if found.split:
-        costs = {name: error_costs(matches(one)) for name, one in found.evaluations.items()}
+        costs = {name: error_costs(one) for name, one in found.matches.items()}
         parts += [_errors(costs, drawn), _error_table(costs)]
     missing = [found.why_not] if found.why_not else []
     return Section("accuracy", "What they find, and what they get wrong", (), parts, missing)
 
 
-def _precision(evaluation: Any) -> NDArray[np.float64]:
-    """Return precision by IoU and recall, ``float64[10, 101]``, the mean of all classes."""
-    by_class = evaluation.eval["precision"][:, :, :, 0, -1]
-    known = (by_class > -1).all(axis=(0, 1))  # pycocotools writes -1 of classes without objects
-    mean: NDArray[np.float64] = by_class[:, :, known].mean(axis=2)
-    return mean
-
-
-def _curves(curves: Mapping[str, NDArray[np.float64]], drawn: Styles, *, at_half: bool) -> Figure:
+def _curves(found: Found, best: str, drawn: Styles, *, at_half: bool) -> Figure:
     figure, axes = new_figure()
-    for name, precision in curves.items():
-        values = 100 * (precision[0] if at_half else precision.mean(axis=0))
+    classes = 0
+    for name, precision in found.precision.items():
+        by_class = 100 * (precision[0] if at_half else precision.mean(axis=0))
+        values, classes = by_class.mean(axis=1), by_class.shape[1]
         label = f"{name} (area {values.mean():.1f})"
         axes.plot(100 * RECALLS, values, color=drawn[name][0], label=label)
+        if name == best and classes > MANY_CLASSES:
+            low, high = np.quantile(by_class, (0.25, 0.75), axis=1)
+            axes.fill_between(100 * RECALLS, low, high, color=drawn[name][0], alpha=0.15, lw=0)
     axes.set_xlabel("recall in %")
     axes.set_ylabel("precision in %")
     axes.set_ylim(0, 103)
     legend(axes, "lower left")
     which = "at an IoU of 0.5" if at_half else "mean over IoU 0.50 to 0.95"
     equal = "AP50" if at_half else "AP"
-    return Figure(svg(figure), f"Precision over recall, {which}: the area is {equal}.")
-
-
-def _classes(entries: Sequence[Entry]) -> Table:
-    """Return AP of every class; classes without objects are left out."""
-    names = [name for name, ap in entries[0].metrics.per_class.items() if ap is not None]
-    rows = [[name, *(_percent(e.metrics.per_class.get(name)) for e in entries)] for name in names]
-    sizes: dict[str, list[float | None]] = {
-        "small objects": [e.metrics.ap_small for e in entries],
-        "medium objects": [e.metrics.ap_medium for e in entries],
-        "large objects": [e.metrics.ap_large for e in entries],
-        "all": [e.metrics.ap for e in entries],
-    }
-    rows += [[name, *map(_percent, values)] for name, values in sizes.items()]
-    return Table(
-        ("AP of", *(entry.name for entry in entries)),
-        rows,
-        "Small is below 32 x 32 pixels of the image, large above 96 x 96.",
-        strong=len(rows) - 1,
-        long=len(names) > MANY_CLASSES,
-    )
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+    band = f" Shaded: the middle half of the {classes} classes, of {best}."
+    caption = f"Precision over recall, {which}: the area is {equal}."
+    return Figure(svg(figure), caption + band * (classes > MANY_CLASSES))
 
 
 def _errors(costs: Mapping[str, ErrorCosts], drawn: Styles) -> Figure:

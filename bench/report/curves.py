@@ -1,10 +1,10 @@
-"""How did the trainings and the search go?"""
+"""How did the trainings go?"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adapt.errors import AdaptError
-from bench.report.drawing import COLOURS, SOURCE, Styles, legend, new_figure, svg
+from bench.report.drawing import SOURCE, Styles, legend, new_figure, svg
 from bench.report.folder import Folder
 from bench.report.parts import Figure, Part, Section
 from search.train.log import Entry, read_log
@@ -14,7 +14,7 @@ START = "start"  # of the training that all others of a run may start from
 
 
 def curves(folder: Folder, drawn: Styles) -> Section:
-    """Return losses and AP of all trainings, and cost and entropies of a search."""
+    """Return losses and AP of all trainings."""
     logs = _logs(folder)
     parts: list[Part] = []
     if logs:
@@ -26,16 +26,7 @@ def curves(folder: Folder, drawn: Styles) -> Section:
     lost = [name for name in folder.names if name not in logs]
     if lost:
         missing.append(f"There is no training log (.training.jsonl) of {', '.join(lost)}.")
-    searched = folder.of_run("search/search.jsonl")
-    log = _read(searched) if searched else []
-    if log:
-        parts += [_costs(log), _entropies(log)]
-    else:
-        missing.append(
-            "There is no history of a search (search/search.jsonl): networks were chosen by "
-            "scores, or elsewhere."
-        )
-    return Section("curves", "Trainings and search", (), parts, missing)
+    return Section("curves", "How the trainings went", (), parts, missing)
 
 
 def _logs(folder: Folder) -> Logs:
@@ -102,30 +93,3 @@ def _aps(logs: Logs, drawn: Styles) -> Figure:
     axes.set_ylabel("AP on held-out images in %")
     legend(axes, "lower right")
     return Figure(svg(figure), "AP on the images that are held out during training.")
-
-
-def _costs(log: Sequence[Entry]) -> Figure:
-    figure, axes = new_figure()
-    epochs = [entry["epoch"] for entry in log]
-    axes.plot(epochs, [e["expected_cost"] for e in log], color=COLOURS[0], label="expected")
-    axes.plot(epochs, [e["argmax_cost"] for e in log], "--", color=COLOURS[1], label="arg max")
-    if (target := log[-1].get("target")) is not None:
-        axes.axhline(target, color=SOURCE, linewidth=1, label="target")
-    axes.set_xlabel("epoch of the search")
-    axes.set_ylabel(f"cost of the detector in {log[0].get('cost_unit', '')}")
-    legend(axes)
-    return Figure(svg(figure), "What the search expects its network to cost, epoch by epoch.")
-
-
-def _entropies(log: Sequence[Entry]) -> Figure:
-    figure, axes = new_figure()
-    for name, color in (("op_entropy", COLOURS[0]), ("width_entropy", COLOURS[1])):
-        known = _only(log, name)
-        values = [entry[name] for entry in known]
-        label = name.replace("op_", "operations' ").replace("width_", "widths' ")
-        axes.plot([entry["epoch"] for entry in known], values, color=color, label=label)
-    axes.set_ylim(0, 1.05)
-    axes.set_xlabel("epoch of the search")
-    axes.set_ylabel("entropy (1: undecided, 0: decided)")
-    legend(axes)
-    return Figure(svg(figure), "How far the search decided on operations and widths.")

@@ -49,12 +49,17 @@ def legend(axes: "Axes", place: Corner = "best") -> None:
             text.set_text("…" + name[1 - LONGEST :])
 
 
-def svg(figure: "Figure") -> str:
-    """Return a figure as SVG whose letters are text; the same figure gives the same SVG."""
+def svg(figure: "Figure", dots: int = 100) -> str:
+    """Return a figure as SVG whose letters are text; the same figure gives the same SVG.
+
+    Args:
+        figure: The figure.
+        dots: Pixels of an inch, for images in it.
+    """
     import matplotlib
 
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "adapt"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.savefig(file, format="svg", dpi=dots, metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
-from bench.report.matches import Bools, Boxes, Floats, Ints, Matches
+from bench.report.matches import Bools, Boxes, Floats, Ints, Matches, by_image
 
 FORE, BACK = 0.5, 0.1  # IoU from which on a box is on an object, and below which it is on none
 RIGHT, NONE = "right", -1
@@ -70,12 +70,12 @@ def judge(found: Matches) -> Judged:
     """Return the type of every detection's error."""
     types = np.full(len(found.detections), "background", dtype="<U10")
     targets = np.full(len(found.detections), NONE, dtype=np.int64)
-    for image in np.unique(found.detections.images):
-        here = np.flatnonzero(found.detections.images == image)
-        there = np.flatnonzero(found.objects.images == image)
-        types[here], targets[here] = _judged(
-            found.detections.at(here), found.objects.at(there), there
-        )
+    places = (by_image(boxes, found.images) for boxes in (found.detections, found.objects))
+    for here, there in zip(*places, strict=True):
+        if len(here):
+            types[here], targets[here] = _judged(
+                found.detections.at(here), found.objects.at(there), there
+            )
     return Judged(found, types, targets)
 
 

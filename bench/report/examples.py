@@ -12,7 +12,7 @@ from adapt.data.coco import CocoSplit
 from adapt.errors import AdaptError
 from bench.report.folder import Folder
 from bench.report.found import Found
-from bench.report.matches import Boxes, Floats, Matches, agreement, best_threshold, matches
+from bench.report.matches import Boxes, Floats, Matches, agreement, best_threshold
 from bench.report.parts import Example, Examples, Mark, Section
 
 SHOWN = 4  # of the best, and of the worst
@@ -31,7 +31,7 @@ def examples(folder: Folder, found: Found) -> Section:
     title, entry = "Best and worst images", folder.chosen
     if found.split is None:
         return Section("examples", title, missing=[found.why_not])
-    held = matches(found.evaluations[entry.name])
+    held = found.matches[entry.name]
     threshold = best_threshold(held)
     f1 = agreement(held, threshold, len(found.split))
     sheets = {"Worst": worst(f1, held), "Best": best(f1, held)}

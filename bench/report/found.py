@@ -1,7 +1,7 @@
 """What did each detector find in the images that it was measured on?"""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from pycocotools.cocoeval import COCOeval
 from adapt.artifacts import read_json
 from adapt.data.bootstrap import bootstrapped
 from adapt.data.coco import CocoSplit, load_place
-from adapt.data.evaluate import Detections, coco_evaluation, metrics_of
+from adapt.data.evaluate import Detections, coco_evaluation
 from adapt.errors import AdaptError
-from adapt.progress import Progress, silent
+from adapt.progress import Progress, part_of, silent
 from bench.networks.measure import BenchResult, Entry
 from bench.report.folder import Folder
+from bench.report.matches import Floats, Matches, matches
 
 SAMPLES = 200  # of images, for intervals of AP
 FEW_IMAGES = 20  # of which drawing some says nothing
@@ -33,7 +34,9 @@ class Found:
 
     Attributes:
         split: The images and objects; None if nothing can be told.
-        evaluations: pycocotools' evaluation of each detector, by its name.
+        matches: What each detector got right and wrong, by its name.
+        precision: Precision of each detector, ``float64[10, 101, K]`` by IoU, recall and class with
+            objects.
         why_not: Why nothing can be told, in one sentence.
         ap: 95 % interval of each detector's AP over images drawn with replacement, in percent;
             empty for few images or very many detections.
@@ -41,7 +44,8 @@ class Found:
     """
 
     split: CocoSplit | None = None
-    evaluations: Mapping[str, COCOeval] = field(default_factory=dict)
+    matches: Mapping[str, Matches] = field(default_factory=dict)
+    precision: Mapping[str, Floats] = field(default_factory=dict)
     why_not: str = ""
     ap: Mapping[str, Interval] = field(default_factory=dict)
     gain: Mapping[str, Interval] = field(default_factory=dict)
@@ -52,7 +56,7 @@ def read_found(folder: Folder, progress: Progress = silent) -> Found:
 
     Args:
         folder: The report.
-        progress: Told while intervals are computed.
+        progress: Told after every detector, and while intervals are computed.
 
     Raises:
         AdaptError: If a file of detections is damaged, or of another benchmark.
@@ -66,9 +70,18 @@ def read_found(folder: Folder, progress: Progress = silent) -> Found:
         return Found(why_not=f"The images cannot be read: {error}.")
     if result.annotations_sha256 != split.sha256:
         return Found(why_not=f"{result.annotations} has changed since the benchmark.")
-    evaluations = {entry.name: _evaluation(folder, entry, split) for entry in folder.detectors}
-    ap, gain = _intervals(folder, evaluations, progress)
-    return Found(split, evaluations, ap=ap, gain=gain)
+    held, precision, evaluations = dict[str, Matches](), dict[str, Floats](), list[COCOeval]()
+    parts, detections = len(folder.detectors) + 1, 0
+    for number, entry in enumerate(folder.detectors):
+        evaluation = _evaluation(folder, entry, split)
+        held[entry.name], precision[entry.name] = matches(evaluation), _precision(evaluation)
+        detections += len(evaluation.cocoDt.anns)
+        # Of 5,000 images and 80 classes it takes gigabytes: it is kept for intervals alone.
+        evaluations = [*evaluations, evaluation] if detections <= MANY_DETECTIONS else []
+        del evaluation  # not while the next one is made
+        part_of(progress, number, parts)(1, 1, entry.name)
+    ap, gain = _intervals(folder, evaluations, part_of(progress, parts - 1, parts))
+    return Found(split, held, precision, ap=ap, gain=gain)
 
 
 def _gone(folder: Folder) -> str:
@@ -90,14 +103,21 @@ def _evaluation(folder: Folder, entry: Entry, split: CocoSplit) -> COCOeval:
     """Evaluate stored detections, and compare AP with the report's."""
     path = folder.report / entry.detections
     detections = read_detections(path, split)
-    evaluation = coco_evaluation(split, detections, entry.metrics.max_detections)
-    reached, told = 100 * metrics_of(evaluation, split.class_names).ap, 100 * entry.metrics.ap
+    most = entry.metrics.max_detections
+    evaluation = coco_evaluation(split, detections, most, any_size=True)
+    reached, told = 100 * float(_precision(evaluation).mean()), 100 * entry.metrics.ap
     if abs(reached - told) > SAME:
         raise AdaptError(
             f"detections {path} reach {reached:.2f} AP, and the report {told:.2f}: they are of "
             "another benchmark; measure again with `adapt bench`"
         )
     return evaluation
+
+
+def _precision(evaluation: COCOeval) -> Floats:
+    by_class: Floats = evaluation.eval["precision"][:, :, :, 0, -1]
+    known = (by_class > -1).all(axis=(0, 1))  # pycocotools writes -1 of classes without objects
+    return by_class[:, :, known]
 
 
 def read_detections(path: Path, split: CocoSplit) -> list[Detections]:
@@ -134,14 +154,13 @@ def _detections(image: int, rows: list[tuple[list[float], float, int]]) -> Detec
 
 
 def _intervals(
-    folder: Folder, evaluations: Mapping[str, COCOeval], progress: Progress
+    folder: Folder, evaluations: Sequence[COCOeval], progress: Progress
 ) -> tuple[dict[str, Interval], dict[str, Interval]]:
     """Return intervals of AP and of its gain over the source, in percent."""
-    detections = sum(len(one.cocoDt.anns) for one in evaluations.values())
-    if folder.result.images < FEW_IMAGES or detections > MANY_DETECTIONS:
+    if folder.result.images < FEW_IMAGES or not evaluations:
         return {}, {}
-    drawn = 100 * bootstrapped(list(evaluations.values()), SAMPLES, progress=progress)
-    names = list(evaluations)
+    drawn = 100 * bootstrapped(evaluations, SAMPLES, progress=progress)
+    names = folder.names
     ap = {name: _interval(drawn[:, place]) for place, name in enumerate(names)}
     if not folder.source:
         return ap, {}

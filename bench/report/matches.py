@@ -47,12 +47,18 @@ class Matches:
     Attributes:
         detections: All detections.
         objects: All objects.
-        classes: Number of classes.
+        images: Number of images.
     """
 
     detections: Boxes
     objects: Boxes
-    classes: int
+    images: int
+
+
+def by_image(boxes: Boxes, images: int) -> list[Ints]:
+    """Return which of the boxes are in each image."""
+    order = np.argsort(boxes.images, kind="stable")
+    return np.split(order, np.searchsorted(boxes.images[order], np.arange(1, images)))
 
 
 def matches(evaluation: COCOeval) -> Matches:
@@ -80,7 +86,7 @@ def matches(evaluation: COCOeval) -> Matches:
             )
             if not skip
         ]
-    return Matches(_boxes(found), _boxes(there), len(evaluation.params.catIds))
+    return Matches(_boxes(found), _boxes(there), len(places))
 
 
 def _score(evaluation: COCOeval, detection: float) -> float:

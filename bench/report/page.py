@@ -9,6 +9,7 @@ from adapt.progress import Progress, silent
 from bench.report.accuracy import accuracy
 from bench.report.curves import curves
 from bench.report.drawing import styles
+from bench.report.evolution import evolution
 from bench.report.examples import examples
 from bench.report.folder import Folder
 from bench.report.found import read_found
@@ -44,6 +45,7 @@ def write_page(path: Path, progress: Progress = silent) -> Path:
         prediction(folder, drawn),
         accuracy(folder, found, drawn),
         networks(folder),
+        evolution(folder),
         curves(folder, drawn),
         examples(folder, found),
         provenance(folder, found),

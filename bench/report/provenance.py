@@ -11,7 +11,7 @@ from adapt.detector.file import read_detector_info
 from bench.networks.report import how_measured
 from bench.report.folder import REPORT, Folder
 from bench.report.found import Found
-from bench.report.matches import best_threshold, matches
+from bench.report.matches import best_threshold
 from bench.report.parts import Commands, Part, Section, Table
 
 OF_RUN = ("run.json", "scores.json", "costs.sqlite", "start.safetensors", "search/supernet.pt")
@@ -75,7 +75,7 @@ def _commands(folder: Folder, recipe: dict[str, Any], found: Found) -> list[str]
     measured += ["--threads", str(result.threads), "--rounds", str(result.protocol.rounds)]
     shown = ["adapt", "predict", str(folder.artifact(folder.chosen)), "PHOTOS"]
     if found.split:
-        threshold = best_threshold(matches(found.evaluations[folder.chosen.name]))
+        threshold = best_threshold(found.matches[folder.chosen.name])
         shown += ["--score", f"{threshold:.2f}"]
     page = ["adapt", "report", str(folder.run or folder.report)]
     return [shlex.join(line) for line in (measured, shown, page)]
