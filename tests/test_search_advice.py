@@ -97,6 +97,23 @@ def test_advice_for_a_gpu_is_larger() -> None:
         assert int(str(on_gpu[name].value)) > int(str(on_cpu[name].value))
 
 
+@pytest.mark.parametrize(("per_image", "proposals"), [(1, 100), (30, 150), (500, 300)])
+def test_a_second_stage_is_for_cpus_and_looks_at_several_boxes_per_object(
+    per_image: int, proposals: int
+) -> None:
+    few = objects([30.0] * 40)
+    crowded = replace(
+        few,
+        boxes=few.boxes.repeat(per_image, 0),
+        of_image=few.of_image.repeat(per_image),
+        labels=few.labels.repeat(per_image),
+    )
+    advice = advise(crowded, "cpu")
+    assert advice["detector.head"].value == "faster-rcnn"
+    assert advice["detector.proposals"].value == proposals
+    assert not {"detector.head", "detector.proposals"} & advise(crowded, "gpu").keys()
+
+
 def copied(split: CocoSplit, folder: Path, repeated: int = 1) -> Path:
     """A data set with a split `train` only, every image so many times."""
     content = json.loads(split.annotations.read_text())

@@ -32,6 +32,10 @@ CHANGES = {  # of training images, worth 2 AP on blood cells after 1,530 steps (
     "photometric": (0.5, "in other colours"),
 }
 HEADS = {"cpu": (64, 1), "gpu": (128, 2)}  # pyramid width, head depth
+# Of a second stage on a CPU (docs/results.md). For TensorRT there is none.
+CANDIDATES, BOX_WIDTH, POOLED = 300, 128, (5, 1)
+PROPOSALS = (100, 300)  # at least, at most
+EACH = 4  # proposals per object of a crowded image, one of twenty; with half of them AP falls by 2
 DEPTHS = {"cpu": [0, 1], "gpu": [0, 1, 2]}
 PYRAMIDS = {"cpu": [48], "gpu": [128]}  # of the networks to choose from
 
@@ -72,6 +76,7 @@ def advise(objects: Objects, on: str) -> dict[str, Advice]:
             f"anchors of this size and its doubles overlap {recall:.0%} of the boxes by at least "
             f"half; boxes are {_range(objects.sides(size))} pixels across in the input",
         ),
+        **(_two_stages(objects) if on == "cpu" else {}),
         "joint.head_depth": Advice(DEPTHS[on], "heads to choose from"),
         **_narrower(width, PYRAMIDS[on]),
         "joint.input": Advice(
@@ -193,6 +198,23 @@ def _narrower(width: int, widths: list[int]) -> dict[str, Advice]:
         return {}
     why = f"pyramids to choose from: the milliseconds of {width} bring more in a larger input"
     return {"joint.fpn_width": Advice(widths, why)}
+
+
+def _two_stages(objects: Objects) -> dict[str, Advice]:
+    """Return the settings of a second stage that takes a CPU as long as RetinaNet's second head."""
+    crowded = np.quantile(np.bincount(objects.of_image, minlength=len(objects.images)), 0.95)
+    least, most = PROPOSALS
+    proposals = int(np.clip(50 * math.ceil(EACH * crowded / 50), least, most))
+    why = "boxes of a second stage fit better, in the time of retinanet; that one is for TensorRT"
+    enough = f"for the second stage; a crowded image has {crowded:.0f} objects"
+    return {
+        "detector.head": Advice("faster-rcnn", why),
+        "detector.candidates": Advice(CANDIDATES, "of each level, for proposals"),
+        "detector.proposals": Advice(proposals, enough),
+        "detector.box_width": Advice(BOX_WIDTH, "of its layers"),
+        "detector.pooled_side": Advice(POOLED[0], "cells per side that it pools of a box,"),
+        "detector.pooled_samples": Advice(POOLED[1], "samples per side of a cell"),
+    }
 
 
 def _range(sides: Floats) -> str:

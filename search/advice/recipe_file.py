@@ -66,7 +66,9 @@ def fixed_settings(
         "finetune.clip_norm": Advice(10.0, "largest norm of a gradient"),
         "device.runtime": Advice(runtime, "where the detector will run"),
         "device.precision": Advice(
-            "fp16" if on_gpu else "fp32", "the usual one of this runtime; int8 is possible too"
+            "fp16" if on_gpu else "fp32",
+            "the usual one of this runtime"
+            + ("; int8 is possible too" if on_gpu else "; int8 needs another detector.head"),
         ),
         "device.threads": Advice(1, "of a runtime on the CPU"),
     }
