@@ -32,7 +32,8 @@ NOTE = (
     "source, and time the share of its latency. AP 95 %, and the brackets beside Δ AP, are 95 % "
     "intervals over images that are drawn with replacement, the same for all detectors; another "
     "training differs by more than that. p50 95 % is its interval over rounds. The row that "
-    "stands out has the highest AP on these images, which flatters it if there are several."
+    "stands out has the highest AP on these images of those that were found, which flatters it "
+    "if there are several."
 )
 
 
