@@ -221,6 +221,14 @@ def test_a_class_of_no_use_takes_the_place_of_none(form, tmp_path):
     assert found.labels.tolist() == LABELS[1:].tolist()  # the better one is of the class ""
 
 
+def test_as_many_detections_count_as_in_yolos_own_validation(tmp_path):
+    corners = np.tile(in_input(IN_IMAGE[:1], "nms"), (300, 1))
+    outputs = outputs_of("nms", corners, np.full(300, 0.5), np.zeros(300, int))
+    with PeerRunner("ort-cpu", peer(tmp_path / "a.onnx", outputs, names=NAMES)) as runner:
+        (found,) = runner.detect([Image.new("RGB", (200, 100))])
+    assert len(found.boxes) == runner.most_detections == 300
+
+
 def test_an_input_of_one_image_without_a_batch_is_given(tmp_path):
     path = write_peer(tmp_path / "a.onnx", "torchvision", shape=(3, *SIZE))
     with PeerRunner("ort-cpu", path) as runner:

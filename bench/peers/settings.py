@@ -70,7 +70,7 @@ class Settings:
     score_threshold: float = 0.001
     nms_threshold: float = 0.7
     candidates: int = 1000
-    detections: int = 100
+    detections: int = 300  # of YOLO's own validation, and of RF-DETR's
 
     def __post_init__(self) -> None:
         for name in ("score_threshold", "nms_threshold"):
