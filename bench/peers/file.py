@@ -46,7 +46,8 @@ class PeerFile:
         if notes.get("task", "detect") != "detect":
             raise AdaptError(f"{path} is for the task {notes['task']!r}; export a detector")
         shape = _input_shape(path, model)
-        size = shape[-2:] if all(shape[-2:]) else _pair(notes.get("imgsz", ""))
+        height, width = shape[-2:]
+        size = (height, width) if height and width else _pair(notes.get("imgsz", ""))
         return cls(path, model, _names(notes), size, batched=len(shape) == 4)
 
     @property
