@@ -328,6 +328,18 @@ def test_peers_and_ours_stand_in_one_report(split, exports, tmp_path):
     assert "theirs was written by another tool (form yolo" in markdown(result)
 
 
+@pytest.mark.parametrize(
+    ("form", "inside", "drops"),
+    [("yolo", False, False), ("nms", False, True), ("torchvision", True, True)],
+)
+def test_a_report_says_what_is_inside_of_a_peers_file(form, inside, drops, split, tmp_path):
+    split = replace(split, class_names=INFO.classes)
+    theirs = write_peer(tmp_path / "theirs.onnx", form, names=repr(list(INFO.classes)))
+    said = markdown(compare(on_runtimes([theirs]), split, Timing(protocol=QUICK)))
+    assert ("normalisation is inside of its graph" in said) is inside
+    assert ("are those of its export" in said) is drops
+
+
 def test_ours_is_compared_with_a_peer_in_one_sentence(split, exports, tmp_path):
     split = replace(split, class_names=INFO.classes)
     theirs = write_peer(tmp_path / "theirs.onnx", "nms", names=repr(list(INFO.classes)))
