@@ -20,7 +20,7 @@ def peer(
     more_inputs: Sequence[str] = (),
     **notes: str,
 ) -> Path:
-    """Write a file that answers every image with the same outputs."""
+    """Write a file that answers every image with the same outputs; integers stay integers."""
     images = helper.make_tensor_value_info("images", kind, shape)
     others = [helper.make_tensor_value_info(n, TensorProto.FLOAT, (1, 2)) for n in more_inputs]
     zero = numpy_helper.from_array(np.zeros((), np.float32), "zero")
@@ -29,21 +29,32 @@ def peer(
         helper.make_node("ReduceMax", ["pixels"], ["most"], keepdims=0),
         helper.make_node("Mul", ["most", "zero"], ["nothing"]),
     ]
-    nodes += [helper.make_node("Add", [f"{n} answer", "nothing"], [n]) for n in outputs]
+    kinds = {n: _kind(v) for n, v in outputs.items()}
+    for name, of in kinds.items():
+        added = f"{name} nothing"
+        nodes.append(helper.make_node("Cast", ["nothing"], [added], to=of))
+        nodes.append(helper.make_node("Add", [f"{name} answer", added], [name]))
     graph = helper.make_graph(
         nodes,
         "peer",
         [images, *others],
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
-        [
-            zero,
-            *(numpy_helper.from_array(np.float32(v), f"{n} answer") for n, v in outputs.items()),
-        ],
+        [helper.make_tensor_value_info(n, of, None) for n, of in kinds.items()],
+        [zero, *(_answer(f"{n} answer", v) for n, v in outputs.items())],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     helper.set_model_props(model, notes)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def _kind(values: np.ndarray) -> int:
+    integer = np.issubdtype(np.asarray(values).dtype, np.integer)
+    return TensorProto.INT64 if integer else TensorProto.FLOAT
+
+
+def _answer(name: str, values: np.ndarray) -> onnx.TensorProto:
+    dtype = np.int64 if _kind(values) == TensorProto.INT64 else np.float32
+    return numpy_helper.from_array(np.asarray(values, dtype), name)
 
 
 def middles(corners: np.ndarray) -> np.ndarray:
@@ -72,6 +83,8 @@ def outputs_of(
             shares = middles(corners) / np.array([*SIZE[::-1], *SIZE[::-1]])
             logits = np.log(np.clip(of_class, 1e-9, 1 - 1e-9) / (1 - np.clip(of_class, 1e-9, 0.9)))
             return {"dets": _filled(shares, 300)[None], "labels": _filled(logits, 300, -20.0)[None]}
+        case "torchvision":  # which lists its labels before or after the scores
+            return {"boxes": corners, "labels": labels, "scores": scores}
         case _:
             rows = np.concatenate([corners, scores[:, None], labels[:, None]], 1)
             return {"output0": _filled(rows, 300)[None]}

@@ -30,7 +30,7 @@ from export.graph.postprocess import level_anchors
 from export.run.inference import ImageDetections, batch_detections
 from export.run.matching import match_detections
 
-FORMS = ("yolo", "yolo-objectness", "detr", "nms")
+FORMS = ("yolo", "yolo-objectness", "detr", "nms", "torchvision")
 QUICK = Protocol(rounds=2, round_ms=1, retries=0)
 # Two objects that overlap, of different classes, in an image of 200x100 pixels.
 IN_IMAGE = np.array([[50.0, 20.0, 150.0, 80.0], [60.0, 20.0, 150.0, 80.0]])
@@ -41,7 +41,9 @@ def in_input(corners, form):
     """Where those boxes lie in an input of 64x64 pixels, placed as the form's default says."""
     if form == "detr":  # stretched
         return corners * np.array([0.32, 0.64, 0.32, 0.64])
-    return corners * 0.32 + np.array([0.0, 16.0, 0.0, 16.0])  # 64x32, padded above and below
+    if form == "torchvision":  # 64x32, padded below
+        return corners * 0.32
+    return corners * 0.32 + np.array([0.0, 16.0, 0.0, 16.0])  # padded above and below
 
 
 def write_peer(path, form, **changes):
@@ -82,7 +84,8 @@ def test_a_file_that_knows_all_boxes_has_an_ap_of_1(form, split, tmp_path):
     scale = np.array([SIZE[1] / image.width, SIZE[0] / image.height])
     if form != "detr":
         scale = np.repeat(scale.min(), 2)
-    margin = (np.array(SIZE[::-1]) - np.round(scale * (image.width, image.height))) // 2
+    free = np.array(SIZE[::-1]) - np.round(scale * (image.width, image.height))
+    margin = free * (form != "torchvision") // 2
     corners = boxes.xyxy * np.tile(scale, 2) + np.tile(margin, 2)
     outputs = outputs_of(form, corners, np.full(len(boxes), 0.8), boxes.labels)
     names = repr(list(split.class_names))
@@ -143,6 +146,9 @@ def assert_same(path, expected: list[ImageDetections]):
         ([(1, 84, 84)], None, None),
         ([(1, 300, 6)], None, "nms"),
         ([(1, 300, 4), (1, 300, 91)], None, "detr"),
+        ([(100, 4), (100,), (100,)], None, "torchvision"),
+        ([(0, 4), (0,), (0,)], None, "torchvision"),
+        ([(100, 4), (100,)], None, None),
         ([(1, 8400, 4), (1, 8400, 80)], None, None),  # boxes and scores of a grid
         ([(1, 116, 8400)], 80, None),  # masks too
         ([(1, 300, 4)], None, None),
@@ -196,16 +202,62 @@ def test_softmax_leaves_out_the_class_that_is_no_object(tmp_path):
     np.testing.assert_allclose(found.scores, [0.6, 0.1], atol=1e-6)
 
 
+def test_logits_of_four_classes_are_not_taken_for_boxes(tmp_path):
+    boxes = middles(in_input(IN_IMAGE[:1], "detr")) / 64
+    outputs = {"logits": np.full((1, 1, 4), -9.0), "pred_boxes": boxes[None]}
+    outputs["logits"][..., 3] = 2.0
+    with PeerRunner("ort-cpu", peer(tmp_path / "a.onnx", outputs)) as runner:
+        (found,) = runner.detect([Image.new("RGB", (200, 100))])
+    assert found.labels[0] == 3
+    np.testing.assert_allclose(found.boxes[0], IN_IMAGE[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_class_of_no_use_takes_the_place_of_none(form, tmp_path):
+    path = write_peer(tmp_path / "a.onnx", form)
+    sidecar(path).write_text('classes = ["a", "b", ""]\ndetections = 1')
+    with PeerRunner("ort-cpu", path) as runner:
+        (found,) = runner.detect([Image.new("RGB", (200, 100))])
+    assert found.labels.tolist() == LABELS[1:].tolist()  # the better one is of the class ""
+
+
+def test_as_many_detections_count_as_in_yolos_own_validation(tmp_path):
+    corners = np.tile(in_input(IN_IMAGE[:1], "nms"), (300, 1))
+    outputs = outputs_of("nms", corners, np.full(300, 0.5), np.zeros(300, int))
+    with PeerRunner("ort-cpu", peer(tmp_path / "a.onnx", outputs, names=NAMES)) as runner:
+        (found,) = runner.detect([Image.new("RGB", (200, 100))])
+    assert len(found.boxes) == runner.most_detections == 300
+
+
+def test_an_input_of_one_image_without_a_batch_is_given(tmp_path):
+    path = write_peer(tmp_path / "a.onnx", "torchvision", shape=(3, *SIZE))
+    with PeerRunner("ort-cpu", path) as runner:
+        found = runner.detect([Image.new("RGB", (200, 100))] * 2)
+        runner.bind(runner.placed(Image.new("RGB", (200, 100))))()
+        assert (runner.size, runner.batch, runner.dynamic) == (SIZE, 1, False)
+    np.testing.assert_allclose(found[1].boxes, IN_IMAGE, atol=1e-3)
+
+
+def test_labels_that_nothing_explains_are_not_guessed(split, tmp_path):
+    path = write_peer(tmp_path / "a.onnx", "torchvision", names="")
+    with PeerRunner("ort-cpu", path) as runner, pytest.raises(AdaptError) as error:
+        runner.matched(split)
+    names = ", ".join(f'"{name}"' for name in split.class_names)
+    assert f'write classes = ["", {names}] into {sidecar(path)}' in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "beside", "said"),
     [
         ({"task": "segment"}, "", "is for the task 'segment'; export a detector"),
         ({"more_inputs": ["sizes"]}, "", "instead of images [N, 3, H, W] alone"),
+        ({"shape": (*SIZE, 3)}, "", "instead of images [N, 3, H, W] alone"),
         ({"shape": (1, *SIZE, 3)}, "", "instead of images [N, 3, H, W] alone"),
         ({"kind": TensorProto.INT32}, "", "takes pixels of type INT32"),
         ({"shape": (1, 3, "h", "w")}, "", "write input = [HEIGHT, WIDTH] into"),
         ({"names": "['a', 'b']"}, "", "have no form of a detector that is known for 2 classes"),
         ({"names": "['a', 'b']"}, 'form = "yolo"', "finds 3 classes, but 2 are named"),
+        ({}, 'form = "torchvision"', "do not have the form 'torchvision'; correct form in"),
         ({}, 'form = "detr"', "do not have the form 'detr'; correct form in"),
         ({}, "score_treshold = 0.1", "is score_threshold meant?"),
         ({}, "score_threshold = 7", "score_threshold must lie in [0, 1], got 7"),
@@ -274,6 +326,18 @@ def test_peers_and_ours_stand_in_one_report(split, exports, tmp_path):
     assert (their.height, their.width, their.precision) == (*SIZE, "fp32")
     assert steps[-1] == (8, 8)  # 2 images; 2 rounds of ours, of theirs, and of their network alone
     assert "theirs was written by another tool (form yolo" in markdown(result)
+
+
+@pytest.mark.parametrize(
+    ("form", "inside", "drops"),
+    [("yolo", False, False), ("nms", False, True), ("torchvision", True, True)],
+)
+def test_a_report_says_what_is_inside_of_a_peers_file(form, inside, drops, split, tmp_path):
+    split = replace(split, class_names=INFO.classes)
+    theirs = write_peer(tmp_path / "theirs.onnx", form, names=repr(list(INFO.classes)))
+    said = markdown(compare(on_runtimes([theirs]), split, Timing(protocol=QUICK)))
+    assert ("normalisation is inside of its graph" in said) is inside
+    assert ("are those of its export" in said) is drops
 
 
 def test_ours_is_compared_with_a_peer_in_one_sentence(split, exports, tmp_path):

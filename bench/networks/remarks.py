@@ -53,11 +53,21 @@ def _peers(result: BenchResult) -> list[str]:
 
 def _peer(entry: Entry) -> str:
     settings = {name: told for name, told in entry.runner["peer"].items() if name != "classes"}
+    form = settings["form"]
+    normalisation = (
+        "normalisation is inside of its graph, as of those of adapt"
+        if form == "torchvision"
+        else "normalisation, which is inside of the graphs of adapt, is not included"
+    )
+    suppression = (
+        "Which boxes it drops was decided as it was exported, and costs AP if it is many. "
+    )
     return (
         f"{entry.name} was written by another tool ({pairs(settings)}). Its latency is that of the "
         f"network ({entry.network_ms or 0:.2f} ms alone, p50) and of what makes its outputs "
-        "detections, by PyTorch on the processor; normalisation, which is inside of the graphs of "
-        "adapt, is not included. Its parameters are the numbers in its graph."
+        f"detections, by PyTorch on the processor; {normalisation}. "
+        f"{suppression * (form in ('nms', 'torchvision'))}"
+        "Its parameters are the numbers in its graph."
     )
 
 

@@ -25,12 +25,14 @@ class PeerFile:
         model: Its content.
         names: Class names in its metadata, as Ultralytics writes them.
         size: Height and width of its input; None if it takes any.
+        batched: Whether its input has an axis for the images of a batch.
     """
 
     path: Path
     model: onnx.ModelProto
     names: tuple[str, ...] | None
     size: tuple[int, int] | None
+    batched: bool = True
 
     @classmethod
     def read(cls, path: Path) -> "PeerFile":
@@ -43,7 +45,10 @@ class PeerFile:
         notes = {prop.key: prop.value for prop in model.metadata_props}
         if notes.get("task", "detect") != "detect":
             raise AdaptError(f"{path} is for the task {notes['task']!r}; export a detector")
-        return cls(path, model, _names(notes), _input_size(path, model, notes))
+        shape = _input_shape(path, model)
+        height, width = shape[-2:]
+        size = (height, width) if height and width else _pair(notes.get("imgsz", ""))
+        return cls(path, model, _names(notes), size, batched=len(shape) == 4)
 
     @property
     def parameters(self) -> int:
@@ -77,19 +82,17 @@ def _names(notes: Mapping[str, str]) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
 
 
-def _input_size(
-    path: Path, model: onnx.ModelProto, notes: Mapping[str, str]
-) -> tuple[int, int] | None:
-    """Return height and width of the input, if it is fixed or noted.
+def _input_shape(path: Path, model: onnx.ModelProto) -> tuple[int, ...]:
+    """Return the shape of the input, 0 where it takes any.
 
     Raises:
-        AdaptError: If the file takes anything but images ``[N, 3, H, W]``.
+        AdaptError: If the file takes anything but images ``[N, 3, H, W]``, or one ``[3, H, W]``.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     shapes = [[axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in inputs]
     types = [value.type.tensor_type.elem_type for value in inputs]
-    if len(inputs) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (0, 3):
+    if len(inputs) != 1 or len(shapes[0]) not in (3, 4) or shapes[0][-3] not in (0, 3):
         listed = ", ".join(f"{v.name} {s}" for v, s in zip(inputs, shapes, strict=True))
         raise AdaptError(
             f"{path} takes {listed} (0: any) instead of images [N, 3, H, W] alone; export it with "
@@ -98,10 +101,7 @@ def _input_size(
     if types[0] not in (*FLOATS, onnx.TensorProto.UINT8):
         name = onnx.TensorProto.DataType.Name(types[0])
         raise AdaptError(f"{path} takes pixels of type {name}; export it with float32 or uint8")
-    height, width = shapes[0][2:]
-    if height and width:
-        return height, width
-    return _pair(notes.get("imgsz", ""))
+    return tuple(shapes[0])
 
 
 def _pair(text: str) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """How does another tool's ONNX file detect, and which calls of it are timed?"""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -49,7 +50,8 @@ class PeerRunner(Runner):
 
     What is timed is the network, and what makes its outputs detections: NMS of YOLO's forms, the
     choice of the best queries of DETR's, by PyTorch on the processor. Detectors of this tool have
-    both inside of their graphs. Normalisation, which those have inside too, is not timed.
+    both inside of their graphs. Normalisation, which those have inside too, is timed where a file
+    has it inside, as torchvision's do.
 
     Args:
         runtime: ``ort-cpu`` or ``ort-cuda``.
@@ -67,8 +69,8 @@ class PeerRunner(Runner):
         self._session = file_session(runtime, path, threads)
         (image,) = self._session.get_inputs()
         self._input, self._type = image.name, TYPES[image.type]
-        self.dynamic = not isinstance(image.shape[0], int)
-        self.batch = 1 if self.dynamic else image.shape[0]
+        self.dynamic = self.file.batched and not isinstance(image.shape[0], int)
+        self.batch = 1 if self.dynamic or not self.file.batched else image.shape[0]
         self.size = self._size()
         self.settings, self._outputs, self.class_count = self._understood()
 
@@ -87,15 +89,21 @@ class PeerRunner(Runner):
 
         Raises:
             AdaptError: If the split has boxes of classes that are not named, or nothing names the
-                classes and their number is another.
+                classes and their number is another or unknown.
         """
         if self.classes:
             return split.matched(self.classes, self.file.path.name)
+        if self.settings.form == "torchvision":
+            example = json.dumps(["", *split.class_names], ensure_ascii=False)
+            raise AdaptError(
+                f"{self.file.path} does not name its classes; write classes = {example} into "
+                f'{sidecar(self.file.path)}, in the order of its labels, "" for one that is none'
+            )
         if self.class_count not in (None, len(split.class_names)):
             raise AdaptError(
                 f"{self.file.path} finds {self.class_count} classes and does not name them, "
                 f"{split.annotations} has {len(split.class_names)}; write classes = [...] into "
-                f"{sidecar(self.file.path)}"
+                f'{sidecar(self.file.path)}, in the order of its outputs, "" for one that is none'
             )
         return split
 
@@ -116,8 +124,7 @@ class PeerRunner(Runner):
 
     def infer(self, images: Array) -> list[ImageDetections]:
         """Detect in uint8 RGB images ``[B, 3, H, W]`` of the input."""
-        feed = {self._input: normalised(images, self.settings, self._type)}
-        outputs = self._session.run(self._outputs, feed)
+        outputs = self._session.run(self._outputs, self._feed(images))
         return detections_of(outputs, self.settings, self.size)
 
     def heads(self, images: Array) -> dict[str, Array]:
@@ -126,8 +133,7 @@ class PeerRunner(Runner):
 
     def bind(self, images: Array) -> Callable[[], None]:
         """Return the call to time: the network, and what makes its outputs detections."""
-        feed = {self._input: normalised(images, self.settings, self._type)}
-        run = fetching_call(self._session, feed, self._outputs, self._runtime)
+        run = fetching_call(self._session, self._feed(images), self._outputs, self._runtime)
 
         def call() -> None:
             detections_of(run(), self.settings, self.size)
@@ -136,8 +142,7 @@ class PeerRunner(Runner):
 
     def bind_network(self, images: Array) -> Callable[[], None]:
         """Return a call of the network alone."""
-        feed = {self._input: normalised(images, self.settings, self._type)}
-        return bound_call(self._session, feed, self._runtime)
+        return bound_call(self._session, self._feed(images), self._runtime)
 
     def describe(self) -> dict[str, Any]:
         """Return runtime, version, device, threads, and how it was understood."""
@@ -162,6 +167,11 @@ class PeerRunner(Runner):
         torch.set_num_threads(self._threads_before)
         self._session = None  # frees its memory
 
+    def _feed(self, images: Array) -> dict[str, Array]:
+        """Return the input for uint8 RGB images ``[B, 3, H, W]``."""
+        pixels = normalised(images, self.settings, self._type)
+        return {self._input: pixels if self.file.batched else pixels[0]}
+
     def _size(self) -> tuple[int, int]:
         size = self.file.size or settings_of(self.file.path).input
         if size is None:
@@ -174,9 +184,10 @@ class PeerRunner(Runner):
     def _understood(self) -> tuple[Settings, tuple[str, ...], int | None]:
         """Return the settings with the form, the relevant outputs, and the number of classes."""
         path, told = self.file.path, settings_of(self.file.path)
-        shapes = self._output_shapes()
+        answer = self._answer()
+        shapes = {name: np.shape(value) for name, value in answer.items()}
         names = told.classes or self.file.names
-        outputs = relevant_outputs(shapes, told.form)
+        outputs = relevant_outputs(answer, told.form)
         relevant = [shapes[name] for name in outputs]
         form = told.form or recognised(relevant, len(names) if names else None)
         if form is None:
@@ -193,12 +204,12 @@ class PeerRunner(Runner):
             )
         return settings, outputs, classes
 
-    def _output_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shapes of all outputs for one batch: those of the file may be names."""
+    def _answer(self) -> dict[str, Array]:
+        """Return all outputs for one batch: their shapes in the file may be names."""
         blank = np.zeros((self.batch, 3, *self.size), self._type)
-        values = self._session.run(None, {self._input: blank})
+        values = self._session.run(None, {self._input: blank if self.file.batched else blank[0]})
         names = [output.name for output in self._session.get_outputs()]
-        return {name: np.shape(value) for name, value in zip(names, values, strict=True)}
+        return dict(zip(names, values, strict=True))
 
 
 def _unknown_form(
@@ -208,6 +219,7 @@ def _unknown_form(
     known = f" for {len(names)} classes" if names else ""
     return (
         f"the outputs of {path} ({listed}) have no form of a detector that is known{known}: YOLO's "
-        "[N, 4 + C, A] or [N, A, 5 + C], DETR's [N, Q, 4] and [N, Q, C], or [N, K, 6] after NMS; "
+        "[N, 4 + C, A] or [N, A, 5 + C], DETR's [N, Q, 4] and [N, Q, C], [N, K, 6] after NMS, or "
+        "torchvision's [K, 4], [K] and [K]; "
         f'export it in one of these, or write form = "..." into {sidecar(path)}'
     )

@@ -10,7 +10,7 @@ from adapt.artifacts import read_text
 from adapt.errors import FORBID_UNKNOWN, AdaptError
 from search.recipe.content import validated
 
-Form = Literal["yolo", "yolo-objectness", "detr", "nms"]
+Form = Literal["yolo", "yolo-objectness", "detr", "nms", "torchvision"]
 Triple = tuple[float, float, float]
 # DETR, its descendants and RF-DETR; RT-DETR takes images in [0, 1] as they are.
 IMAGENET: Mapping[str, Triple] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -19,6 +19,8 @@ DEFAULTS: Mapping[Form, Mapping[str, Any]] = {
     "yolo-objectness": {"nms_threshold": 0.6},  # that of YOLOv5's own validation
     "detr": {"resize": "stretch", "antialias": True, "score_threshold": 0.0, **IMAGENET},
     "nms": {"score_threshold": 0.0},
+    # Normalisation, and the final size, are inside of its graphs.
+    "torchvision": {"resize": "letterbox-corner", "score_threshold": 0.0},
 }
 
 
@@ -33,7 +35,8 @@ class Settings:
             YOLOv8 and later, ``yolo-objectness`` ``[N, A, 5 + C]`` of YOLOv5 and v7, both with
             middles and sizes in pixels; ``detr`` boxes ``[N, Q, 4]``, middles and sizes as shares
             of the input, and logits ``[N, Q, C]``; ``nms`` ``[N, K, 6]`` with corners in pixels,
-            score and class, as a file with NMS inside of it gives them.
+            score and class, as a file with NMS inside of it gives them; ``torchvision`` boxes
+            ``[K, 4]``, corners in pixels, scores ``[K]`` and labels ``[K]`` of one image.
         input: Height and width, for files that take any size.
         resize: ``letterbox`` pads on both sides, ``letterbox-corner`` right and below, ``stretch``
             changes the aspect ratio.
@@ -67,7 +70,7 @@ class Settings:
     score_threshold: float = 0.001
     nms_threshold: float = 0.7
     candidates: int = 1000
-    detections: int = 100
+    detections: int = 300  # of YOLO's own validation, and of RF-DETR's
 
     def __post_init__(self) -> None:
         for name in ("score_threshold", "nms_threshold"):
@@ -78,6 +81,11 @@ class Settings:
                 raise AdaptError(f"{name} must be positive, got {getattr(self, name)}")
         if min(self.std) <= 0:
             raise AdaptError(f"std must be positive, got {list(self.std)}")
+
+    @property
+    def unused(self) -> list[int]:
+        """Places of the classes that are of no use."""
+        return [place for place, name in enumerate(self.classes or ()) if not name]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON content."""
