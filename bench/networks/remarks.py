@@ -59,9 +59,7 @@ def _peer(entry: Entry) -> str:
         if form == "torchvision"
         else "normalisation, which is inside of the graphs of adapt, is not included"
     )
-    suppression = (
-        "Which boxes it drops was decided as it was exported, and costs AP if it is many. "
-    )
+    suppression = "The thresholds of its suppression are those of its export. "
     return (
         f"{entry.name} was written by another tool ({pairs(settings)}). Its latency is that of the "
         f"network ({entry.network_ms or 0:.2f} ms alone, p50) and of what makes its outputs "
