@@ -59,12 +59,13 @@ def _peer(entry: Entry) -> str:
         if form == "torchvision"
         else "normalisation, which is inside of the graphs of adapt, is not included"
     )
+    suppresses = form in ("nms", "torchvision")
     suppression = "The thresholds of its suppression are those of its export. "
     return (
         f"{entry.name} was written by another tool ({pairs(settings)}). Its latency is that of the "
         f"network ({entry.network_ms or 0:.2f} ms alone, p50) and of what makes its outputs "
         f"detections, by PyTorch on the processor; {normalisation}. "
-        f"{suppression * (form in ('nms', 'torchvision'))}"
+        f"{suppression if suppresses else ''}"
         "Its parameters are the numbers in its graph."
     )
 

@@ -98,9 +98,7 @@ def class_count(form: Form, shapes: Sequence[tuple[int, ...]], settings: Setting
             return columns - 5
         case "detr", [(_, 4), (_, columns)]:
             return columns - (settings.activation == "softmax")
-        case "nms", [(_, 6)]:
-            return None
-        case "torchvision", [(4,), (), ()]:
+        case ("nms", [(_, 6)]) | ("torchvision", [(4,), (), ()]):
             return None
     raise AdaptError(f"outputs of the shapes {list(shapes)} do not have the form {form!r}")
 

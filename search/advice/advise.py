@@ -201,7 +201,7 @@ def _narrower(width: int, widths: list[int]) -> dict[str, Advice]:
 
 
 def _two_stages(objects: Objects) -> dict[str, Advice]:
-    """Return the settings of a second stage that takes a CPU as long as RetinaNet's second head."""
+    """Return the settings of two stages that together take a CPU about as long as RetinaNet."""
     crowded = np.quantile(np.bincount(objects.of_image, minlength=len(objects.images)), 0.95)
     least, most = PROPOSALS
     proposals = int(np.clip(50 * math.ceil(EACH * crowded / 50), least, most))
