@@ -20,11 +20,12 @@ from bench.networks.artifacts import on_runtimes
 from bench.networks.evaluation import evaluate_artifact
 from bench.networks.measure import Timing, compare
 from bench.networks.pair import compare_pair
-from bench.networks.report import markdown
+from bench.networks.report import markdown, write_report
 from bench.peers.forms import recognised
 from bench.peers.placing import normalised, place
 from bench.peers.runner import PeerRunner, is_peer, open_detector
 from bench.peers.settings import Settings, sidecar
+from bench.report.page import write_page
 from export.graph.detector import DeployedDetector
 from export.graph.postprocess import level_anchors
 from export.run.inference import ImageDetections, batch_detections
@@ -326,6 +327,17 @@ def test_peers_and_ours_stand_in_one_report(split, exports, tmp_path):
     assert (their.height, their.width, their.precision) == (*SIZE, "fp32")
     assert steps[-1] == (8, 8)  # 2 images; 2 rounds of ours, of theirs, and of their network alone
     assert "theirs was written by another tool (form yolo" in markdown(result)
+
+
+def test_the_page_of_a_benchmark_shows_ours_beside_a_peers(split, exports, tmp_path):
+    split = replace(split, class_names=INFO.classes)
+    theirs = write_peer(tmp_path / "theirs.onnx", "yolo", names=repr(list(INFO.classes)))
+    files = on_runtimes([exported(exports), theirs])
+    report = tmp_path / "report"
+    write_report(report, compare(files, split, Timing(protocol=QUICK), report=report))
+    page = write_page(report).read_text()
+    assert "Another tool wrote theirs, whose blocks are not known." in page
+    assert "are gone" not in page
 
 
 @pytest.mark.parametrize(

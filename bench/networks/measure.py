@@ -119,6 +119,11 @@ class Entry:
         """Images per second while calls follow back to back; None if they did not."""
         return None if self.latency.every_ms else 1000 * self.batch / self.latency.mean_ms
 
+    @property
+    def is_peer(self) -> bool:
+        """Whether another tool wrote the file."""
+        return "peer" in self.runner
+
 
 @dataclass(frozen=True)
 class BenchResult:
@@ -340,7 +345,7 @@ def _timer(call: Callable[[], None], timing: Timing) -> Timer:
 def _loaded_apart(entry: Entry, images: Array, timing: Timing) -> Entry:
     """Return an entry with what is measured of its file by itself."""
     runtime, file, threads = entry.runner["runtime"], entry.artifact, timing.threads
-    ours = runtime == "ort-cpu" and "peer" not in entry.runner
+    ours = runtime == "ort-cpu" and not entry.is_peer
     return replace(
         entry,
         footprint=footprint(runtime, file, threads, images),

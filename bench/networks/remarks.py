@@ -48,7 +48,7 @@ def unreliable(result: BenchResult) -> list[str]:
 
 def _peers(result: BenchResult) -> list[str]:
     """Say of every file of another tool how it was understood, and what was timed."""
-    return [_peer(entry) for entry in result.entries if "peer" in entry.runner]
+    return [_peer(entry) for entry in result.entries if entry.is_peer]
 
 
 def _peer(entry: Entry) -> str:

@@ -31,7 +31,9 @@ RACE = (
 
 def networks(folder: Folder) -> Section:
     """Return a diagram of every network, and what its choice was based on."""
-    infos = {entry.name: folder.info(entry) for entry in folder.detectors}
+    ours = [entry for entry in folder.detectors if not entry.is_peer]
+    theirs = [entry.name for entry in folder.detectors if entry.is_peer]
+    infos = {entry.name: folder.info(entry) for entry in ours}
     known = {name: info for name, info in infos.items() if info}
     source = known["source"].architecture if "source" in known else None
     widest = max((b.width for i in known.values() for b in i.architecture.blocks), default=1)
@@ -39,9 +41,11 @@ def networks(folder: Folder) -> Section:
         Network(name, about(info), block_rows(info.architecture, source), widest)
         for name, info in known.items()
     ]
-    told = [_decided(entry, folder) for entry in folder.detectors]
+    told = [_decided(entry, folder) for entry in ours]
     lost = [name for name, info in infos.items() if not info]
     missing = [f"The files of {', '.join(lost)} are gone."] if lost else []
+    if theirs:
+        missing.append(f"Another tool wrote {', '.join(theirs)}, whose blocks are not known.")
     if not any(of for _, of in told):
         missing.append("No architecture file says why these networks were chosen.")
     return Section(
