@@ -169,6 +169,24 @@ def test_report_folder_holds_exactly_the_four_files(result, tmp_path):
     assert sorted(path.name for path in files) == names
 
 
+@pytest.mark.parametrize(
+    ("aps", "limits"), [((0.152, 0.153), (14.25, 16.25)), ((0.2, 0.7), (10, 80))]
+)
+def test_a_plot_does_not_make_small_differences_of_ap_look_large(
+    aps, limits, result, tmp_path, monkeypatch
+):
+    shown = []
+
+    def look(figure, file, **how):
+        shown.append(figure.axes[0].get_ylim())
+        Path(file).touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
+    entries = tuple(entry(f"{place}", ap=ap) for place, ap in enumerate(aps))
+    write_report(tmp_path, replace(result, entries=entries))
+    assert shown == [pytest.approx(limits)]
+
+
 def test_plot_is_an_image_wide_enough_to_read(result, tmp_path):
     write_report(tmp_path, result)
     with Image.open(tmp_path / "report.png") as image:

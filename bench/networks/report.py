@@ -54,6 +54,7 @@ COLUMNS: tuple[Column, ...] = (
 )
 FOOTPRINT = [field.name for field in fields(Footprint)]
 # The columns that fit into 80 characters.
+LEAST_SPAN = 2.0  # AP that a plot shows at least: another training may differ by as much
 TERMINAL_COLUMNS = ("model", "runtime", "AP", "AP50", "p50 ms", "p95 ms", "GMAdds", "MParams", "MB")
 
 
@@ -282,7 +283,10 @@ def write_plot(
 def _draw_axes(axes: "Axes", entries: Sequence[Entry]) -> None:
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=11)
-    axes.margins(x=0.2, y=0.2)
+    found = [100 * entry.metrics.ap for entry in entries]
+    span = max(LEAST_SPAN, 1.4 * (max(found) - min(found)))
+    middle = (max(found) + min(found)) / 2
+    axes.set_ylim(middle - span / 2, middle + span / 2)
     # Room on the right for the name of the slowest.
     axes.set_xlim(0, 1.15 * max(entry.latency.p95_ms for entry in entries))
 
