@@ -109,7 +109,7 @@ def _figure(folder: Folder, found: Found, drawn: Styles) -> Figure:
     axes.set_ylabel("COCO box AP in %")
     axes.margins(x=0.12, y=0.15)
     _draw_front(axes, folder.detectors)
-    legend(axes, "lower right")
+    legend(axes)  # where there is room: a peer may be slow and weak
     bars = "AP's 95 % interval over the images" if found.ap else "no interval of AP"
     caption = (
         "Up and to the left is better; above and left of the dashed line (the Pareto front) there "
