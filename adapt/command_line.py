@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from adapt.machine import busy
+from adapt.machine import ESTIMATED, busy
 from adapt.terminal import print_fields
 
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -88,9 +88,13 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def warn_if_busy() -> bool:
-    """Warn that times estimated now are too long, if other programs compute here; tell whether."""
-    found = busy()
+def warn_if_busy(consequence: str = ESTIMATED) -> bool:
+    """Warn that times told now are too long, if other programs compute here; tell whether.
+
+    Args:
+        consequence: What that spoils, and what to do.
+    """
+    found = busy(consequence)
     if found:
         warn(found)
     return bool(found)

@@ -5,6 +5,8 @@ import platform
 from pathlib import Path
 
 BUSY = 0.75  # programs that compute, per core
+ESTIMATED = "estimated times are too long; estimate again when it is quiet"
+MEASURED = "latencies measured now may be too long and rank badly; wait until it is quiet"
 
 
 def processor_name() -> str:
@@ -29,12 +31,16 @@ def load_per_core() -> float:
     return os.getloadavg()[0] / usable_cores() if hasattr(os, "getloadavg") else 0.0
 
 
-def busy() -> str:
-    """Say that times estimated now are too long; empty on a quiet machine."""
+def busy(consequence: str = ESTIMATED) -> str:
+    """Say that times told now are too long; empty on a quiet machine.
+
+    Args:
+        consequence: What that spoils, and what to do.
+    """
     load = load_per_core()
     if load < BUSY:
         return ""
     return (
         f"this machine is busy ({load:.1f} programs computed per core in the last minute), so that "
-        "estimated times are too long; estimate again when it is quiet"
+        f"{consequence}"
     )

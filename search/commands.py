@@ -354,8 +354,9 @@ def score_command(
         Path, typer.Option("--from", help="Detector of the source that `adapt finetune` trained.")
     ],
     networks: Annotated[
-        int, typer.Option("--networks", min=10, help="Random networks that certify the scores.")
-    ] = 30,
+        int | None,
+        typer.Option("--networks", min=10, help="Random networks of the certificate."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="File to write.")] = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -369,10 +370,10 @@ def score_command(
     from search.derive.scores import doubt
     from search.score.run import run_score
 
-    recipe = recipe_options.load()
+    recipe = recipe_options.load().with_search(score_networks=networks)
     path = out or Path("runs") / recipe.name / "scores.json"
     with console_stage("score") as progress:
-        result = run_score(recipe, trained, path, networks=networks, progress=progress)
+        result = run_score(recipe, trained, path, progress=progress)
     show({**result, "next": f"adapt derive {path} --budget 9.5ms --costs COSTS"}, as_json=as_json)
     if found := doubt({"tau": result["tau"]}, path):
         warn(found)

@@ -20,7 +20,7 @@ from adapt.runtime import Runtime
 from cli import app
 from search.advice.advise import advise, input_size, letterboxes, training_epochs
 from search.advice.held_out import alike, hold_out
-from search.advice.run import advised_recipe
+from search.advice.run import NO_TEST, advised_recipe
 from search.recipe.recipe import Recipe
 
 
@@ -262,9 +262,9 @@ def test_a_val_that_is_named_but_not_there_is_told(tiny_data: CocoSplit, tmp_pat
 
     data = copied(tiny_data, tmp_path / "data")
     yolo = as_yolo(data, tmp_path / "yolo", ["train"])
-    assert not advised_recipe(yolo, tmp_path / "a.toml", "ort-cpu").doubts
+    assert advised_recipe(yolo, tmp_path / "a.toml", "ort-cpu").doubts == (NO_TEST,)
     (yolo / "data.yaml").write_text((yolo / "data.yaml").read_text() + "val: images/vla\n")
-    (doubt,) = advised_recipe(yolo, tmp_path / "b.toml", "ort-cpu").doubts
+    doubt, _ = advised_recipe(yolo, tmp_path / "b.toml", "ort-cpu").doubts
     assert "data.yaml says val: images/vla, which does not exist; training images are" in doubt
 
 
@@ -381,6 +381,7 @@ def test_init_says_what_it_chose(
     assert shown["settings"]["detector.anchor_size"] == recipe.detector.anchor_size
     assert shown["next"] == "adapt run a.toml --budgets 75%"
     assert "# It sets no latency" in Path("a.toml").read_text()
+    assert ("there is no `test` split" in result.stderr) == ("data.test" not in shown["settings"])
 
 
 @pytest.mark.parametrize("load", [0.1, 3.0])

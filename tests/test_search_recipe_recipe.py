@@ -294,3 +294,11 @@ def test_feature_maps_lie_channels_last_where_that_is_fast_or_asked_for(
 ) -> None:
     layout = ComputeRecipe(**compute).memory_format(device)
     assert layout == (torch.channels_last if last else torch.contiguous_format)
+
+
+def test_a_data_set_that_is_not_there_is_told_with_the_field(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[data]\nroot = "cels"\n')
+    named = "does not exist; correct data.root, which is seen from the recipe's file"
+    with pytest.raises(AdaptError, match=named):
+        Recipe.load(str(recipe)).split("train")

@@ -214,7 +214,7 @@ def scored(
     folder = tmp_path_factory.mktemp("scored")
     recipe = recipe_of(tiny_space_file).with_data(tiny_data.annotations.parents[1])
     path = teacher(recipe, folder / "teacher.safetensors")
-    run_score(recipe, path, folder / "scores.json", networks=10)
+    run_score(recipe.with_search(score_networks=10), path, folder / "scores.json")
     return folder / "scores.json"
 
 

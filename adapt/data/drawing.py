@@ -1,6 +1,7 @@
 """How are boxes drawn into images, and images laid out on a sheet?"""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from adapt.data.images import InputSize
 
 COLOURS = ("red", "lime", "blue", "yellow", "magenta", "cyan", "orange", "white")
 COLUMNS = 4
+LETTERS = 11  # pixels, at least, that captions are high
 TILE = InputSize(288, 384)  # of an image as it is
 
 
@@ -30,10 +32,25 @@ def draw_boxes(
     """
     if not len(labels):
         return pixels
-    width = max(1, round(min(pixels.shape[-2:]) / 200))
+    side = min(pixels.shape[-2:])
     colours = [COLOURS[label % len(COLOURS)] for label in labels]
-    drawn: Tensor = draw_bounding_boxes(pixels, boxes, list(captions), colours, width=width)
+    drawn: Tensor = draw_bounding_boxes(
+        pixels,
+        boxes,
+        list(captions),
+        colours,
+        width=max(1, round(side / 200)),
+        font=str(_font()),
+        font_size=max(LETTERS, round(side / 30)),
+    )
     return drawn
+
+
+def _font() -> Path:
+    """Return a font that can be scaled; without one letters stay ten pixels high."""
+    from matplotlib import get_data_path
+
+    return Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
 
 
 def contact_sheet(

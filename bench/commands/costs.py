@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapt.command_line import DryRunOpt, JsonOpt, grouped, show
+from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn_if_busy
+from adapt.machine import MEASURED
 from adapt.runtime import Precision, Runtime
 from search.commands import RecipeOptions
 
@@ -93,6 +94,7 @@ def profile_command(
     if dry_run:
         show(table.plan(part.part()), as_json=as_json, title="plan")
         return
+    warn_if_busy(MEASURED)
     with console_stage("profile") as progress:
         summary = table.profile(part.part(), progress=progress)
     show(summary, as_json=as_json, title="profile")

@@ -2,13 +2,14 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adapt.command_line import DryRunOpt, JsonOpt, grouped, show, warn, warn_if_busy
+from adapt.machine import MEASURED
 from search.commands import CostsOptions, LimitOpt, RecipeOptions, StartOptions
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 GridOpt = Annotated[
     int, typer.Option("--grid", min=1, help="As of `adapt profile --grid`: 2 measures an eighth.")
+]
+TrialOpt = Annotated[
+    bool,
+    typer.Option(
+        "--trial",
+        help="Does all of it work here? The whole way in minutes, with 20 steps per training.",
+    ),
 ]
 DEMO_TEST = 60  # images of the demo that no network is chosen on
 DEMO_BUDGETS = "90%,80%,70%"  # the cheapest network of its space takes about 55 % of the source
@@ -60,6 +68,7 @@ def run_command(
     grid: GridOpt = 1,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of all results.")] = None,
     limit_steps: LimitOpt = None,
+    trial: TrialOpt = False,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -68,16 +77,30 @@ def run_command(
     Runtime, precision and batch are those of the recipe's device. Finished stages are reused and a
     stopped one continues.
 
+    With --trial it is tried out first, into a folder of its own.
+
     Example: `adapt run recipes/bccd-cpu.toml`
     """
     from bench.pipeline.run import Costs
+    from search.recipe.trial import TRIAL_DETECTORS, TRIAL_GRID, TRIAL_STEPS, trial_of
 
     started, table = start.apply(recipe.load()), Costs(costs.costs, costs.uncertified, grid)
+    if trial:
+        started, limit_steps = trial_of(started), limit_steps or TRIAL_STEPS
+        table = replace(table, grid=max(grid, TRIAL_GRID), detectors=TRIAL_DETECTORS)
     folder = out or Path("runs") / started.name
     if dry_run:
         _show_plan(started, folder, table, limit_steps, front, as_json=as_json)
         return
+    if started.search.cost == "latency":
+        warn_if_busy(MEASURED)
     _show_run(_run(started, folder, limit_steps, table, front), as_json=as_json)
+    if trial:
+        warn(
+            f"this was a trial: trainings ended after {limit_steps} steps, and its networks are "
+            "good for nothing; all of it works here, and the same command without --trial takes "
+            "another folder"
+        )
 
 
 @grouped

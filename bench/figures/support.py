@@ -88,11 +88,10 @@ class Way:
     def steps(self) -> dict[str, Callable[[], object]]:
         """Return every step by its name, in order; later ones need the files of earlier ones."""
         source, derived = self.folder / "source.safetensors", self.folder / "derived.safetensors"
+        scored = self.recipe.with_search(score_networks=4)
         steps: dict[str, Callable[[], object]] = {
             "train": lambda: self._train(self.recipe.source, source),
-            "score": lambda: run_score(
-                self.recipe, source, self.folder / "scores.json", networks=4
-            ),
+            "score": lambda: run_score(scored, source, self.folder / "scores.json"),
             "search": self._search,
             "derive and map": lambda: self._train(self._derived(), derived),
             "export, same detections": lambda: self._compare(derived),

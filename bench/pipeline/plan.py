@@ -37,8 +37,7 @@ from bench.pipeline.target import Target
 from search.estimate import RunEstimate, StepEstimate, estimate_run
 from search.recipe.budget import Budget
 from search.recipe.recipe import Recipe
-from search.score.certificate import NETWORKS
-from search.score.replaced import CALIBRATION, IMAGES
+from search.score.replaced import calibration
 from search.score.scoring import networks_to_measure
 from search.train.validation import validation_split
 from search.train.world import World
@@ -278,7 +277,9 @@ class _Stages:
 
     def _score(self) -> float:
         networks = networks_to_measure(self.recipe.source, self.recipe.space.load())
-        return (len(networks) + NETWORKS) * (CALIBRATION + IMAGES) * self.eager.call
+        search, held_out = self.recipe.search, len(self.recipe.split(self.recipe.data.val))
+        images = calibration(search) + min(search.score_images, held_out)
+        return (len(networks) + search.score_networks) * images * self.eager.call
 
     def _finalists(self) -> float:
         networks = self.recipe.joint.candidates * FINALIST

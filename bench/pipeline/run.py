@@ -257,8 +257,9 @@ class Run:
         assert start is not None
         recipe, file = self.recipe, self.out / "scores.json"
         images = [recipe.split(name) for name in (recipe.data.train, recipe.data.val)]
-        inputs = [file_hash(start), *(split.sha256 for split in images)]
-        key = content_hash([*inputs, recipe.space.load().hash, recipe.input.to_dict()])
+        inputs: list[object] = [file_hash(start), *(split.sha256 for split in images)]
+        inputs += [recipe.space.load().hash, recipe.input.to_dict(), *recipe.search.scoring]
+        key = content_hash(inputs)
 
         def work(progress: Progress) -> None:
             run_score(recipe, start, file, progress=progress)

@@ -19,6 +19,11 @@ from search.advice.recipe_file import device_kind, fixed_settings, recipe_text
 from search.recipe.content import validated
 from search.recipe.recipe import Recipe
 
+NO_TEST = (
+    "there is no `test` split, so that AP is reported of `val`, on which networks are chosen: it "
+    "will be too good; divide off images that nothing is chosen on, as `test`"
+)
+
 
 @dataclass(frozen=True)
 class AdvisedRecipe:
@@ -106,6 +111,8 @@ def advised_recipe(
     settings = fixed_settings(out.stem, root, out, names, runtime, target)
     if any(split.repaired() for split in splits.values()):
         settings["data.repair"] = Advice(True, "boxes that cannot be used are cut or left out")
+    if "test" not in splits:
+        doubts.append(NO_TEST)
     settings |= learned(train) | advise(objects, device_kind(runtime))
     return AdvisedRecipe(out, out.stem, settings, found, tuple(doubts))
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from adapt.artifacts import LATER
+from adapt.artifacts import LATER, identity
 from adapt.cost.expectation import CostForm
 from adapt.data.dataset import steps_per_epoch
 from adapt.errors import FORBID_UNKNOWN, AdaptError
@@ -128,6 +128,9 @@ class SearchOptimisation(Optimisation):
     milestones: tuple[int, ...] = (8, 11)
 
 
+LEAST_NETWORKS = 4  # of a certificate of scores
+
+
 @dataclass(frozen=True)
 class SearchRecipe:
     """How architecture and weights are searched together (Eq. 3 and 4).
@@ -165,6 +168,8 @@ class SearchRecipe:
             them, or ``scores`` of the trained source, which needs no search but
             ``finetune.shared_epochs``. ``joint`` chooses pyramid, heads and input too (see
             :class:`~search.recipe.joint.JointRecipe`), by scores and a race.
+        score_images: Images of ``data.val`` at most, evenly spaced, that scores are measured on.
+        score_networks: Random networks that certify scores.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -189,13 +194,27 @@ class SearchRecipe:
     bi_sampling: bool = False
     mapping_noise: float = 1e-3
     choice: Literal["probability", "scores", "joint"] = field(default="probability", metadata=LATER)
+    score_images: int = field(default=32, metadata=LATER)
+    score_networks: int = field(default=30, metadata=LATER)
+
+    @property
+    def scoring(self) -> tuple[tuple[str, int], ...]:
+        """How scores are measured, where it is not as usual."""
+        settings, names = identity(self), ("score_images", "score_networks")
+        return tuple((name, settings[name]) for name in names if name in settings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs <= self.weights.epochs:
             raise ValueError(
                 f"warmup_epochs must lie in [0, {self.weights.epochs}], got {self.warmup_epochs}"
             )
-        check_positive("arch_every", self.arch_every)
+        for name in ("arch_every", "score_images"):
+            check_positive(name, getattr(self, name))
+        if self.score_networks < LEAST_NETWORKS:
+            raise ValueError(
+                f"score_networks must be at least {LEAST_NETWORKS} for a rank correlation, got "
+                f"{self.score_networks}"
+            )
         if self.mask == "individual" and self.gate_norm != "none":
             raise ValueError(
                 f"individual blocks have no gates to normalise, got gate_norm {self.gate_norm!r}; "

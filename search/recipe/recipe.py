@@ -261,7 +261,13 @@ class Recipe:
             raise AdaptError(
                 f"recipe {self.name!r} names no data set; set data.root or pass --data"
             )
-        return load_split(Path(self.data.root), name, repair=self.data.repair)
+        root = Path(self.data.root)
+        if not root.exists():
+            raise AdaptError(
+                f"data set {root} of recipe {self.name!r} does not exist; correct data.root, which "
+                "is seen from the recipe's file, or --data"
+            )
+        return load_split(root, name, repair=self.data.repair)
 
     def num_classes(self) -> int:
         """Return the number of object classes of the training split."""

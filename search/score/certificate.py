@@ -12,7 +12,6 @@ from adapt.space import SearchSpace
 from search.derive.chance import noise_deriver
 from search.derive.scores import Scores
 
-NETWORKS = 30
 SHARES = (0.1, 0.9)  # of the way from the cheapest to the most expensive network
 
 
@@ -43,7 +42,7 @@ def certify_scores(
     space: SearchSpace,
     model: CostModel,
     *,
-    number: int = NETWORKS,
+    number: int,
     seed: int = 0,
 ) -> ScoresCertificate:
     """Compare sums with losses of random networks over the whole range of costs.

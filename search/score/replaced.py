@@ -22,12 +22,17 @@ from adapt.mapping.trained import map_pyramid_and_heads
 from adapt.network.backbone import Backbone
 from adapt.runtime import exact_fp32
 from search.derive.held_out import held_out_loss
+from search.recipe.optimisation import SearchRecipe
 from search.recipe.recipe import Recipe
 
 BATCH = 8
 DISTANCE = 1.0  # weight of the pyramid's distance; on BCCD sums ranked better with 1 than below
-CALIBRATION = 24  # unlabelled training images, for axes and statistics
-IMAGES = 32  # held-out images at most, evenly spaced; the same for all networks
+CALIBRATION = 24  # unlabelled training images at most, for axes and statistics
+
+
+def calibration(search: SearchRecipe) -> int:
+    """Return how many training images axes and statistics come from."""
+    return min(CALIBRATION, search.score_images)
 
 
 class Replacement:
@@ -56,12 +61,12 @@ class Replacement:
         )
         check_apart(train, held_out)
         self._recipe = recipe
-        self._unlabelled = list(unlabelled(train, recipe.input, CALIBRATION))
+        self._unlabelled = list(unlabelled(train, recipe.input, calibration(recipe.search)))
         self._trained = principal_detector(trained, self._unlabelled)
         self._calibration = batched(self._unlabelled)
         recalibrate_network(self._body(self._trained), self._calibration)
         images = DetectionDataset(held_out, recipe.input)
-        number = min(IMAGES, len(images))
+        number = min(recipe.search.score_images, len(images))
         positions = [index * len(images) // number for index in range(number)]
         self._batches: list[Batch] = list(batches_of(images, positions, BATCH, 0))
         with exact_fp32():

@@ -9,7 +9,7 @@ from adapt.artifacts import content_hash, file_hash, make_folder
 from adapt.cost.units import madds
 from adapt.progress import Progress, silent
 from search.recipe.recipe import Recipe
-from search.score.certificate import NETWORKS, certify_scores
+from search.score.certificate import certify_scores
 from search.score.replaced import Replacement
 from search.score.scoring import networks_to_measure, score
 
@@ -19,7 +19,6 @@ def run_score(
     start: Path,
     out: Path,
     *,
-    networks: int = NETWORKS,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Score the choices of a recipe's space by a trained detector, certify and write them.
@@ -28,7 +27,6 @@ def run_score(
         recipe: Space, images and input.
         start: File of the trained detector.
         out: File to write.
-        networks: Random networks of the certificate.
         progress: Told after every measured network.
 
     Returns:
@@ -41,6 +39,7 @@ def run_score(
     make_folder(out.parent)
     train, val = recipe.split(recipe.data.train), recipe.split(recipe.data.val)
     space, replacement = recipe.space.load(), Replacement(recipe, start, train, val)
+    networks = recipe.search.score_networks
     total = len(networks_to_measure(replacement.source, space)) + networks
     done = count(1)
 
