@@ -31,6 +31,7 @@ from search.recipe.search_cost import network_costs
 from search.score.replaced import Replacement
 from search.score.run import run_score
 from search.score.scoring import score
+from search.train.world import World
 
 SPACE = tiny()
 SOURCE = Architecture(
@@ -194,6 +195,20 @@ def test_a_single_image_whose_last_level_is_one_cell_can_be_scored(
     path = teacher(recipe, tmp_path / "teacher.safetensors")
     replacement = Replacement(recipe, path, recipe.split("train"), one)
     assert np.isfinite(replacement.loss(SOURCE))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_scores_as_the_processor_does(
+    tiny_space_file: Path, tiny_data: CocoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny_space_file).with_data(tiny_data.annotations.parents[1])
+    splits = recipe.split("train"), recipe.split("val")
+    path = teacher(recipe, tmp_path / "teacher.safetensors")
+    smaller = replace(SOURCE, blocks=tuple(cut(SOURCE.blocks, 1)))
+    on_gpu = Replacement(recipe, path, *splits).loss(smaller)
+    alone = World(0, 1, torch.device("cpu"))
+    monkeypatch.setattr("search.score.replaced.World.alone", lambda: alone)
+    assert Replacement(recipe, path, *splits).loss(smaller) == pytest.approx(on_gpu, rel=1e-3)
 
 
 def test_a_detector_whose_loss_is_no_number_is_not_scored(

@@ -24,6 +24,7 @@ from adapt.runtime import exact_fp32
 from search.derive.held_out import held_out_loss
 from search.recipe.optimisation import SearchRecipe
 from search.recipe.recipe import Recipe
+from search.train.world import World
 
 BATCH = 8
 DISTANCE = 1.0  # weight of the pyramid's distance; on BCCD sums ranked better with 1 than below
@@ -37,6 +38,8 @@ def calibration(search: SearchRecipe) -> int:
 
 class Replacement:
     """Puts other backbones into a trained detector, and measures the loss on held-out images.
+
+    On the GPU, if there is one; parameters are mapped on the CPU.
 
     Every backbone gets the first principal axes of the trained one, and BatchNorms with the
     statistics of unlabelled training images.
@@ -63,14 +66,16 @@ class Replacement:
         self._recipe = recipe
         self._unlabelled = list(unlabelled(train, recipe.input, calibration(recipe.search)))
         self._trained = principal_detector(trained, self._unlabelled)
-        self._calibration = batched(self._unlabelled)
-        recalibrate_network(self._body(self._trained), self._calibration)
+        self._device = World.alone().device
+        self._calibration = [images.to(self._device) for images in batched(self._unlabelled)]
+        recalibrate_network(self._body(self._trained).to(self._device), self._calibration)
         images = DetectionDataset(held_out, recipe.input)
         number = min(recipe.search.score_images, len(images))
         positions = [index * len(images) // number for index in range(number)]
         self._batches: list[Batch] = list(batches_of(images, positions, BATCH, 0))
         with exact_fp32():
-            loss, self._pyramids = self._examined(self._trained)
+            loss, self._pyramids = self._examined(self._trained.to(self._device))
+        self._trained.cpu()  # where parameters are mapped
         if not math.isfinite(loss):
             raise AdaptError(
                 f"{start} cannot be scored: its loss on {held_out.annotations} is {loss}; its "
@@ -110,7 +115,7 @@ class Replacement:
             seen.append([level.detach() for level in pyramid.values()])
 
         with model.backbone.register_forward_hook(note):
-            loss = held_out_loss(model, self._batches, torch.device("cpu"))
+            loss = held_out_loss(model, self._batches, self._device)
         return loss, [list(level) for level in zip(*seen, strict=True)]
 
     def _with(self, architecture: Architecture) -> RetinaNet:
@@ -122,9 +127,10 @@ class Replacement:
         for of_source, of_body in zip(operations_of(source), operations_of(body), strict=True):
             for _, added in of_body[len(of_source) :]:
                 silence(added)  # a copy of the source's last operation would add to the loss
+        map_pyramid_and_heads(self._trained, model, Mapper(0.0, noiseless, report))
+        model.to(self._device)
         if architecture != self.source:
             recalibrate_network(body, self._calibration)
-        map_pyramid_and_heads(self._trained, model, Mapper(0.0, noiseless, report))
         return model
 
     @staticmethod
