@@ -19,7 +19,7 @@ CLASSES = 0.75  # share of the classes that should have them: AP is their mean
 PIXELS = {"cpu": (160 * 160, 320 * 416), "gpu": (320 * 320, 800 * 1088)}  # of an input
 LONG_SIDES = range(160, 1345, 32)
 RACE_STEPS = 100  # of the first round of a race: fewer say little
-SURVIVORS = 4  # as in the studies of docs/studies.md: eight finalists, two, one
+SURVIVORS = {"cpu": 2, "gpu": 4}  # four finalists, two, one; twelve, three, one
 LARGER = (1.0, 1.15, 1.3, 1.4)  # inputs that are searched too, as sides
 RARE = 0.01  # share of the images below which a class is shown more often
 STEPS = 1500  # of a fine-tuning of a few hundred images
@@ -36,7 +36,9 @@ HEADS = {"cpu": (64, 1), "gpu": (128, 2)}  # pyramid width, head depth
 CANDIDATES, BOX_WIDTH, POOLED = 300, 128, (5, 1)
 PROPOSALS = (100, 300)  # at least, at most
 EACH = 4  # proposals per object of a crowded image, one of twenty; with half of them AP falls by 2
-DEPTHS = {"cpu": [0, 1], "gpu": [0, 1, 2]}
+# Of one stage. Two have one layer before proposals: without it, which starts from the source's,
+# short races ended 2 to 8 AP lower at each of eight inputs and budgets (docs/results.md).
+DEPTHS = {"cpu": [], "gpu": [0, 1, 2]}
 PYRAMIDS = {"cpu": [48], "gpu": [128]}  # of the networks to choose from
 
 
@@ -77,7 +79,7 @@ def advise(objects: Objects, on: str) -> dict[str, Advice]:
             f"half; boxes are {_range(objects.sides(size))} pixels across in the input",
         ),
         **(_two_stages(objects) if on == "cpu" else {}),
-        "joint.head_depth": Advice(DEPTHS[on], "heads to choose from"),
+        **({"joint.head_depth": Advice(DEPTHS[on], "heads to choose from")} if DEPTHS[on] else {}),
         **_narrower(width, PYRAMIDS[on]),
         "joint.input": Advice(
             [[one.height, one.width] for one in larger],
@@ -87,7 +89,7 @@ def advise(objects: Objects, on: str) -> dict[str, Advice]:
             math.ceil(RACE_STEPS / steps_per_epoch(len(objects.images), batch)),
             f"of the first round of the race: about {RACE_STEPS} steps",
         ),
-        "joint.survivors": Advice(SURVIVORS, "one in so many trains on in the next round"),
+        "joint.survivors": Advice(SURVIVORS[on], "one in so many trains on in the next round"),
         **{f"data.augment.{name}": Advice(*setting) for name, setting in CHANGES.items()},
         "finetune.epochs": Advice(
             epochs,
