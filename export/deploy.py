@@ -23,7 +23,7 @@ from export.engine.installed import load_tensorrt
 from export.graph.canvas import Canvas, Orientations, planned
 from export.graph.detector import export_detector, read_onnx_info
 from export.graph.options import GraphOptions, ImageInput, Pixels
-from export.graph.precision import FloatPrecision, rest_precision
+from export.graph.precision import FloatPrecision, Int8For, int8_for, rest_precision
 from export.graph.two_stage import check_graph
 from export.quantize import SENSITIVITY_BATCHES, Quantizer
 from export.run.engine_parity import verify_engine
@@ -62,9 +62,11 @@ class Deployment:
             detector finds that fits them as in training; the result is written beside the ONNX
             file. 8 of them, evenly spaced, are used.
         engine: How to build a TensorRT engine; None builds none.
+        int8_for: Whose integer kernels compute an int8 file; by default TensorRT's if there is an
+            engine, else those of ONNX Runtime.
 
     Raises:
-        AdaptError: If int8 has nothing to calibrate with.
+        AdaptError: If int8 has nothing to calibrate with, or is not for the engine's library.
     """
 
     tail: Tail | None = None
@@ -77,6 +79,7 @@ class Deployment:
     calibration: Sequence[Path] = ()
     verify: Sequence[Path] = ()
     engine: BuildOptions | None = None
+    int8_for: Int8For | None = None
 
     def __post_init__(self) -> None:
         if self.precision == "int8" and not self.calibration:
@@ -84,6 +87,21 @@ class Deployment:
                 "int8 needs images to calibrate on; pass a folder of training images or a data set "
                 "with --calibration"
             )
+        if self.int8_for and self.precision != "int8":
+            raise AdaptError(
+                f"--int8-for {self.int8_for} says whose int8 it is, and --precision is "
+                f"{self.precision}; leave it out, or choose int8"
+            )
+        if self.engine and self.int8_for == "ort-cpu":
+            raise AdaptError(
+                "--int8-for ort-cpu gives activations zero points, which TensorRT refuses; "
+                "leave it out with --trt"
+            )
+
+    @property
+    def library(self) -> Int8For:
+        """Whose integer kernels compute an int8 file."""
+        return self.int8_for or int8_for("tensorrt" if self.engine else "ort-cpu")
 
     @property
     def graph(self) -> GraphOptions:
@@ -168,8 +186,7 @@ def check_possible(detector: Path, deployment: Deployment) -> None:
     """
     deployment.files(detector, detector)
     config, graph = read_detector_info(detector)[0].detector, deployment.graph
-    engine, precision = bool(deployment.engine), deployment.precision
-    check_graph(config, graph.tail, precision, engine=engine, of=str(detector))
+    check_graph(config, graph.tail, engine=bool(deployment.engine), of=str(detector))
     check_engine(deployment, config.nms_candidates)
     deployment.calibrated_on.check()
     deployment.verified_on.check()
@@ -266,7 +283,12 @@ def quantizer(detector: Path, path: Path, deployment: Deployment) -> Iterator[Qu
         if deployment.graph.precision == "fp16":
             _write_float(detector, half / path.name, deployment)
         calibrated = (
-            Quantizer(fp32 / file.name, of_file, half / file.name if half.is_dir() else None)
+            Quantizer(
+                fp32 / file.name,
+                of_file,
+                half / file.name if half.is_dir() else None,
+                deployment.library,
+            )
             for file, of_file in zip(files, batches, strict=True)
         )
         yield Quantizers(dict(zip(files, calibrated, strict=True)))

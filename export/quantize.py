@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +11,8 @@ from onnx import numpy_helper
 from adapt.progress import Progress, silent
 from export.graph.onnx_file import load_onnx, read_description, save_onnx, with_outputs
 from export.graph.options import RAW_HEADS
-from export.graph.precision import LARGEST, conv_weights, convolutions, with_qdq
+from export.graph.precision import LARGEST, Int8For, conv_weights, convolutions, with_qdq
+from export.graph.zero_points import OPERATORS, Ranges, calibrated_ranges, with_zero_points
 from export.run.inference import Array
 from export.run.onnx_session import ort_session
 
@@ -26,15 +26,25 @@ class Quantizer:
         source: An fp32 file that :func:`export.graph.detector.export_detector` wrote.
         images: Calibration batches ``[B, 3, H, W]`` in shape and type of the file's input.
         half: The same detector in fp16, to stay so where it is not quantised; else that is fp32.
+        library: Whose integer kernels compute it; with ``half`` it must be TensorRT.
 
     Raises:
         AdaptError: If the source is no exported detector.
     """
 
-    def __init__(self, source: Path, images: Sequence[Array], half: Path | None = None) -> None:
+    def __init__(
+        self,
+        source: Path,
+        images: Sequence[Array],
+        half: Path | None = None,
+        library: Int8For = "tensorrt",
+    ) -> None:
+        assert half is None or library == "tensorrt", library
         self._description = read_description(source, "onnx-detector")
-        self._source, self._images = load_onnx(source), images
-        self._scales = calibrate(source, images)
+        self._source, self._images, self._library = load_onnx(source), images, library
+        operators = OPERATORS if library == "ort-cpu" else ("Conv",)
+        self._ranges = calibrate(source, images, operators)
+        self._scales = symmetric_scales(self._ranges)
         self._half = None if half is None else load_onnx(half)
 
     def write(self, path: Path, kept: Sequence[str] = ()) -> Path:
@@ -51,18 +61,25 @@ class Quantizer:
             AdaptError: If the file cannot be written.
         """
         if self._half is None:
-            model = with_qdq(self._source, self._scales, kept)
+            model = self._quantised(self._source, kept)
         else:
             model = with_qdq(self._half, self._scales_of(self._half), kept)
         _store_weights_as_integers(model)
         described = {
             **self._description,
             "precision": "int8",
+            "int8_for": self._library,
             "rest": "fp32" if self._half is None else "fp16",
             "calibration_batches": len(self._images),
             "kept_in_fp32": list(kept),
         }
         return save_onnx(model, described, path)
+
+    def _quantised(self, model: onnx.ModelProto, kept: Sequence[str]) -> onnx.ModelProto:
+        """Return the fp32 graph, or one with other outputs, with all but ``kept`` in int8."""
+        if self._library == "ort-cpu":
+            return with_zero_points(model, self._ranges, kept)
+        return with_qdq(model, self._scales, kept)
 
     def _scales_of(self, half: onnx.ModelProto) -> dict[str, float]:
         """Return the scales by the tensors that the same convolutions read in the fp16 file."""
@@ -92,7 +109,7 @@ class Quantizer:
         for done, weight in enumerate(weights, start=1):
             others = [other for other in weights if other != weight]
             errors[weight] = _error(
-                expected, self._heads(with_qdq(exposed, self._scales, others), batches)
+                expected, self._heads(self._quantised(exposed, others), batches)
             )
             progress(done, len(weights), weight)
         return sorted(weights, key=lambda weight: -errors[weight])
@@ -126,15 +143,25 @@ def _store_weights_as_integers(model: onnx.ModelProto) -> None:
         model.graph.node.remove(node)
 
 
-def calibrate(source: Path, images: Sequence[Array]) -> dict[str, float]:
-    """Return the scale of every tensor that a convolution reads or writes.
+def symmetric_scales(ranges: Ranges) -> dict[str, float]:
+    """Return the scale of every tensor, the value that one step of int8 stands for.
 
-    It is the value that one step of int8 stands for. The range of int8 is symmetric and holds the
-    largest value that occurs in any of the images.
+    The range of int8 is symmetric and holds the largest value that occurs in any of the images.
+
+    Args:
+        ranges: Smallest and largest value of every tensor.
+    """
+    # A tensor that is always 0 gets some scale: dividing by 0 would give NaN.
+    return {name: max(map(abs, both)) / LARGEST or 1.0 for name, both in ranges.items()}
+
+
+def calibrate(source: Path, images: Sequence[Array], operators: Sequence[str]) -> Ranges:
+    """Return the smallest and the largest value of every tensor that operators read or write.
 
     Args:
         source: An fp32 ONNX file.
         images: Calibration batches ``[B, 3, H, W]``.
+        operators: Their types.
     """
     from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator
 
@@ -150,9 +177,6 @@ def calibrate(source: Path, images: Sequence[Array]) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         augmented = str(Path(folder, "augmented.onnx"))
-        calibrator = create_calibrator(source, ["Conv"], augmented)
+        calibrator = create_calibrator(source, list(operators), augmented)
         calibrator.collect_data(Reader())
-        ranges: Any = calibrator.compute_data()
-    largest = {name: float(np.abs(ranges[name].range_value).max()) for name in ranges.keys()}  # noqa: SIM118
-    # A tensor that is always 0 gets some scale: dividing by 0 would give NaN.
-    return {name: value / LARGEST or 1.0 for name, value in largest.items()}
+        return calibrated_ranges(calibrator.compute_data())

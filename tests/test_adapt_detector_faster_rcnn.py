@@ -395,7 +395,6 @@ ENGINE = BuildOptions(flavour="tensorrt_rtx")
         ({"engine": ENGINE, "tail": "onnx-nms"}, "ONNX Runtime only, not as a TensorRT engine"),
         ({"tail": "tensor-nms"}, "ONNX Runtime only, not as tail 'tensor-nms'; leave out --trt"),
         ({"tail": "none"}, r"no graph ends in raw heads \(tail 'none'\); leave out --tail"),
-        ({"precision": "int8"}, "deployed in fp32 or fp16, not in int8; choose another"),
     ],
 )
 def test_what_it_cannot_be_deployed_as_is_refused_before_the_work(
@@ -403,9 +402,8 @@ def test_what_it_cannot_be_deployed_as_is_refused_before_the_work(
 ) -> None:
     path = tmp_path / "d.safetensors"
     save_detector(path, INFO.build(), INFO)
-    calibration = [tmp_path] if how.get("precision") == "int8" else []
     with pytest.raises(AdaptError, match=message):
-        deploy(path, tmp_path / "d.onnx", Deployment(**how, calibration=calibration))
+        deploy(path, tmp_path / "d.onnx", Deployment(**how))
     assert not (tmp_path / "d.onnx").exists()
 
 
@@ -436,7 +434,6 @@ FASTER = {"detector": {"head": "faster-rcnn"}}
             {**FASTER, "device": {"runtime": "tensorrt"}},
             r"device\.runtime is 'tensorrt'; set it to 'ort-cpu' or 'ort-cuda'",
         ),
-        ({**FASTER, "device": {"precision": "int8"}}, r"device\.precision is 'int8'; set it to"),
         (
             {"joint": {"head": ["faster-rcnn", "fcos"]}, "device": {"runtime": "tensorrt"}},
             r"joint\.head 'faster-rcnn' is deployed in ONNX Runtime only",

@@ -83,8 +83,6 @@ def test_lower_precision_is_smaller(deployed):
 
 def test_int8_activations_are_calibrated_one_by_one(deployed):
     model = onnx.load(deployed["int8"][0])
-    kinds = Counter(node.op_type for node in model.graph.node)
-    assert kinds["DequantizeLinear"] > kinds["Conv"] >= kinds["QuantizeLinear"] > 0
     scales = {
         tensor.name: onnx.numpy_helper.to_array(tensor).item()
         for tensor in model.graph.initializer
@@ -92,6 +90,40 @@ def test_int8_activations_are_calibrated_one_by_one(deployed):
     }
     assert len(set(scales.values())) > 0.5 * len(scales)  # many are those of ReLU6
     assert all(0 < scale < 10 for scale in scales.values())
+
+
+def test_a_processor_computes_every_convolution_of_int8_in_integers(deployed, tmp_path):
+    import onnxruntime
+
+    exported = Counter(node.op_type for node in onnx.load(deployed["int8"][0]).graph.node)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(deployed["int8"][0], options, providers=["CPUExecutionProvider"])
+    run = Counter(node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node)
+    assert run["QLinearConv"] == exported["Conv"] > 40
+    assert run["Conv"] == run["FusedConv"] == 0
+    # The image becomes integers, and P7 reads P6 without what is below 0; heads end on 5 levels.
+    assert run["QuantizeLinear"] == 2
+    assert run["DequantizeLinear"] == 2 * 5 + 1
+
+
+def test_int8_for_a_processor_does_not_become_an_engine(deployed, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    with pytest.raises(AdaptError, match=r"int8 for ONNX Runtime.*with --int8-for tensorrt"):
+        build_engine(deployed["int8"][0], tmp_path / "a.plan", RTX)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"precision": "fp16", "int8_for": "tensorrt"}, "--precision is fp16; leave it out"),
+        ({"int8_for": "ort-cpu", "engine": RTX}, "zero points, which TensorRT refuses"),
+    ],
+)
+def test_int8_is_for_the_library_that_runs_it(how, message, photos):
+    with pytest.raises(AdaptError, match=message):
+        Deployment(**{"precision": "int8", "calibration": [photos], **how})
 
 
 @pytest.mark.trt

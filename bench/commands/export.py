@@ -40,6 +40,13 @@ class GraphChoices:
         int | None,
         typer.Option("--nms-candidates", min=1, help="Boxes that reach NMS, not the recipe's."),
     ] = None
+    int8_for: Annotated[
+        Literal["ort-cpu", "tensorrt"] | None,
+        typer.Option(
+            "--int8-for",
+            help="Whose integer kernels compute int8: tensorrt for --trt, else ort-cpu.",
+        ),
+    ] = None
     orientation: Annotated[
         Literal["both", "landscape", "portrait"] | None,
         typer.Option("--orientation", help="Images it is for, if trained by shortest-edge; both."),

@@ -22,7 +22,7 @@ from export.deploy import write_graphs as write_deployed
 from export.engine.configure import BuildOptions
 from export.graph.onnx_file import description_of, load_onnx, save_onnx, with_outputs
 from export.graph.options import RAW_HEADS
-from export.graph.precision import rest_precision
+from export.graph.precision import int8_for, rest_precision
 from export.run.inference import Array, ImageDetections
 from export.run.runner import TorchRunner
 
@@ -71,8 +71,9 @@ class Files:
 
     def graph(self, runtime: str, precision: Precision, tail: str) -> Path:
         """The ONNX file that ends in ``detections`` or raw ``heads``; int8 differs by runtime."""
-        rest = rest_precision(runtime, precision)
-        kind = f"{precision}-of-fp16" if (precision, rest) == ("int8", "fp16") else precision
+        kind: str = precision
+        if precision == "int8":
+            kind += f"-{int8_for(runtime)}-{rest_precision(runtime, precision)}"
         return self.folder / f"{kind}-{tail}.onnx"
 
     def artifact(self, runtime: str, precision: Precision, tail: str) -> Path:
@@ -124,6 +125,7 @@ def write_graphs(files: Files, runtime: str, precision: Precision) -> None:
         dynamic=True,
         calibration=[files.photos] if precision == "int8" else (),
         engine=BuildOptions() if runtime.startswith("tensorrt") else None,
+        int8_for=int8_for(runtime) if precision == "int8" else None,
     )
     detections = files.graph(runtime, precision, "detections")
     write_deployed(files.detector, detections, deployment)

@@ -33,7 +33,7 @@ from bench.latency.torch_units import torch_call
 from export.engine.build import build_plan
 from export.engine.configure import BuildOptions
 from export.engine.installed import load_tensorrt
-from export.graph.precision import rest_precision
+from export.graph.precision import int8_for, rest_precision
 from export.run.onnx_session import PROVIDERS, bound_call, ort_session
 
 # Between two CUDA events at least: they resolve 0.5 us, and a launch may idle the GPU for 10.
@@ -42,6 +42,7 @@ MOST_RUNS = 500  # in one such interval
 STILL_LONG = 0.8  # share of it below which there are too few
 # Not PROTOCOL: units stand between other light convolutions, and one launch runs them many times.
 TENSORRT_PROTOCOL = 3
+ZERO_POINTS_PROTOCOL = 4  # of int8 on a processor, which was quantised for TensorRT before
 Built = Any  # what a backend builds in one process and loads in another: bytes, or the subject
 
 
@@ -110,7 +111,7 @@ def conditions(backend: Backend, size: InputSize) -> Conditions:
         height=size.height,
         width=size.width,
         runtime_version=backend.version(),
-        protocol=TENSORRT_PROTOCOL if isinstance(backend, TensorRTBackend) else PROTOCOL,
+        protocol=_protocol(backend),
         cores=machine.cores,
         governor=machine.governor,
         driver=machine.driver,
@@ -118,6 +119,13 @@ def conditions(backend: Backend, size: InputSize) -> Conditions:
         power_limit_w=machine.power_limit_w,
         tail=usual_tail(backend.runtime),
     )
+
+
+def _protocol(backend: Backend) -> int:
+    if isinstance(backend, TensorRTBackend):
+        return TENSORRT_PROTOCOL
+    zero_points = (backend.runtime, backend.precision) == ("ort-cpu", "int8")
+    return ZERO_POINTS_PROTOCOL if zero_points else PROTOCOL
 
 
 def open_backend(
@@ -188,7 +196,8 @@ class OrtBackend:
     def build(self, subject: Subject) -> bytes:
         """Return the ONNX model."""
         tail = usual_tail(self.runtime)
-        return onnx_model(subject, batch=self.batch, precision=self.precision, tail=tail)
+        how: dict[str, Any] = {"batch": self.batch, "precision": self.precision, "tail": tail}
+        return onnx_model(subject, **how, library=int8_for(self.runtime))
 
     def load(self, built: bytes) -> Timer:
         """Open a session, as the runner of deployed detectors does."""

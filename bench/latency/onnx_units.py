@@ -51,8 +51,9 @@ from adapt.traits import Activation
 from bench.latency.subject import Subject, WholeDetector
 from export.graph.onnx_file import OPSET
 from export.graph.options import DETECTIONS, rest_inputs
-from export.graph.precision import FloatPrecision, with_qdq
+from export.graph.precision import FloatPrecision, Int8For, with_qdq
 from export.graph.rest import export_rest
+from export.graph.zero_points import with_zero_points
 
 IR_VERSION = 10
 LIGHT = 4  # input channels of the first light convolution, output channels of the second
@@ -70,6 +71,7 @@ def onnx_model(
     rest: FloatPrecision = "fp32",
     tail: Tail = "tensor-nms",
     light: int = LIGHT,
+    library: Int8For = "tensorrt",
 ) -> bytes:
     """Return the serialised model that measures a unit or a detector, with random weights.
 
@@ -80,10 +82,12 @@ def onnx_model(
         rest: In int8, of all that is not quantised.
         tail: How a detector ends.
         light: Channels of the light convolutions around a unit.
+        library: Whose integer kernels compute int8.
     """
+    how: dict[str, Any] = {"batch": batch, "precision": precision, "rest": rest, "tail": tail}
     if isinstance(subject, WholeDetector):
-        return detector_model(subject, batch=batch, precision=precision, rest=rest, tail=tail)
-    return unit_model(subject, batch=batch, precision=precision, rest=rest, tail=tail, light=light)
+        return detector_model(subject, **how, library=library)
+    return unit_model(subject, **how, light=light, library=library)
 
 
 def unit_model(
@@ -95,6 +99,7 @@ def unit_model(
     tail: Tail = "tensor-nms",
     light: int = LIGHT,
     seed: int = 0,
+    library: Int8For = "tensorrt",
 ) -> bytes:
     """Return the serialised model that measures a unit, with random weights.
 
@@ -111,6 +116,7 @@ def unit_model(
         tail: How the rest of a detector ends.
         light: Channels of the light convolutions.
         seed: Seed of the weights.
+        library: Whose integer kernels compute int8.
 
     Raises:
         AdaptError: If the input size of a :class:`adapt.cost.units.Rest` is no multiple of 32.
@@ -120,7 +126,7 @@ def unit_model(
         case Rest():
             for name, level in zip(rest_inputs(unit.finest_level), unit.reads, strict=True):
                 graph.light_input(f"light_{name}", unit.fpn_width, level, output=name)
-            return _serialised(_with_rest(graph, unit, tail), precision)
+            return _serialised(_with_rest(graph, unit, tail), precision, library)
         case Stem():
             graph.image_input(unit.height, unit.width)
         case Boundary():
@@ -129,7 +135,7 @@ def unit_model(
             graph.light_input("input", unit.c_in, (unit.height, unit.width))
     _append(graph, unit)
     graph.conv(light, 1)
-    return _serialised(graph.model([graph.last]), precision)
+    return _serialised(graph.model([graph.last]), precision, library)
 
 
 def detector_model(
@@ -140,6 +146,7 @@ def detector_model(
     rest: FloatPrecision = "fp32",
     tail: Tail = "tensor-nms",
     seed: int = 0,
+    library: Int8For = "tensorrt",
 ) -> bytes:
     """Return the serialised model of a whole detector with random weights.
 
@@ -153,6 +160,7 @@ def detector_model(
         rest: In int8, of all that is not quantised.
         tail: How the graph ends, ``tensor-nms`` or ``onnx-nms``.
         seed: Seed of the weights.
+        library: Whose integer kernels compute int8.
 
     Raises:
         AdaptError: If the input size is no multiple of 32.
@@ -176,11 +184,12 @@ def detector_model(
     for name, unit, read in zip(names, pyramid, tapped, strict=True):
         graph.last = read
         _append(graph, unit, output=name)
-    return _serialised(_with_rest(graph, rest_unit(detector, size), tail), precision)
+    return _serialised(_with_rest(graph, rest_unit(detector, size), tail), precision, library)
 
 
-def _serialised(model: onnx.ModelProto, precision: Precision) -> bytes:
-    model = with_qdq(model) if precision == "int8" else model
+def _serialised(model: onnx.ModelProto, precision: Precision, library: Int8For) -> bytes:
+    if precision == "int8":
+        model = with_qdq(model) if library == "tensorrt" else with_zero_points(model)
     return model.SerializeToString()  # type: ignore[no-any-return]
 
 

@@ -13,6 +13,7 @@ from bench.costs.recipe_table import recipe_backend
 from export.deploy import Deployment, deploy
 from export.engine.configure import BuildOptions, check_candidates
 from export.engine.installed import check_builder, load_tensorrt
+from export.graph.precision import int8_for
 from export.samples import CALIBRATION_IMAGES
 from search.recipe.recipe import DeviceRecipe, Recipe
 
@@ -153,6 +154,7 @@ class Target:
             batch=device.batch,
             calibration=[image.path for image in images] if device.precision == "int8" else (),
             engine=BuildOptions(self.flavour, timing_cache=cache) if self.on_engine else None,
+            int8_for=int8_for(device.runtime) if device.precision == "int8" else None,
         )
 
     def _gate(self, refused: Path) -> GateOptions:

@@ -100,6 +100,11 @@ def build_engine(
     make_place(plan_path)  # an unwritable folder must not cost the minutes of the builder
     description = description_of(load_onnx(onnx_path)) or {}
     precision = description.get("precision", "unknown")
+    if description.get("int8_for") == "ort-cpu":
+        raise AdaptError(
+            f"{name or onnx_path} is int8 for ONNX Runtime, with zero points, which TensorRT "
+            "refuses; export it with --trt, or with --int8-for tensorrt"
+        )
     trt = load_tensorrt(options.flavour)
     name = name or str(onnx_path)
     start = time.perf_counter()

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from adapt.runtime import Precision
 
 FloatPrecision = Literal["fp32", "fp16"]  # what a network is exported in; int8 is made from it
+Int8For = Literal["ort-cpu", "tensorrt"]  # whose integer kernels compute a file
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 SCALE = 0.05  # without calibration: int8 spans -6.35 to 6.35, more than the range of ReLU6
@@ -47,9 +48,8 @@ def with_qdq(
 
     TensorRT-RTX 1.7 writes the output of a convolution in floating point and quantises it again in
     a kernel of its own, wherever the pairs stand; these pairs cost no further kernel. ONNX
-    Runtime's CPU provider computes most of these convolutions in fp32, so there int8 is slower than
-    fp32: its integer kernels absorb a Clip only if activations have a zero point, which TensorRT
-    refuses.
+    Runtime's CPU provider computes most of these convolutions in fp32: its integer kernels want
+    other pairs, which TensorRT refuses; see :mod:`export.graph.zero_points`.
 
     Latency does not depend on the scales; :class:`export.quantize.Quantizer` calibrates them.
 
@@ -110,6 +110,11 @@ def rest_precision(runtime: str, precision: Precision) -> FloatPrecision:
     if precision == "int8":
         return "fp16" if runtime.startswith("tensorrt") else "fp32"
     return precision
+
+
+def int8_for(runtime: str) -> Int8For:
+    """Return for whose integer kernels a runtime's int8 files are quantised."""
+    return "ort-cpu" if runtime == "ort-cpu" else "tensorrt"  # with CUDA ONNX Runtime has none
 
 
 def _insert_pairs(

@@ -13,7 +13,7 @@ from adapt.detector.config import DetectorConfig
 from adapt.detector.faster_rcnn import BoxHeads, FasterRCNN, first_stage
 from adapt.detector.logits import object_logits
 from adapt.errors import AdaptError
-from adapt.runtime import Precision, Tail
+from adapt.runtime import Tail
 from export.graph.nms import greedy_nms_keep
 from export.graph.pooling import pool_boxes
 from export.graph.postprocess import Outputs, Postprocess
@@ -25,7 +25,6 @@ THINNEST_BOX = 1e-2  # pixels; torchvision drops thinner boxes
 def check_graph(
     detector: DetectorConfig,
     tail: Tail,
-    precision: Precision = "fp32",
     *,
     engine: bool = False,
     of: str = "the detector",
@@ -35,12 +34,11 @@ def check_graph(
     Args:
         detector: Its configuration.
         tail: How its graph ends.
-        precision: Of its graph.
         engine: Whether an engine is built from it.
         of: What the detector is called in errors, such as its file.
 
     Raises:
-        AdaptError: If it has two stages, and that is not in fp32 or fp16 in ONNX Runtime.
+        AdaptError: If it has two stages, and that is not in ONNX Runtime.
     """
     if detector.head != "faster-rcnn":
         return
@@ -54,11 +52,6 @@ def check_graph(
         raise AdaptError(
             f"{of} has head 'faster-rcnn', whose second stage needs what the first one found, so "
             "that no graph ends in raw heads (tail 'none'); leave out --tail"
-        )
-    if precision == "int8":
-        raise AdaptError(
-            f"{of} has head 'faster-rcnn', which is deployed in fp32 or fp16, not in int8; choose "
-            "another --precision, or train a detector with another head for int8"
         )
 
 

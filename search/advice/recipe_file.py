@@ -67,8 +67,7 @@ def fixed_settings(
         "device.runtime": Advice(runtime, "where the detector will run"),
         "device.precision": Advice(
             "fp16" if on_gpu else "fp32",
-            "the usual one of this runtime"
-            + ("; int8 is possible too" if on_gpu else "; int8 needs another detector.head"),
+            "the usual one of this runtime; int8 is possible too",
         ),
         "device.threads": Advice(1, "of a runtime on the CPU"),
     }

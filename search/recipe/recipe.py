@@ -179,7 +179,7 @@ class Recipe:
         asked = {"detector.head": [self.detector.head], "joint.head": self.joint.head}
         for name, heads in asked.items():
             if "faster-rcnn" in heads:
-                check_two_stages(name, self.device.runtime, self.device.precision)
+                check_two_stages(name, self.device.runtime)
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":

@@ -1,16 +1,15 @@
 """Is everything else of a recipe there for a two-stage detector too?"""
 
 from adapt.errors import AdaptError
-from adapt.runtime import Precision, Runtime
+from adapt.runtime import Runtime
 
 
-def check_two_stages(field: str, runtime: Runtime, precision: Precision) -> None:
+def check_two_stages(field: str, runtime: Runtime) -> None:
     """Check what a recipe asks for beside the head ``faster-rcnn``.
 
     Args:
         field: That asks for this head, or has it among its candidates.
         runtime: Of the deployed detector.
-        precision: Of the deployed detector.
 
     Raises:
         AdaptError: With the field and its value.
@@ -19,9 +18,4 @@ def check_two_stages(field: str, runtime: Runtime, precision: Precision) -> None
         raise AdaptError(
             f"{field} 'faster-rcnn' is deployed in ONNX Runtime only, and device.runtime "
             f"is {runtime!r}; set it to 'ort-cpu' or 'ort-cuda', or {field} to another"
-        )
-    if precision == "int8":
-        raise AdaptError(
-            f"{field} 'faster-rcnn' is deployed in fp32 or fp16, and device.precision is "
-            f"'int8'; set it to 'fp32', or {field} to another"
         )
