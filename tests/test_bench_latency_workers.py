@@ -80,6 +80,21 @@ def test_a_failure_in_this_process_stops_everything():
         run(device)
 
 
+def test_what_others_are_measured_beside_is_built_once():
+    class Counting(Simulated):
+        def build(self, subject):
+            built.append(subject)
+            return super().build(subject)
+
+    built = []
+    with Workers(Measurement(Counting(), PROTOCOL)) as workers:
+        workers.kept = SUBJECTS["16"]
+        for name in ("8", "32"):
+            assert_measured(workers.run({name: SUBJECTS[name], "16": SUBJECTS["16"]}), [name, "16"])
+        assert_measured(workers.run({"16": SUBJECTS["16"]}), ["16"])
+    assert [built.count(SUBJECTS[name]) for name in ("8", "16", "32")] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("isolated", [False, True])
 def test_the_best_of_the_anchor_outlives_a_chunk(isolated):
     how = Measurement(Simulated(isolated=isolated), PROTOCOL)

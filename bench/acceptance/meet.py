@@ -1,6 +1,6 @@
 """Which networks meet a latency, by measurement? (scaled by one factor, of scores, or drawn)"""
 
-import time
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,12 +16,11 @@ from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
 from adapt.space import SearchSpace
 from bench.acceptance.scaling import Held, Sized, scaled
-from bench.acceptance.stopwatch import repeated
+from bench.acceptance.stopwatch import REPEATS
 from bench.acceptance.verify import TOLERANCE as BELOW_TARGET
 from bench.acceptance.verify import Approach
 from bench.costs.recipe_table import as_certified
 from bench.latency.subject import WholeDetector
-from bench.latency.timing import Latency
 from bench.latency.workers import Workers
 from search.derive.chance import noise_deriver
 from search.derive.exact import Derived, Deriver
@@ -31,7 +30,6 @@ from search.recipe.recipe import Recipe
 TOLERANCE = 0.02  # share of the budget by which a network may be slower or faster
 CLOSE = 0.01  # share at which the search for a factor ends
 FACTORS = (0.1, 2.0)  # within which a factor is looked for
-PACED_S = 60.0  # after which the machine's speed is looked at again
 MEASUREMENTS = 10  # most networks to measure on the way to a budget
 HOLDS = 2  # times that blocks are held at a step, and the others scaled on
 DRAWS = 5  # most random networks; one that is unconstrained by the budget does not fill it
@@ -93,10 +91,10 @@ class BudgetMeter:
         classes: Object classes of its data.
         progress: Told after every measurement.
         source_ms: Latency of the source's detector, if it was measured before. All latencies are
-            told as they were at the speed that the machine had then: budgets that are met on
-            different occasions are equal although a machine's speed changes by some percent. For
-            that the source is measured again, at the start and after every minute; without this
-            latency, from its first measurement on.
+            told as they were at the speed that the machine had then, or at the source's first
+            measurement: every detector is measured in turns with the source, and takes its share of
+            that. So budgets that are met on different occasions are equal although a machine's
+            speed changes, and what disturbs the machine for seconds disturbs both.
     """
 
     def __init__(
@@ -110,13 +108,13 @@ class BudgetMeter:
         self._stack, self._known = ExitStack(), dict[str, tuple[float, bool]]()
         self._scaled = defaultdict[str, dict[float, Met]](dict)  # by factor
         self._source = scaled(recipe.source, "source", 0, recipe.setting)
-        self._source_ms, self._pace, self._paced = source_ms, 1.0, time.monotonic()
+        self._source_ms = source_ms
 
     def __enter__(self) -> Self:
         self._workers = self._stack.enter_context(Workers(as_certified(self._recipe, None)))
+        self._workers.kept = self._subject(self._source)
         if self._source_ms is not None:
             self._known[self._key(self._source)] = self._source_ms, False
-            self._follow(self._source_ms)
         return self
 
     def __exit__(self, *how: Any) -> None:
@@ -126,29 +124,35 @@ class BudgetMeter:
         """Return the latency of a detector in ms, and whether the machine was slow meanwhile."""
         key = self._key(sized)
         if key not in self._known:
-            if self._source_ms is not None and time.monotonic() - self._paced > PACED_S:
-                self._follow(self._source_ms)
-            ms, slow = self._timed(sized)
-            if key == self._key(self._source) and self._source_ms is None:
-                self._source_ms, self._paced = ms, time.monotonic()
-            self._known[key] = self._pace * ms, slow
+            self._known[key] = self._measured(sized)
+            if key == self._key(self._source):
+                self._source_ms = self._known[key][0]
             self._progress(len(self._known), len(self._known), f"{self._known[key][0]:.4g} ms")
         return self._known[key]
 
-    def _follow(self, source_ms: float) -> None:
-        """Measure how fast the machine is now, by the source."""
-        self._pace = source_ms / self._timed(self._source)[0]
-        self._paced = time.monotonic()
+    def _measured(self, sized: Sized) -> tuple[float, bool]:
+        """Measure until the machine is not slow, :data:`REPEATS` times at most."""
+        found = list[float]()
+        for _ in range(REPEATS):
+            if self._source_ms is None:
+                (one_ms,), slow = self._timed(sized)
+            else:
+                (ms, source_ms), slow = self._timed(sized, self._source)
+                one_ms = self._source_ms * ms / source_ms
+            if not slow:
+                return one_ms, False
+            found.append(one_ms)
+        return (statistics.median(found) if self._source_ms else min(found)), True
 
-    def _timed(self, sized: Sized) -> tuple[float, bool]:
-        config = self._config(sized)
-        subject = WholeDetector(sized.architecture, config, sized.setting.input.fixed())
-        name, fix = f"{sized.architecture}", "free memory"
+    def _timed(self, *detectors: Sized) -> tuple[list[float], bool]:
+        """Return latencies in ms, measured in turns, and whether the machine was slow."""
+        subjects = [self._subject(one) for one in detectors]
+        name, fix = f"{detectors[0].architecture}", "free memory"
+        latencies = self._workers.latencies(subjects, name=name, fix=fix)
+        return [one.min_ms for one in latencies], any(one.mostly_drifted for one in latencies)
 
-        def measured() -> Latency:
-            return self._workers.latencies([subject], name=name, fix=fix)[0]
-
-        return repeated(measured)
+    def _subject(self, sized: Sized) -> WholeDetector:
+        return WholeDetector(sized.architecture, self._config(sized), sized.setting.input.fixed())
 
     def _config(self, sized: Sized) -> DetectorConfig:
         return replace(self._recipe, detector=sized.detector).detector_config(self._classes)

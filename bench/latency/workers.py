@@ -98,13 +98,17 @@ class Workers:
 
     Attributes:
         anchor_ms: Fastest latency of the anchor so far.
+        kept: A subject that is measured beside others again and again: it is built once.
     """
+
+    kept: Subject | None = None
 
     def __init__(self, how: Measurement, *, anchor_ms: float = float("inf")) -> None:
         self.how, self._isolated = how, how.backend.isolated
         self.anchor_ms = float("inf") if self._isolated else anchor_ms
         self._pools: dict[str, ProcessPool] = {}
         self._anchor: Built | None = None
+        self._kept: dict[Subject, Built] = {}
 
     def __enter__(self) -> Self:
         self._threads = torch.get_num_threads()
@@ -137,10 +141,13 @@ class Workers:
             AdaptError: If the anchor cannot be built, so nothing can be measured.
         """
         total = len(subjects) * (1 + self.how.protocol.rounds)
-        builds = {}
-        for name, build in self._build(subjects):
+        known = {name: self._kept[of] for name, of in subjects.items() if of in self._kept}
+        builds: dict[str, Built | Failure] = dict(known)
+        for name, build in self._build({n: of for n, of in subjects.items() if n not in known}):
             builds[name] = build
             progress(len(builds), total)
+            if subjects[name] == self.kept and not isinstance(build, Failure):
+                self._kept[subjects[name]] = build
         failed = {name: build for name, build in builds.items() if isinstance(build, Failure)}
         built = {name: build for name, build in builds.items() if name not in failed}
 
