@@ -4,6 +4,8 @@ import os
 import platform
 from pathlib import Path
 
+CPU_INFO = Path("/proc/cpuinfo")
+VNNI = frozenset(("avx512_vnni", "avx_vnni"))  # names of what multiplies and adds bytes in 32 bits
 BUSY = 0.75  # programs that compute, per core
 ESTIMATED = "estimated times are too long; estimate again when it is quiet"
 MEASURED = "latencies measured now may be too long and rank badly; wait until it is quiet"
@@ -12,11 +14,25 @@ MEASURED = "latencies measured now may be too long and rank badly; wait until it
 def processor_name() -> str:
     """Return the model name of the processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def has_vnni() -> bool:
+    """Return whether this is an x86-64 processor that adds products of bytes in 32 bits."""
+    try:
+        words = CPU_INFO.read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return platform.machine() == "x86_64" and not VNNI.isdisjoint(words)
+
+
+def int8_saturates() -> bool:
+    """Return whether sums of two products of bytes overflow: on x86-64 without VNNI."""
+    return platform.machine() == "x86_64" and CPU_INFO.is_file() and not has_vnni()
 
 
 def usable_cores() -> int:

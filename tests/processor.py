@@ -1,9 +1,8 @@
 """What can this processor compute? (int8 of ONNX Runtime)"""
 
-import platform
-from pathlib import Path
-
 import pytest
+
+from adapt.machine import int8_saturates
 
 
 def skip_where_int8_saturates() -> None:
@@ -12,8 +11,5 @@ def skip_where_int8_saturates() -> None:
     It does on x86-64 processors without VNNI, where sums of two products overflow: such a detector
     is far from fp32, and the gate of AP refuses it.
     """
-    file = Path("/proc/cpuinfo")
-    if platform.machine() != "x86_64" or not file.is_file():
-        return
-    if not {"avx512_vnni", "avx_vnni"} & set(file.read_text().split()):
+    if int8_saturates():
         pytest.skip("needs a processor with VNNI: int8 of ONNX Runtime saturates on this one")

@@ -24,7 +24,8 @@ class RunResult:
             :func:`search.derive.decision.decided`.
         predicted_ms: Latency of every derived detector by the cost table, as its certificate
             corrects it, by the network's name; empty without a table.
-        deployed: What is known of the deployed files, by the name of the detector.
+        files: The deployed files, by the name of the detector.
+        deployed: What is known of them.
         report: The report's Markdown file; None without a benchmark.
         not_measured: What could not be measured here and how to do it elsewhere; empty if all was.
         stages: What happened to each stage: ``ran`` or ``reused``.
@@ -34,6 +35,7 @@ class RunResult:
     networks: Sequence[Network]
     decided: Mapping[str, Any]
     predicted_ms: Mapping[str, float]
+    files: Mapping[str, Path]
     deployed: Mapping[str, Mapping[str, Any]]
     report: Path | None
     not_measured: str
@@ -46,7 +48,8 @@ class RunResult:
         lines += self.findings()
         if not self.report:
             return lines
-        return [*lines, f"report: {self.report}", f"page: {self.report.with_name(PAGE)}"]
+        lines += [f"report: {self.report}", f"page: {self.report.with_name(PAGE)}"]
+        return [*lines, *(f"next: adapt predict {self.files[one.name]} PHOTOS" for one in derived)]
 
     def findings(self) -> list[str]:
         """Return what the report's table does not say, as lines of text."""
@@ -98,6 +101,7 @@ class RunResult:
             "bench": self.bench.to_dict() if self.bench else None,
             "networks": {network.name: self._described(network) for network in self.networks},
             "decided": {k: v for k, v in self.decided.items() if k != "doubt"},
+            "files": {name: str(file) for name, file in self.files.items()},
             "deployed": self.deployed,
             "report": str(self.report) if self.report else None,
             "not_measured": self.not_measured,

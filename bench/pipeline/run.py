@@ -320,6 +320,7 @@ class Run:
             networks=networks,
             decided=decided(searched),
             predicted_ms=self._predicted_ms(networks, costs) if costs else {},
+            files=files,
             deployed=_deployments(files),
             report=report / "report.md" if bench else None,
             not_measured=self._elsewhere(why_not, files) if why_not else "",

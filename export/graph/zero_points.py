@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from adapt.machine import int8_saturates
+
 # What has integer kernels and stands between convolutions.
 OPERATORS = ("Conv", "Clip", "Relu", "Add", "Resize", "MaxPool")
 UNKNOWN = (-4.0, 4.0)  # range of a tensor without calibration: latency does not depend on it
@@ -26,7 +28,8 @@ def with_zero_points(
     """Return a copy of an fp32 model that computes in int8 up to its last convolutions.
 
     Activations are ``uint8`` with one scale and zero point per tensor, weights ``int8`` with one
-    scale per output channel.
+    scale per output channel. Where this processor's sums of two products would overflow, weights
+    have 7 bits.
 
     Args:
         model: Of a unit, the rest of a detector or a whole detector.
@@ -49,7 +52,7 @@ def with_zero_points(
     quantizer = QDQQuantizer(
         inferred,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=int8_saturates(),
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
