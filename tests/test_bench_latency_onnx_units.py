@@ -244,6 +244,21 @@ def test_in_int8_every_convolution_reads_dequantised_values(unit):
     assert not {made.get(conv.input[2]) for conv in convs} - {None}
 
 
+@pytest.mark.parametrize("unit", EVERY_UNIT, ids=repr)
+def test_for_a_processor_every_convolution_of_int8_computes_in_integers(unit, tmp_path):
+    import onnxruntime
+
+    model = unit_model(unit, precision="int8", library="ort-cpu")
+    exported = Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    run = Counter(node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node)
+    assert run["QLinearConv"] == exported["Conv"] > 0
+    assert run["Conv"] == run["FusedConv"] == 0
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("int8", 0.05)])
 @pytest.mark.parametrize("unit", CHAINS, ids=repr)
 def test_a_unit_computes_nearly_the_same_in_lower_precision(unit, precision, tolerance):

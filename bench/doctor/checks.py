@@ -104,8 +104,8 @@ def check_kernels(files: Files, runtime: str, precision: Precision) -> list[Read
     kernels = convolutions(Path(session.end_profiling()), PROVIDERS[runtime])
     here = sum(kernels.values())
     readings = [Reading("convolutions elsewhere", kernels["elsewhere"], 0)]
-    # On a processor fp16 and int8 are computed in fp32, mostly, and in int8 on CUDA too.
-    must = precision == "fp32" or (precision == "fp16" and runtime == "ort-cuda")
+    # On a processor fp16 is computed in fp32, mostly, and int8 on CUDA is, too.
+    must = precision == "fp32" or (precision == "int8") == (runtime == "ort-cpu")
     share = kernels[precision] / max(here, 1)
     limit = 1.0 if must else None
     return [*readings, Reading(f"convolutions in {precision}", share, limit, True)]

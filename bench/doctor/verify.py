@@ -32,7 +32,7 @@ from bench.doctor.measuring import check_costs, check_libraries, check_sensors, 
 from bench.doctor.runtimes import RuntimeState, diagnose, runtime_state, to_json
 from bench.doctor.tiny import PRECISIONS, Files
 from bench.doctor.training import check_fp32, check_training
-from export.graph.precision import rest_precision
+from export.graph.precision import int8_for, rest_precision
 from export.run.runner import RUNTIMES
 
 SURVEY_SECONDS = 120.0
@@ -164,8 +164,9 @@ def run_steps(
 
 def planned(files: Files, survey: Survey) -> list[Step]:
     """Return the steps for a machine, with those that it cannot do and why."""
-    builders = [runtime for runtime, state in survey.runtimes.items() if state.builds]
-    exports = {_export(r, p): (r, p) for r in (*builders, "ort-cpu") for p in PRECISIONS}
+    states = survey.runtimes.items()
+    runtimes = [name for name, of in states if of.builds or (of.usable and name == "ort-cuda")]
+    exports = {_export(r, p): (r, p) for r in (*runtimes, "ort-cpu") for p in PRECISIONS}
     steps = [*_device_steps(survey), Step(DETECTOR, check_detector, (files,))]
     for title, of in exports.items():
         steps.append(Step(title, check_export, (files, *of), EXPORT_SECONDS, needs=(DETECTOR,)))
@@ -179,8 +180,10 @@ def planned(files: Files, survey: Survey) -> list[Step]:
 
 def _export(runtime: str, precision: Precision) -> str:
     """Return the title of the step that exports what a runtime deploys."""
-    rest = rest_precision(runtime, precision)
-    return f"ONNX {precision}" if rest in (precision, "fp32") else f"ONNX {precision} and {rest}"
+    if precision == "int8" and int8_for(runtime) == "tensorrt":
+        rest = rest_precision(runtime, precision)
+        return "ONNX int8, symmetric" if rest == "fp32" else f"ONNX int8 and {rest}"
+    return f"ONNX {precision}"
 
 
 def _device_steps(survey: Survey) -> list[Step]:

@@ -65,8 +65,8 @@ def finalists(
         of = min(least, key=lambda name: least[name])
         raise AdaptError(
             f"no detector of {len(settings)} settings takes {budget_ms:.4g} ms or less, the "
-            f"cheapest {least[of]:.4g} ms ({of}); raise the budget, add smaller candidates to "
-            "[joint], or choose a smaller space, such as space.preset = 'mobilenet_v2_slim'"
+            f"cheapest {least[of]:.4g} ms ({of}); raise the budget, or add smaller candidates to "
+            "[joint] or a space with smaller networks"
         )
     return found
 
