@@ -75,10 +75,12 @@ class Quantizer:
         }
         return save_onnx(model, described, path)
 
-    def _quantised(self, model: onnx.ModelProto, kept: Sequence[str]) -> onnx.ModelProto:
+    def _quantised(
+        self, model: onnx.ModelProto, kept: Sequence[str], *, between: bool = True
+    ) -> onnx.ModelProto:
         """Return the fp32 graph, or one with other outputs, with all but ``kept`` in int8."""
         if self._library == "ort-cpu":
-            return with_zero_points(model, self._ranges, kept)
+            return with_zero_points(model, self._ranges, kept, between=between)
         return with_qdq(model, self._scales, kept)
 
     def _scales_of(self, half: onnx.ModelProto) -> dict[str, float]:
@@ -108,9 +110,8 @@ class Quantizer:
         errors = {}
         for done, weight in enumerate(weights, start=1):
             others = [other for other in weights if other != weight]
-            errors[weight] = _error(
-                expected, self._heads(self._quantised(exposed, others), batches)
-            )
+            alone = self._quantised(exposed, others, between=False)
+            errors[weight] = _error(expected, self._heads(alone, batches))
             progress(done, len(weights), weight)
         return sorted(weights, key=lambda weight: -errors[weight])
 

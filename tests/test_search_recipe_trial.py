@@ -32,6 +32,7 @@ def test_two_settings_are_left_to_race(
     }
     assert found == settings
     assert (tried.name, tried.joint.epochs, tried.device.rounds) == (f"{recipe.name}-trial", 1, 2)
+    assert tried.device.max_ap_drop == 100
     same = {name: getattr(recipe, name) for name in ("data", "detector", "input", "space")}
     assert {name: getattr(tried, name) for name in same} == same
     assert dict(tried.search.scoring) == {"score_images": 4, "score_networks": 4}

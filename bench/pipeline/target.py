@@ -113,7 +113,10 @@ class Target:
         library = load_tensorrt(self.flavour).__version__ if self.on_engine else ""
         device = asdict(self.device)
         kept = [device[n] for n in ("runtime", "precision", "batch", "max_ap_drop")]
-        return [file_hash(detector), *kept, calibrated, library]
+        # Until 0.2.0 all int8 was for TensorRT.
+        form = int8_for(self.device.runtime) if self.device.precision == "int8" else "tensorrt"
+        changed = [] if form == "tensorrt" else [form]
+        return [file_hash(detector), *kept, calibrated, library, *changed]
 
     def deploy(
         self,

@@ -23,7 +23,11 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 def with_zero_points(
-    model: onnx.ModelProto, ranges: Ranges | None = None, kept: Collection[str] = ()
+    model: onnx.ModelProto,
+    ranges: Ranges | None = None,
+    kept: Collection[str] = (),
+    *,
+    between: bool = True,
 ) -> onnx.ModelProto:
     """Return a copy of an fp32 model that computes in int8 up to its last convolutions.
 
@@ -36,6 +40,7 @@ def with_zero_points(
         ranges: Smallest and largest value of every tensor that an operator of :data:`OPERATORS`
             reads or writes; any ones without.
         kept: Weights whose convolutions are not quantised.
+        between: Whether what stands between convolutions is.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -56,7 +61,11 @@ def with_zero_points(
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
-        nodes_to_quantize=[node.name for node in quantisable(inferred.graph, kept)],
+        nodes_to_quantize=[
+            node.name
+            for node in quantisable(inferred.graph, kept)
+            if between or node.op_type == "Conv"
+        ],
         nodes_to_exclude=[],
         op_types_to_quantize=list(OPERATORS),
         extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},

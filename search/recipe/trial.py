@@ -15,13 +15,15 @@ TRIAL_DETECTORS = 8  # that the table is certified by
 def trial_of(recipe: Recipe) -> Recipe:
     """Return the recipe of a trial: same data, device and kinds of detectors, but fewer of them.
 
-    Two settings race, the smallest and the largest input if inputs are searched, and files are
-    measured in two rounds. How many steps a training has is not the recipe's to say.
+    Two settings race, the smallest and the largest input if inputs are searched, files are measured
+    in two rounds, and lose as much AP as they like, of which there is little. How many steps a
+    training has is not the recipe's to say.
 
     Args:
         recipe: The recipe that is tried.
     """
-    device = replace(recipe.device, rounds=min(2, recipe.device.rounds))
+    rounds = min(2, recipe.device.rounds)
+    device = replace(recipe.device, rounds=rounds, max_ap_drop=100.0)
     tried = recipe.with_search(score_images=TRIAL_IMAGES, score_networks=LEAST_NETWORKS)
     name = f"{recipe.name}-trial"
     return replace(tried, name=name, device=device, joint=_two_settings(recipe.joint))
