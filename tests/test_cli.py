@@ -90,6 +90,7 @@ def _short_measurements() -> Iterator[None]:
         for name, round_ms in {"profiler.CPU_PROTOCOL": 0.1, "certify.WHOLE_PROTOCOL": 1.0}.items():
             short = Protocol(2, round_ms=round_ms, retries=0, drift=100.0)
             patch.setattr(f"bench.costs.{name}", short)
+        patch.setattr("adapt.machine.load_per_core", lambda: 0.0)  # of other tests
         patch.setattr("adapt.cost.resolution.TOLERATED", 1.0)  # operations of microseconds
         patch.setattr("bench.costs.certify.DETECTORS", 4)  # of a run
         yield
@@ -125,6 +126,17 @@ def ok(*arguments: object) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     content: dict[str, Any] = json.loads(result.stdout)
     return content
+
+
+def test_a_busy_machine_is_told_of_before_it_measures_and_not_before_an_error(
+    tmp_path: Path, tiny_data: CocoSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapt.machine.load_per_core", lambda: 3.0)
+    recipe, table = written_recipe(tmp_path, tiny_data), tmp_path / "costs.sqlite"
+    assert "busy" not in run("profile", recipe, "--out", table, "--shard", "3/2").stderr
+    told = run("profile", recipe, "--out", table, "--shard", "1/40")
+    assert told.exit_code == 0, told.output
+    assert told.stderr.count("busy (3.0 programs computed per core") == 1
 
 
 def test_help_imports_no_heavy_library() -> None:

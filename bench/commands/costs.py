@@ -12,6 +12,7 @@ from adapt.runtime import Precision, Runtime
 from search.commands import RecipeOptions
 
 if TYPE_CHECKING:
+    from adapt.progress import Progress
     from bench.costs.selection import Part
     from search.recipe.recipe import Recipe
 
@@ -94,10 +95,22 @@ def profile_command(
     if dry_run:
         show(table.plan(part.part()), as_json=as_json, title="plan")
         return
-    warn_if_busy(MEASURED)
     with console_stage("profile") as progress:
-        summary = table.profile(part.part(), progress=progress)
+        summary = table.profile(part.part(), progress=_unless_busy(progress))
     show(summary, as_json=as_json, title="profile")
+
+
+def _unless_busy(progress: "Progress") -> "Progress":
+    """Return a progress that warns of a busy machine once something is measured."""
+    told = False
+
+    def step(done: int, total: int, note: str = "", /) -> None:
+        nonlocal told
+        if not told:
+            told, _ = True, warn_if_busy(MEASURED)
+        progress(done, total, note)
+
+    return step
 
 
 @costs_app.command("show")

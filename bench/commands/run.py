@@ -92,8 +92,6 @@ def run_command(
     if dry_run:
         _show_plan(started, folder, table, limit_steps, front, as_json=as_json)
         return
-    if started.search.cost == "latency":
-        warn_if_busy(MEASURED)
     _show_run(_run(started, folder, limit_steps, table, front), as_json=as_json)
     if trial:
         warn(
@@ -157,6 +155,8 @@ def _run(
     alone_or_refused("adapt run")
     session = Session(warn=warn, limit_steps=limit_steps)
     run = Run(recipe, out, session, console_stage, costs, front.load(), front.at_once)
+    if recipe.search.cost == "latency":
+        warn_if_busy(MEASURED)
     return run.execute()
 
 
