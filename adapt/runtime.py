@@ -9,6 +9,7 @@ from adapt.errors import AdaptError
 Runtime = Literal["ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx", "torch"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 Precision = Literal["fp32", "fp16", "int8"]
+Int8For = Literal["ort-cpu", "tensorrt"]  # whose integer kernels compute an int8 file
 # With non-maximum suppression by tensor operations, by ONNX's operator, or with the raw heads.
 Tail = Literal["tensor-nms", "onnx-nms", "none"]
 

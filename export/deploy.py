@@ -16,14 +16,14 @@ from adapt.data.images import find_images
 from adapt.detector.file import DetectorInfo, load_detector, read_detector_info
 from adapt.errors import AdaptError
 from adapt.progress import Progress, silent
-from adapt.runtime import Precision, Tail
+from adapt.runtime import Int8For, Precision, Tail
 from export.engine.build import build_engine
 from export.engine.configure import BuildOptions, check_candidates
 from export.engine.installed import load_tensorrt
 from export.graph.canvas import Canvas, Orientations, planned
 from export.graph.detector import export_detector, read_onnx_info
 from export.graph.options import GraphOptions, ImageInput, Pixels
-from export.graph.precision import FloatPrecision, Int8For, int8_for, rest_precision
+from export.graph.precision import FloatPrecision, int8_for, rest_precision
 from export.graph.two_stage import check_graph
 from export.quantize import SENSITIVITY_BATCHES, Quantizer
 from export.run.engine_parity import verify_engine

@@ -9,9 +9,10 @@ import onnx
 from onnx import numpy_helper
 
 from adapt.progress import Progress, silent
+from adapt.runtime import Int8For
 from export.graph.onnx_file import load_onnx, read_description, save_onnx, with_outputs
 from export.graph.options import RAW_HEADS
-from export.graph.precision import LARGEST, Int8For, conv_weights, convolutions, with_qdq
+from export.graph.precision import LARGEST, conv_weights, convolutions, with_qdq
 from export.graph.zero_points import OPERATORS, Ranges, calibrated_ranges, with_zero_points
 from export.run.inference import Array
 from export.run.onnx_session import ort_session

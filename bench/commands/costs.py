@@ -96,18 +96,19 @@ def profile_command(
         show(table.plan(part.part()), as_json=as_json, title="plan")
         return
     with console_stage("profile") as progress:
-        summary = table.profile(part.part(), progress=_unless_busy(progress))
+        summary = table.profile(part.part(), progress=_warning(progress))
     show(summary, as_json=as_json, title="profile")
 
 
-def _unless_busy(progress: "Progress") -> "Progress":
+def _warning(progress: "Progress") -> "Progress":
     """Return a progress that warns of a busy machine once something is measured."""
     told = False
 
     def step(done: int, total: int, note: str = "", /) -> None:
         nonlocal told
         if not told:
-            told, _ = True, warn_if_busy(MEASURED)
+            told = True
+            warn_if_busy(MEASURED)
         progress(done, total, note)
 
     return step

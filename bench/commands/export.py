@@ -9,7 +9,7 @@ import typer
 
 from adapt.command_line import JsonOpt, RepairOpt, grouped, show
 from adapt.errors import AdaptError
-from adapt.runtime import Precision, Tail
+from adapt.runtime import Int8For, Precision, Tail
 
 if TYPE_CHECKING:
     from bench.acceptance.ap_gate import GateOptions
@@ -41,7 +41,7 @@ class GraphChoices:
         typer.Option("--nms-candidates", min=1, help="Boxes that reach NMS, not the recipe's."),
     ] = None
     int8_for: Annotated[
-        Literal["ort-cpu", "tensorrt"] | None,
+        Int8For | None,
         typer.Option(
             "--int8-for",
             help="Whose integer kernels compute int8: tensorrt for --trt, else ort-cpu.",

@@ -46,12 +46,12 @@ from adapt.cost.units import (
 from adapt.data.images import InputSize
 from adapt.detector.config import DetectorConfig
 from adapt.network.backbone import IMAGE_MEAN, IMAGE_STD
-from adapt.runtime import Precision, Tail
+from adapt.runtime import Int8For, Precision, Tail
 from adapt.traits import Activation
 from bench.latency.subject import Subject, WholeDetector
 from export.graph.onnx_file import OPSET
 from export.graph.options import DETECTIONS, rest_inputs
-from export.graph.precision import FloatPrecision, Int8For, with_qdq
+from export.graph.precision import FloatPrecision, with_qdq
 from export.graph.rest import export_rest
 from export.graph.zero_points import with_zero_points
 

@@ -13,10 +13,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from adapt.runtime import Precision
+from adapt.runtime import Int8For, Precision
 
 FloatPrecision = Literal["fp32", "fp16"]  # what a network is exported in; int8 is made from it
-Int8For = Literal["ort-cpu", "tensorrt"]  # whose integer kernels compute a file
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 SCALE = 0.05  # without calibration: int8 spans -6.35 to 6.35, more than the range of ReLU6

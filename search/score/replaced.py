@@ -68,13 +68,13 @@ class Replacement:
         self._trained = principal_detector(trained, self._unlabelled)
         self._device = World.alone().device
         self._calibration = [images.to(self._device) for images in batched(self._unlabelled)]
-        recalibrate_network(self._body(self._trained).to(self._device), self._calibration)
         images = DetectionDataset(held_out, recipe.input)
         number = min(recipe.search.score_images, len(images))
         positions = [index * len(images) // number for index in range(number)]
         self._batches: list[Batch] = list(batches_of(images, positions, BATCH, 0))
         with exact_fp32():
-            loss, self._pyramids = self._examined(self._trained.to(self._device))
+            recalibrate_network(self._body(self._trained.to(self._device)), self._calibration)
+            loss, self._pyramids = self._examined(self._trained)
         self._trained.cpu()  # where parameters are mapped
         if not math.isfinite(loss):
             raise AdaptError(
