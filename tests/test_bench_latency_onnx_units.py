@@ -259,6 +259,19 @@ def test_for_a_processor_every_convolution_of_int8_computes_in_integers(unit, tm
     assert run["Conv"] == run["FusedConv"] == 0
 
 
+@pytest.mark.parametrize(("saturates", "largest"), [(False, 127), (True, 64)])
+def test_weights_have_seven_bits_where_sums_of_products_overflow(saturates, largest, monkeypatch):
+    monkeypatch.setattr("export.graph.zero_points.int8_saturates", lambda: saturates)
+    model = onnx.load_from_string(unit_model(MBCONVS[0], precision="int8", library="ort-cpu"))
+    found = [
+        int(np.abs(numpy_helper.to_array(one).astype(int)).max())
+        for one in model.graph.initializer
+        if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 4
+    ]
+    assert len(found) == 5
+    assert set(found) == {largest}
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("int8", 0.05)])
 @pytest.mark.parametrize("unit", CHAINS, ids=repr)
 def test_a_unit_computes_nearly_the_same_in_lower_precision(unit, precision, tolerance):
